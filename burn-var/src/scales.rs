@@ -1,0 +1,209 @@
+//! The ladder of token-map sizes that a next-scale model climbs.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Height and width of one token map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "PatchNum", into = "PatchNum")]
+pub struct MapSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl MapSize {
+    /// A square map.
+    pub const fn square(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+
+    /// Number of tokens in the map.
+    pub const fn area(self) -> usize {
+        self.height * self.width
+    }
+}
+
+impl std::fmt::Display for MapSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.height == self.width { write!(f, "{}", self.height) } else { write!(f, "{}x{}", self.height, self.width) }
+    }
+}
+
+/// How configurations write a map's size: `4`, or `[3, 5]` for 3 rows and 5 columns.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PatchNum {
+    Side(usize),
+    Sides([usize; 2]),
+}
+
+impl From<PatchNum> for MapSize {
+    fn from(value: PatchNum) -> Self {
+        match value {
+            PatchNum::Side(side) => Self::square(side),
+            PatchNum::Sides([height, width]) => Self { height, width },
+        }
+    }
+}
+
+impl From<MapSize> for PatchNum {
+    fn from(size: MapSize) -> Self {
+        if size.height == size.width { Self::Side(size.height) } else { Self::Sides([size.height, size.width]) }
+    }
+}
+
+/// The sizes of the token maps from the coarsest to the finest (`patch_nums` in VAR's code), and
+/// where each map lies in the sequence of all tokens.
+///
+/// The finest map is the size of the tokenizer's latent. Maps are usually square and growing; neither is required.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<MapSize>", into = "Vec<MapSize>")]
+pub struct Scales {
+    sizes: Vec<MapSize>,
+}
+
+impl TryFrom<Vec<MapSize>> for Scales {
+    type Error = Error;
+
+    fn try_from(sizes: Vec<MapSize>) -> Result<Self> {
+        Self::new(sizes)
+    }
+}
+
+impl From<Scales> for Vec<MapSize> {
+    fn from(scales: Scales) -> Self {
+        scales.sizes
+    }
+}
+
+impl Scales {
+    /// VAR's ladder for 256x256 pixels.
+    pub const VAR_256: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+    /// VAR's ladder for 512x512 pixels.
+    pub const VAR_512: [usize; 10] = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32];
+    /// VAR's ladder for 1024x1024 pixels.
+    pub const VAR_1024: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
+
+    /// A ladder of the given maps, coarsest first.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no map, or one is empty.
+    pub fn new(sizes: Vec<MapSize>) -> Result<Self> {
+        if sizes.is_empty() || sizes.iter().any(|size| size.area() == 0) {
+            let found = format!("{:?}", sizes.iter().map(|s| [s.height, s.width]).collect::<Vec<_>>());
+            return Err(Error::config("patch_nums", found, "at least one map, each of at least 1x1 tokens"));
+        }
+        Ok(Self { sizes })
+    }
+
+    /// A ladder of square maps.
+    ///
+    /// # Errors
+    /// As [`Scales::new`].
+    pub fn square(sides: &[usize]) -> Result<Self> {
+        Self::new(sides.iter().copied().map(MapSize::square).collect())
+    }
+
+    /// Number of scales, K.
+    #[allow(clippy::len_without_is_empty, reason = "a ladder is never empty")]
+    pub fn len(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// The size of map `k`.
+    ///
+    /// # Panics
+    /// If `k` is not below [`Scales::len`].
+    pub fn size(&self, k: usize) -> MapSize {
+        self.sizes[k]
+    }
+
+    /// All sizes, coarsest first.
+    pub fn sizes(&self) -> &[MapSize] {
+        &self.sizes
+    }
+
+    /// The size of the last map, which is the size of the latent.
+    pub fn finest(&self) -> MapSize {
+        self.sizes[self.sizes.len() - 1]
+    }
+
+    /// Number of tokens of all maps together, L.
+    pub fn tokens(&self) -> usize {
+        self.sizes.iter().map(|size| size.area()).sum()
+    }
+
+    /// Where map `k` lies in the sequence of all tokens.
+    ///
+    /// # Panics
+    /// If `k` is not below [`Scales::len`].
+    pub fn range(&self, k: usize) -> Range<usize> {
+        let start = self.sizes[..k].iter().map(|size| size.area()).sum();
+        start..start + self.sizes[k].area()
+    }
+
+    /// The scale of every position of the sequence (`lvl_1L` in VAR's checkpoints).
+    pub fn levels(&self) -> Vec<usize> {
+        self.sizes.iter().enumerate().flat_map(|(k, size)| std::iter::repeat_n(k, size.area())).collect()
+    }
+
+    /// Progress through the ladder at scale `k`: `k / (K - 1)`, and 0 if there is one scale only
+    /// (where the original divides by zero).
+    pub fn ratio(&self, k: usize) -> f64 {
+        match self.sizes.len() {
+            1 => 0.0,
+            count => k as f64 / (count - 1) as f64,
+        }
+    }
+}
+
+impl std::fmt::Display for Scales {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (k, size) in self.sizes.iter().enumerate() {
+            if k > 0 {
+                f.write_str(", ")?;
+            }
+            write!(f, "{size}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn var_256_has_680_tokens() {
+        let scales = Scales::square(&Scales::VAR_256).unwrap();
+        assert_eq!(scales.tokens(), 680, "tokens of a 256x256 picture");
+        assert_eq!(scales.range(9), 424..680, "the last map");
+        assert_eq!(scales.levels().len(), 680);
+        assert_eq!(Scales::square(&Scales::VAR_512).unwrap().tokens(), 2240, "tokens of a 512x512 picture");
+    }
+
+    #[test]
+    fn sizes_read_as_sides_or_pairs() {
+        let scales: Scales = serde_json::from_str("[1, [3, 5]]").unwrap();
+        assert_eq!(scales.finest(), MapSize { height: 3, width: 5 });
+        assert_eq!(serde_json::to_string(&scales).unwrap(), "[1,[3,5]]");
+        assert_eq!(scales.to_string(), "1, 3x5");
+    }
+
+    #[test]
+    fn an_empty_ladder_or_map_is_refused() {
+        assert!(Scales::square(&[]).is_err(), "no map");
+        assert!(Scales::square(&[1, 0]).is_err(), "a map without tokens");
+        assert!(serde_json::from_str::<Scales>("[]").is_err(), "no map, from a file");
+    }
+
+    #[test]
+    fn one_scale_has_ratio_zero() {
+        assert_eq!(Scales::square(&[4]).unwrap().ratio(0), 0.0);
+    }
+}
