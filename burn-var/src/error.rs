@@ -99,6 +99,11 @@ impl Error {
         Error::Shape { name: name.into(), expected: expected.into(), found: found.into() }
     }
 
+    /// An [`Error::Device`] for `map_err`.
+    pub fn device<E: std::fmt::Display>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |reason| Error::Device { action, reason: reason.to_string() }
+    }
+
     /// An [`Error::Config`].
     pub fn config(name: impl Into<String>, found: impl std::fmt::Display, expected: impl Into<String>) -> Self {
         Error::Config { name: name.into(), found: found.to_string(), expected: expected.into() }

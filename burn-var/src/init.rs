@@ -1,0 +1,77 @@
+//! First weights, drawn on the host: the same on every backend, whatever order modules are built in.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::rng::Rng;
+
+/// How one parameter starts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    /// As the module built it (zeros for weights and biases, ones for norm scales).
+    Keep,
+    /// The same number everywhere.
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// Normal, with a standard deviation for each run of elements `(length, std)`; the runs repeat.
+    NormalRuns(Vec<(usize, f64)>),
+    /// Uniform in `[-bound, bound)`.
+    Uniform(f64),
+}
+
+/// One parameter, as an initialisation rule sees it.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// The path in the module: `blocks.0.attn.proj.weight`.
+    pub path: &'a str,
+    /// Its shape. Linear weights are `[in, out]`.
+    pub shape: &'a [usize],
+}
+
+/// Fills a module's float parameters by a rule, keyed by `(seed, path)`.
+pub fn initialise<M: Module>(module: M, seed: u64, rule: impl Fn(&Slot<'_>) -> Start) -> M {
+    module.map(&mut Initialiser { seed, rule, path: Vec::new() })
+}
+
+/// PyTorch's default for convolutions and linear layers: uniform within `1 / sqrt(fan_in)`, biases included.
+pub fn fan_in_bound(fan_in: usize) -> Start {
+    Start::Uniform(1.0 / (fan_in.max(1) as f64).sqrt())
+}
+
+struct Initialiser<F> {
+    seed: u64,
+    rule: F,
+    path: Vec<String>,
+}
+
+impl<F: Fn(&Slot<'_>) -> Start> ModuleMapper for Initialiser<F> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        let shape = param.lazy_shape().to_vec();
+        let count: usize = shape.iter().product();
+        let mut rng = Rng::new(self.seed, &path, 0);
+        let values: Vec<f32> = match (self.rule)(&Slot { path: &path, shape: &shape }) {
+            Start::Keep => return param,
+            Start::Constant(value) => vec![value as f32; count],
+            Start::Normal(std) => (0..count).map(|_| (rng.normal() * std) as f32).collect(),
+            Start::NormalRuns(runs) => {
+                let stds = runs.iter().flat_map(|&(length, std)| std::iter::repeat_n(std, length)).cycle();
+                stds.take(count).map(|std| (rng.normal() * std) as f32).collect()
+            }
+            Start::Uniform(bound) => (0..count).map(|_| ((rng.uniform() * 2.0 - 1.0) * bound) as f32).collect(),
+        };
+        let device = param.lazy_device();
+        let trainable = param.is_require_grad();
+        let tensor = Tensor::<D>::from_data(TensorData::new(values, shape), &device);
+        Param::initialized(param.id, tensor).set_require_grad(trainable)
+    }
+}

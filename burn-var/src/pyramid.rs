@@ -1,0 +1,98 @@
+//! The token ids of every scale of a batch of pictures.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::{Error, Result, Scales};
+
+/// The token ids of every scale of a batch: what tokenizers produce and transformers predict.
+#[derive(Debug, Clone)]
+pub struct TokenPyramid {
+    scales: Scales,
+    maps: Vec<Tensor<2, Int>>,
+}
+
+impl TokenPyramid {
+    /// A pyramid of one `[batch, tokens]` map a scale, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a map is missing or has another number of tokens or pictures.
+    pub fn new(scales: Scales, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
+        if maps.len() != scales.len() {
+            return Err(Error::shape("token pyramid", format!("{} maps", scales.len()), vec![maps.len()]));
+        }
+        let batch = maps[0].dims()[0];
+        for (k, map) in maps.iter().enumerate() {
+            let expected = [batch, scales.size(k).area()];
+            if map.dims() != expected {
+                return Err(Error::shape(format!("token map {k}"), format!("{expected:?}"), map.dims()));
+            }
+        }
+        Ok(Self { scales, maps })
+    }
+
+    /// Cuts `[batch, L]` ids, coarsest scale first, into maps.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if L is not the ladder's number of tokens.
+    pub fn from_sequence(scales: Scales, ids: Tensor<2, Int>) -> Result<Self> {
+        let [_, length] = ids.dims();
+        if length != scales.tokens() {
+            return Err(Error::shape("token ids", format!("[batch, {}]", scales.tokens()), ids.dims()));
+        }
+        let maps = (0..scales.len()).map(|k| {
+            let range = scales.range(k);
+            ids.clone().narrow(1, range.start, range.len())
+        });
+        let maps = maps.collect();
+        Ok(Self { scales, maps })
+    }
+
+    /// A pyramid of ids that lie on the host, one row of L ids a picture.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a row has another length.
+    pub fn from_rows<R: AsRef<[u32]>>(scales: Scales, rows: &[R], device: &Device) -> Result<Self> {
+        let length = scales.tokens();
+        let mut ids = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            let row = row.as_ref();
+            if row.len() != length {
+                return Err(Error::shape("a row of token ids", format!("[{length}]"), [row.len()]));
+            }
+            ids.extend(row.iter().map(|&id| i64::from(id)));
+        }
+        Self::from_sequence(scales, Tensor::from_data(TensorData::new(ids, [rows.len(), length]), device))
+    }
+
+    /// The ids of every picture, read back to the host: one row of L ids each.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if they can't be read back.
+    pub fn to_rows(&self) -> Result<Vec<Vec<u32>>> {
+        let ids = self.sequence().try_into_vec_as::<i64>().map_err(Error::device("read token ids"))?;
+        Ok(ids.chunks(self.scales.tokens()).map(|row| row.iter().map(|&id| id as u32).collect()).collect())
+    }
+
+    /// The ladder that the maps belong to.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Number of pictures.
+    pub fn batch(&self) -> usize {
+        self.maps[0].dims()[0]
+    }
+
+    /// Ids of scale `k`, `[batch, tokens]`.
+    ///
+    /// # Panics
+    /// If `k` is not below the number of scales.
+    pub fn map(&self, k: usize) -> Tensor<2, Int> {
+        self.maps[k].clone()
+    }
+
+    /// Ids of all scales, coarsest first, `[batch, L]`.
+    pub fn sequence(&self) -> Tensor<2, Int> {
+        Tensor::cat(self.maps.clone(), 1)
+    }
+}

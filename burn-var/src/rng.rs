@@ -1,0 +1,88 @@
+//! Randomness that does not depend on the device, the batch size or the number of threads.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng};
+
+/// A stream of random numbers that is a function of `(seed, purpose, index)` alone.
+///
+/// Burn's own generators differ between backends, are global to a process and can't be saved. So every draw here is
+/// made on the host from a stream of its own: picture `i` of seed `s` is the same picture whatever batch it is in,
+/// and a training that resumes at step `n` draws what it would have drawn.
+#[derive(Debug, Clone)]
+pub struct Rng(ChaCha8Rng);
+
+impl Rng {
+    /// The stream called `purpose`, number `index`, of the given seed.
+    pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&fnv1a(purpose.as_bytes()).to_le_bytes());
+        let mut stream = ChaCha8Rng::from_seed(key);
+        stream.set_stream(index);
+        Self(stream)
+    }
+
+    /// A uniform number in `[0, 1)`.
+    pub fn uniform(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// A uniform number in `(0, 1)`, safe to take a logarithm of.
+    fn uniform_open(&mut self) -> f64 {
+        ((self.0.next_u64() >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// A uniform integer in `0..bound`; 0 if `bound` is 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        // The bias of the multiply-shift method is below 2^-64 * bound: far under what any use here could see.
+        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
+    }
+
+    /// A number from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
+    pub fn normal(&mut self) -> f64 {
+        (-2.0 * self.uniform_open().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// A number from the standard Gumbel distribution.
+    pub fn gumbel(&mut self) -> f64 {
+        -(-self.uniform_open().ln()).ln()
+    }
+}
+
+/// FNV-1a, 64 bits: turns names into keys.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_reproducible_and_differ() {
+        let draw = |seed, purpose, index| Rng::new(seed, purpose, index).uniform();
+        assert_eq!(draw(1, "a", 0), draw(1, "a", 0), "same stream");
+        let others = [draw(1, "a", 0), draw(2, "a", 0), draw(1, "b", 0), draw(1, "a", 1)];
+        for (i, x) in others.iter().enumerate() {
+            assert!(others[..i].iter().all(|y| x != y), "stream {i} repeats another");
+        }
+    }
+
+    #[test]
+    fn moments_are_right() {
+        let mut rng = Rng::new(7, "moments", 0);
+        let n = 20_000;
+        let normal: Vec<f64> = (0..n).map(|_| rng.normal()).collect();
+        let mean = normal.iter().sum::<f64>() / n as f64;
+        let variance = normal.iter().map(|x| x * x).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.03, "mean of the normal {mean}");
+        assert!((variance - 1.0).abs() < 0.05, "variance of the normal {variance}");
+        let gumbel = (0..n).map(|_| rng.gumbel()).sum::<f64>() / n as f64;
+        assert!((gumbel - 0.5772).abs() < 0.04, "mean of the Gumbel {gumbel}");
+        let counts = (0..n).fold([0; 3], |mut counts, _| {
+            counts[rng.below(3)] += 1;
+            counts
+        });
+        assert!(counts.iter().all(|&c| c > n / 3 - 400), "uniform integers {counts:?}");
+    }
+}

@@ -1,0 +1,211 @@
+//! Filtering and drawing tokens.
+//!
+//! Drawing happens on the host, one stream of random numbers a picture: the same seed gives the same tokens on every
+//! backend and in every batch (as far as the logits agree).
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// How tokens are drawn from logits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampler {
+    /// Keep the `top_k` largest logits and those equal to the smallest of them; 0 keeps all, 1 is greedy.
+    pub top_k: usize,
+    /// Of those, drop the least likely as long as they weigh no more than `1 - top_p` together; 0 keeps all.
+    pub top_p: f64,
+    /// Logits are divided by this first. The papers' code has none, which is 1.
+    pub temperature: f64,
+    /// VAR's `more_smooth`: paint a Gumbel-softmax mixture of codes instead of one code. For looks, not for scores.
+    pub more_smooth: bool,
+}
+
+impl Default for Sampler {
+    /// The evaluation setting of the VAR paper: top-k 900, top-p 0.96.
+    fn default() -> Self {
+        Self { top_k: 900, top_p: 0.96, temperature: 1.0, more_smooth: false }
+    }
+}
+
+/// The tokens of one scale, and what goes onto the canvas for them.
+#[derive(Debug)]
+pub struct Drawn {
+    /// `[batch, tokens]`.
+    pub ids: Tensor<2, Int>,
+    /// With `more_smooth`, the mixture of codes, `[batch, tokens, z_channels]`.
+    pub codes: Option<Tensor<3>>,
+}
+
+impl Sampler {
+    /// The most likely token, always.
+    pub fn greedy() -> Self {
+        Self { top_k: 1, top_p: 0.0, temperature: 1.0, more_smooth: false }
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.top_p) {
+            return Err(Error::config("top_p", self.top_p, "a share in 0..=1 (0 is off)"));
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return Err(Error::config("temperature", self.temperature, "a positive number"));
+        }
+        Ok(())
+    }
+
+    /// Draws a scale's tokens from `[batch, tokens, vocab]` logits; `rngs` holds one stream a picture.
+    ///
+    /// `ratio` is the progress through the ladder, [`crate::Scales::ratio`], and `codebook` the `[vocab, z_channels]`
+    /// codes; both serve `more_smooth` only.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the logits can't be read, [`Error::NonFinite`] if one is not a number.
+    pub fn draw(&self, logits: Tensor<3>, rngs: &mut [Rng], ratio: f64, codebook: &Tensor<2>) -> Result<Drawn> {
+        let [batch, tokens, vocab] = logits.dims();
+        if batch != rngs.len() {
+            return Err(Error::shape("logits", format!("[{}, tokens, vocab]", rngs.len()), logits.dims()));
+        }
+        let device = logits.device();
+        let mut values = logits.try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
+        let mut ids = vec![0i64; batch * tokens];
+        let pictures = values.chunks_mut(tokens * vocab).zip(ids.chunks_mut(tokens)).zip(rngs.iter_mut());
+        for ((rows, ids), rng) in pictures {
+            for (row, id) in rows.chunks_mut(vocab).zip(ids) {
+                self.filter(row)?;
+                *id = pick(row, rng.uniform()) as i64;
+            }
+        }
+        let codes = self.more_smooth.then(|| mixture(values, [batch, tokens, vocab], rngs, ratio, codebook));
+        Ok(Drawn { ids: Tensor::from_data(TensorData::new(ids, [batch, tokens]), &device), codes })
+    }
+
+    /// Sets the logits that top-k and top-p drop to minus infinity, after dividing by the temperature.
+    ///
+    /// Equal to `sample_with_top_k_top_p_` of VAR (golden case `sampling`): entries that tie with the k-th largest
+    /// stay; top-p drops from the smallest, in the order of a stable sort, while the running sum is at most
+    /// `1 - top_p`, and always keeps the largest.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] if a logit is not a number.
+    pub fn filter(&self, row: &mut [f32]) -> Result<()> {
+        if let Some(position) = row.iter().position(|logit| logit.is_nan()) {
+            return Err(Error::NonFinite {
+                what: format!("the logit of token {position}"),
+                found: f64::NAN,
+                hint: "the weights or a guidance setting produce numbers out of range",
+            });
+        }
+        if self.temperature != 1.0 {
+            row.iter_mut().for_each(|logit| *logit = (f64::from(*logit) / self.temperature) as f32);
+        }
+        if self.top_k > 0 && self.top_k < row.len() {
+            let mut sorted = row.to_vec();
+            let (_, &mut kth, _) = sorted.select_nth_unstable_by(self.top_k - 1, |a, b| b.total_cmp(a));
+            row.iter_mut().filter(|logit| **logit < kth).for_each(|logit| *logit = f32::NEG_INFINITY);
+        }
+        if self.top_p > 0.0 {
+            let probabilities = softmax(row);
+            let mut order: Vec<usize> = (0..row.len()).filter(|&i| row[i] > f32::NEG_INFINITY).collect();
+            order.sort_by(|&a, &b| row[a].total_cmp(&row[b]));
+            let mut sum = 0.0;
+            // The largest is the last of the order, and stays whatever it weighs.
+            let (_, smaller) = order.split_last().unwrap_or((&0, &[]));
+            for &i in smaller {
+                sum += probabilities[i];
+                if sum > 1.0 - self.top_p {
+                    break;
+                }
+                row[i] = f32::NEG_INFINITY;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Softmax of a row in f64; entries of minus infinity get 0.
+pub fn softmax(row: &[f32]) -> Vec<f64> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|weight| *weight /= sum);
+    weights
+}
+
+/// The entry where the running sum of the softmax of `row` passes `u`, a number in `[0, 1)`.
+fn pick(row: &[f32], u: f64) -> usize {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| f64::from(logit - largest).exp();
+    let target = u * row.iter().map(|&logit| weight(logit)).sum::<f64>();
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (i, &logit) in row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY) {
+        sum += weight(logit);
+        last = i;
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// `softmax(((1 + ratio) * logits + Gumbel noise) / tau) @ codebook`, with a temperature that falls as the scales grow.
+/// As in the original, the logits are those that top-k and top-p left over.
+fn mixture(
+    mut logits: Vec<f32>,
+    [batch, tokens, vocab]: [usize; 3],
+    rngs: &mut [Rng],
+    ratio: f64,
+    codebook: &Tensor<2>,
+) -> Tensor<3> {
+    let tau = (0.27 * (1.0 - 0.95 * ratio)).max(0.005);
+    for (picture, rng) in logits.chunks_mut(tokens * vocab).zip(rngs) {
+        for logit in picture.iter_mut() {
+            *logit = ((f64::from(*logit) * (1.0 + ratio) + rng.gumbel()) / tau) as f32;
+        }
+    }
+    let logits = Tensor::<2>::from_data(TensorData::new(logits, [batch * tokens, vocab]), &codebook.device());
+    let channels = codebook.dims()[1];
+    burn::tensor::activation::softmax(logits, 1).matmul(codebook.clone()).reshape([batch, tokens, channels])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_with_the_kth_survive() {
+        let mut row = [3.0, 2.0, 1.0, 1.0, 0.0];
+        Sampler { top_k: 3, ..Sampler::greedy() }.filter(&mut row).unwrap();
+        assert_eq!(row, [3.0, 2.0, 1.0, 1.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let row = [0.5f32.ln(), f32::NEG_INFINITY, 0.3f32.ln(), 0.2f32.ln()];
+        let mut rng = Rng::new(3, "draws", 0);
+        let mut counts = [0; 4];
+        (0..10_000).for_each(|_| counts[pick(&row, rng.uniform())] += 1);
+        assert_eq!(counts[1], 0, "a dropped entry was drawn");
+        for (i, expected) in [(0, 5000), (2, 3000), (3, 2000)] {
+            assert!((counts[i] - expected as i32).abs() < 200, "entry {i} drawn {} times of {expected}", counts[i]);
+        }
+    }
+
+    #[test]
+    fn not_a_number_is_an_error() {
+        let error = Sampler::default().filter(&mut [0.0, f32::NAN]).unwrap_err();
+        assert!(error.to_string().contains("token 1"), "{error}");
+    }
+
+    #[test]
+    fn odd_settings_are_refused() {
+        assert!(Sampler { top_p: 1.5, ..Sampler::default() }.validate().is_err());
+        assert!(Sampler { temperature: 0.0, ..Sampler::default() }.validate().is_err());
+    }
+}

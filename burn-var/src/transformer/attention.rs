@@ -1,0 +1,100 @@
+//! Self-attention of VAR: queries and keys of length one with a learned sharpness a head, or plain.
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor};
+
+use super::VarConfig;
+use crate::{nn, ops};
+
+/// Keys and values of the scales so far, `[batch, heads, tokens, head_width]` each.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    entries: Option<(Tensor<4>, Tensor<4>)>,
+}
+
+impl KvCache {
+    /// Adds a block of tokens, and returns all keys and values.
+    pub fn extend(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let all = match self.entries.take() {
+            None => (keys, values),
+            Some((k, v)) => (Tensor::cat(vec![k, keys], 2), Tensor::cat(vec![v, values], 2)),
+        };
+        self.entries = Some(all.clone());
+        all
+    }
+
+    pub(super) fn truncate(self, batch: usize) -> Self {
+        Self { entries: self.entries.map(|(k, v)| (k.narrow(0, 0, batch), v.narrow(0, 0, batch))) }
+    }
+}
+
+/// Multi-head self-attention. Field names are the checkpoints'.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, keys and values in one, without bias: keys have none, the others their own.
+    pub mat_qkv: Linear,
+    /// `[width]`.
+    pub q_bias: Param<Tensor<1>>,
+    /// `[width]`.
+    pub v_bias: Param<Tensor<1>>,
+    /// Logarithm of each head's sharpness, `[1, heads, 1, 1]`; only with L2-normalised attention.
+    #[allow(non_snake_case, reason = "the checkpoints' name")]
+    pub scale_mul_1H11: Option<Param<Tensor<4>>>,
+    /// Output projection.
+    pub proj: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    pub(super) fn new(config: &VarConfig, device: &Device) -> Self {
+        let width = config.embed_dim;
+        Self {
+            mat_qkv: nn::linear(width, 3 * width, false, device),
+            q_bias: nn::zeros([width], device),
+            v_bias: nn::zeros([width], device),
+            scale_mul_1H11: config.attn_l2_norm.then(|| nn::zeros([1, config.num_heads, 1, 1], device)),
+            proj: nn::linear(width, width, true, device),
+            heads: config.num_heads,
+        }
+    }
+
+    /// `[batch, tokens, width]`, unchanged in shape. With a cache, the tokens also see all that it holds; `mask`,
+    /// `[1, 1, tokens, keys]`, is added to the scores.
+    pub fn forward(&self, x: Tensor<3>, cache: Option<&mut KvCache>, mask: Option<Tensor<4>>) -> Tensor<3> {
+        let [batch, tokens, width] = x.dims();
+        let head_width = width / self.heads;
+        let qkv = self.mat_qkv.forward(x);
+        // Sliced before the heads are split: a permutation of the whole would copy it three times over.
+        let part = |i: usize, bias: Option<&Param<Tensor<1>>>| {
+            let part = qkv.clone().narrow(2, i * width, width);
+            let part = match bias {
+                Some(bias) => part + bias.val().unsqueeze::<3>(),
+                None => part,
+            };
+            part.reshape([batch, tokens, self.heads, head_width]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+        };
+        let (q, k, v) = (part(0, Some(&self.q_bias)), part(1, None), part(2, Some(&self.v_bias)));
+        let (q, k) = match &self.scale_mul_1H11 {
+            Some(scale_mul) => (unit(q) * scale_mul.val().clamp_max(100f64.ln()).exp(), unit(k)),
+            None => (q * (0.25 / (head_width as f64).sqrt()), k),
+        };
+        let (k, v) = match cache {
+            Some(cache) => cache.extend(k, v),
+            None => (k, v),
+        };
+        let scores = q.matmul(k.swap_dims(2, 3)); // [batch, heads, tokens, keys]
+        let scores = match mask {
+            Some(mask) => scores + mask,
+            None => scores,
+        };
+        let mixed = ops::softmax(scores).matmul(v).swap_dims(1, 2); // [batch, tokens, heads, head_width]
+        self.proj.forward(mixed.reshape([batch, tokens, width]))
+    }
+}
+
+/// Vectors of length one along the last axis (epsilon 1e-12, as PyTorch's `normalize`).
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let length = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    x / length
+}
