@@ -1,6 +1,7 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
 mod error;
+pub mod ops;
 pub mod pretrained;
 mod scales;
 
