@@ -1,0 +1,35 @@
+use burn::tensor::{Tensor, module, ops::ConvOptions};
+
+/// Geometry of a [`conv2d`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// Step between two windows, the same in both directions, at least 1.
+    pub stride: usize,
+    /// Rows or columns of zeros added at the top, bottom, left and right.
+    pub padding: [usize; 4],
+}
+
+impl ConvSpec {
+    /// Stride 1 with the padding that keeps height and width for an odd `kernel`: 0 for 1x1, 1 for 3x3.
+    pub const fn same(kernel: usize) -> Self {
+        Self { stride: 1, padding: [kernel / 2; 4] }
+    }
+
+    /// Stride 2 with one row of zeros at the bottom and one column at the right: halves an even size with a 3x3 kernel.
+    pub const fn halve() -> Self {
+        Self { stride: 2, padding: [0, 1, 0, 1] }
+    }
+}
+
+/// Two-dimensional cross-correlation, what PyTorch calls convolution: no dilation, no groups.
+///
+/// # Shapes
+/// - `x`: `[batch, channels_in, height, width]`
+/// - `weight`: `[channels_out, channels_in, kernel_height, kernel_width]`
+/// - `bias`: `[channels_out]`
+/// - output: `[batch, channels_out, height_out, width_out]`
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, spec: ConvSpec) -> Tensor<4> {
+    let [top, bottom, left, right] = spec.padding;
+    let options = ConvOptions::new_with_padding([spec.stride; 2], [(top, bottom), (left, right)], [1, 1], 1);
+    module::conv2d(x, weight, bias, options)
+}

@@ -1,0 +1,17 @@
+//! The few operations that decide the speed of training and sampling on a CPU.
+//!
+//! Each is a plain composition of tensor operations on every backend. On Flex in `f32` it runs a fused, threaded
+//! kernel with a backward pass of its own instead: same formula, rounding differs. The kernels add in a fixed order
+//! that does not depend on the number of threads, so a run can be repeated bit by bit.
+//!
+//! Like the tensor operations of Burn they panic when shapes do not fit together.
+
+mod activation;
+mod conv;
+mod norm;
+mod softmax;
+
+pub use activation::{gelu_tanh, silu};
+pub use conv::{ConvSpec, conv2d};
+pub use norm::{group_norm, group_norm_silu, layer_norm_modulate};
+pub use softmax::softmax;
