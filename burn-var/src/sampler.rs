@@ -3,7 +3,7 @@
 //! Drawing happens on the host, one stream of random numbers a picture: the same seed gives the same tokens on every
 //! backend and in every batch (as far as the logits agree).
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;

@@ -51,7 +51,11 @@ impl Guidance for Cfg {
         let strengths = match &self.schedule {
             CfgSchedule::Ramp(strength) | CfgSchedule::Constant(strength) => std::slice::from_ref(strength),
             CfgSchedule::PerScale(strengths) if strengths.len() != scales.len() => {
-                return Err(Error::config("cfg", format!("{} numbers", strengths.len()), format!("{}, one a scale", scales.len())));
+                return Err(Error::config(
+                    "cfg",
+                    format!("{} numbers", strengths.len()),
+                    format!("{}, one a scale", scales.len()),
+                ));
             }
             CfgSchedule::PerScale(strengths) => strengths,
         };

@@ -77,7 +77,8 @@ impl Quantizer {
 
     /// Scale `k`'s view of a latent, `[batch, z_channels, height, width]`, as rows: `[batch * tokens, z_channels]`.
     fn rows(latent: &Tensor<4>, k: usize, scales: &Scales) -> Tensor<2> {
-        let map = if k + 1 == scales.len() { latent.clone() } else { Resize::Area.apply(latent.clone(), scales.size(k)) };
+        let map =
+            if k + 1 == scales.len() { latent.clone() } else { Resize::Area.apply(latent.clone(), scales.size(k)) };
         let [batch, channels, height, width] = map.dims();
         map.permute([0, 2, 3, 1]).reshape([batch * height * width, channels])
     }

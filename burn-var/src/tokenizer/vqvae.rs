@@ -202,7 +202,8 @@ impl VqVae {
         let factor = self.config().downsampling();
         let fits = |side: usize| side > 0 && side.is_multiple_of(factor);
         if batch == 0 || channels != self.config().image_channels || !fits(height) || !fits(width) {
-            let expected = format!("[batch, {}, multiple of {factor}, multiple of {factor}]", self.config().image_channels);
+            let expected =
+                format!("[batch, {}, multiple of {factor}, multiple of {factor}]", self.config().image_channels);
             return Err(Error::shape("images", expected, images.dims()));
         }
         Ok(self.quant_conv.forward(self.encoder.forward(images)))

@@ -1,4 +1,5 @@
 //! Self-attention of VAR: queries and keys of length one with a learned sharpness a head, or plain.
+#![allow(non_snake_case, reason = "fields bear the checkpoints' names")]
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
@@ -39,7 +40,6 @@ pub struct Attention {
     /// `[width]`.
     pub v_bias: Param<Tensor<1>>,
     /// Logarithm of each head's sharpness, `[1, heads, 1, 1]`; only with L2-normalised attention.
-    #[allow(non_snake_case, reason = "the checkpoints' name")]
     pub scale_mul_1H11: Option<Param<Tensor<4>>>,
     /// Output projection.
     pub proj: Linear,

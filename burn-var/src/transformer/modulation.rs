@@ -25,14 +25,7 @@ impl BlockModulation {
     /// Cuts `[batch, 6 * width]` in the checkpoints' order: two gates, two scales, two shifts.
     pub fn from_packed(packed: Tensor<2>) -> Self {
         let part = parts(packed, 6);
-        Self {
-            gamma1: part(0),
-            gamma2: part(1),
-            scale1: part(2),
-            scale2: part(3),
-            shift1: part(4),
-            shift2: part(5),
-        }
+        Self { gamma1: part(0), gamma2: part(1), scale1: part(2), scale2: part(3), shift1: part(4), shift2: part(5) }
     }
 
     pub(super) fn truncate(self, batch: usize) -> Self {

@@ -1,4 +1,5 @@
 //! The VAR transformer (`models/var.py`, `models/basic_var.py`).
+#![allow(non_snake_case, reason = "fields bear the checkpoints' names")]
 
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, Linear};
@@ -97,7 +98,11 @@ impl VarConfig {
             }
         }
         if !self.embed_dim.is_multiple_of(self.num_heads) {
-            return Err(Error::config("num_heads", self.num_heads, format!("a divisor of embed_dim {}", self.embed_dim)));
+            return Err(Error::config(
+                "num_heads",
+                self.num_heads,
+                format!("a divisor of embed_dim {}", self.embed_dim),
+            ));
         }
         if !(self.mlp_ratio.is_finite() && self.hidden() > 0) {
             return Err(Error::config("mlp_ratio", self.mlp_ratio, "a positive number"));
@@ -139,7 +144,6 @@ impl VarConfig {
     ///
     /// # Errors
     /// As [`VarConfig::validate`].
-    #[allow(non_snake_case, reason = "the checkpoints' names")]
     pub fn init_zeros(&self, device: &Device) -> Result<Var> {
         self.validate()?;
         let width = self.embed_dim;
@@ -233,7 +237,8 @@ impl Block {
         let Some(rng) = drop.as_mut().filter(|_| self.drop_path > 0.0) else { return branch };
         let batch = branch.dims()[0];
         let keep = 1.0 - self.drop_path;
-        let factors: Vec<f32> = (0..batch).map(|_| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
+        let factors: Vec<f32> =
+            (0..batch).map(|_| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
         let factors = Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), &branch.device());
         branch * factors
     }
@@ -255,7 +260,6 @@ struct HeadNorm {
 
 /// The VAR transformer. Field names are the checkpoints'.
 #[derive(Module, Debug)]
-#[allow(non_snake_case, reason = "the checkpoints' names")]
 pub struct Var {
     word_embed: Linear,
     class_emb: Embedding,
