@@ -1,1 +1,5 @@
-//! Skeleton.
+//! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
+
+mod error;
+
+pub use error::{Error, Result};
