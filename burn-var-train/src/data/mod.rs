@@ -1,0 +1,19 @@
+//! Pictures, the order in which training sees them, and caches of their tokens.
+//!
+//! Nothing here keeps a state that a resumed run would have to restore: the pictures of a step, their crops and
+//! mirrorings follow from the seed and the number of the step alone, whatever the number of threads.
+
+mod batch;
+mod fingerprint;
+mod idx;
+mod random;
+mod sampler;
+mod source;
+mod view;
+
+pub use batch::{BatchLoader, PictureBatch, PrefetchedBatches};
+pub use fingerprint::Fingerprint;
+pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};
+pub use sampler::BatchOrder;
+pub use source::{PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, open_pictures};
+pub use view::View;

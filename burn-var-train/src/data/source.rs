@@ -1,0 +1,145 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{IdxPictures, View};
+use crate::{Error, Result};
+
+/// The shape that pictures are brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PictureShape {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+}
+
+impl PictureShape {
+    /// A shape that a source can deliver.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a side is 0, or there are neither 1 nor 3 channels.
+    pub fn new(height: usize, width: usize, channels: usize) -> Result<Self> {
+        if height == 0 || width == 0 {
+            return Err(Error::config("image_size", format!("{height}x{width}"), "at least one pixel each way"));
+        }
+        if ![1, 3].contains(&channels) {
+            return Err(Error::config("channels", channels, "1 (grey) or 3 (red, green, blue)"));
+        }
+        Ok(Self { height, width, channels })
+    }
+
+    /// Numbers that one picture takes.
+    pub fn elements(self) -> usize {
+        self.channels * self.height * self.width
+    }
+}
+
+/// Which part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// To train on.
+    Train,
+    /// To measure on, never trained on.
+    Test,
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Test => "test",
+        })
+    }
+}
+
+/// A picture that was left out since it cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedPicture {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Labelled pictures in an order that never changes.
+pub trait PictureSource: Send + Sync {
+    /// Number of pictures, at least 1.
+    #[allow(clippy::len_without_is_empty, reason = "no source without a picture can be opened")]
+    fn len(&self) -> usize;
+
+    /// The names of the classes; a label is an index into these.
+    fn class_names(&self) -> &[String];
+
+    /// The class of picture `index`.
+    ///
+    /// # Panics
+    /// If `index` is not below [`PictureSource::len`].
+    fn label(&self, index: usize) -> usize;
+
+    /// Puts picture `index` into `out`, channel by channel and row by row, black as -1 and white as 1.
+    ///
+    /// # Errors
+    /// If the picture cannot be read or brought to the shape.
+    ///
+    /// # Panics
+    /// If `index` is not below [`PictureSource::len`], or `out` does not hold [`PictureShape::elements`] numbers.
+    fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()>;
+
+    /// The name of picture `index` for messages.
+    fn describe(&self, index: usize) -> String;
+
+    /// The folder the pictures come from.
+    fn path(&self) -> &Path;
+
+    /// The [`Fingerprint`](super::Fingerprint) of all pictures and labels, and of what happens to them before a crop.
+    fn fingerprint(&self) -> String;
+
+    /// Broken pictures that were left out.
+    fn skipped(&self) -> &[SkippedPicture] {
+        &[]
+    }
+
+    /// Number of files that are no pictures and were passed over.
+    fn ignored(&self) -> usize {
+        0
+    }
+}
+
+/// How to open a set of pictures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PictureOptions {
+    /// Names of the classes, in the order of the labels, in place of the folders' names or numbers.
+    pub class_names: Option<Vec<String>>,
+    /// Folders: how much larger than the crop a picture is resized, at least 1. VAR uses 1.125.
+    pub resize_ratio: f64,
+    /// Folders without a `test` or `val` folder: the share of each class that is kept for testing, in [0, 1).
+    pub holdout: f64,
+    /// Folders: which pictures are kept for testing.
+    pub seed: u64,
+    /// Folders: whether a broken picture is an error, and not left out.
+    pub strict: bool,
+}
+
+impl Default for PictureOptions {
+    fn default() -> Self {
+        Self { class_names: None, resize_ratio: 1.125, holdout: 0.1, seed: 0, strict: false }
+    }
+}
+
+/// Opens IDX files or a folder with one sub-folder a class, whichever `path` holds.
+///
+/// # Errors
+/// If nothing usable is there; the message names the file and what is wrong with it.
+pub fn open_pictures(path: &Path, split: Split, options: &PictureOptions) -> Result<Arc<dyn PictureSource>> {
+    if !path.is_dir() {
+        let expected = "a folder of IDX files, or a folder with one sub-folder a class";
+        return Err(Error::config("data", path.display(), expected));
+    }
+    Ok(Arc::new(IdxPictures::open(path, split, options)?))
+}
