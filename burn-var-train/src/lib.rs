@@ -1,1 +1,8 @@
-//! Skeleton.
+//! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
+
+pub mod checkpoint;
+mod error;
+pub mod fs;
+pub mod optim;
+
+pub use error::{Error, Result};
