@@ -1,0 +1,311 @@
+//! AdamW with a weight decay that differs by parameter and changes over the steps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::optim::{AdamWConfig, AdamWState, GradientsParams, ModuleOptimizer, Optimizer};
+use burn::store::RecordError;
+use burn::tensor::{Bytes, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::schedule::progress;
+use super::{clip_grad_norm, cosine_between};
+use crate::checkpoint::record_error;
+use crate::{Error, Result};
+
+/// AdamW (Loshchilov and Hutter 2019) and gradient clipping; the defaults are PyTorch's, not Burn's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// Decay of the first moment.
+    pub beta_1: f64,
+    /// Decay of the second moment (VAR trains with 0.95).
+    pub beta_2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay at the first step.
+    pub weight_decay: f64,
+    /// Weight decay at the last step, on half a cosine from the first; the same as at the first when absent.
+    pub weight_decay_end: Option<f64>,
+    /// The largest norm of all gradients together; no clipping when absent.
+    pub clip_norm: Option<f64>,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01, weight_decay_end: None, clip_norm: None }
+    }
+}
+
+impl OptimConfig {
+    /// Refuses what AdamW is not defined for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        for (name, beta) in [("optimizer.beta_1", self.beta_1), ("optimizer.beta_2", self.beta_2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::config(name, beta, "a number from 0 up to, not including, 1"));
+            }
+        }
+        let end = self.weight_decay_end.unwrap_or(self.weight_decay);
+        let clip = self.clip_norm.unwrap_or(1.0);
+        for (name, value, zero) in [
+            ("optimizer.epsilon", self.epsilon, false),
+            ("optimizer.weight_decay", self.weight_decay, true),
+            ("optimizer.weight_decay_end", end, true),
+            ("optimizer.clip_norm", clip, false),
+        ] {
+            if !(value.is_finite() && (value > 0.0 || (zero && value == 0.0))) {
+                return Err(Error::config(name, value, if zero { "0 or more" } else { "a positive number" }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The weight decay of zero-based `step` in a run of `steps`.
+    pub fn weight_decay_at(&self, step: u64, steps: u64) -> f64 {
+        let end = self.weight_decay_end.unwrap_or(self.weight_decay);
+        cosine_between(self.weight_decay, end, progress(step, steps))
+    }
+
+    /// An optimizer for `module`, which decays the parameters that `no_decay` does not name.
+    ///
+    /// When resuming, load the module first: the moments are found by its parameters' identities.
+    pub fn init<M: Module>(&self, module: &M, no_decay: NoDecay) -> AdamW {
+        let mut collect = CollectPaths { no_decay, path: Vec::new(), found: Vec::new() };
+        module.visit(&mut collect);
+        let config = AdamWConfig::new()
+            .with_beta_1(self.beta_1 as f32)
+            .with_beta_2(self.beta_2 as f32)
+            .with_epsilon(self.epsilon as f32)
+            .with_weight_decay(0.0);
+        let weight_decay = Arc::new(AtomicU64::new(0));
+        let decayed = DecayedAdamW { moments: config.build(), weight_decay: weight_decay.clone() };
+        let inner = ModuleOptimizer::from(decayed).with_group(
+            ParamGroup::from_paths(collect.found),
+            DecayedAdamW { moments: config.build(), weight_decay: Arc::default() },
+            None,
+        );
+        AdamW { inner, weight_decay, clip_norm: self.clip_norm }
+    }
+}
+
+/// Decides by path (`blocks.0.attn.proj.bias`) and rank whether a parameter is exempt from weight decay.
+pub type NoDecay = fn(path: &str, rank: usize) -> bool;
+
+/// Exempts vectors: biases, gains and scales.
+pub fn no_decay_1d(_path: &str, rank: usize) -> bool {
+    rank == 1
+}
+
+/// VAR's rule (`filter_params` and its keys in `train.py`): vectors, biases, embeddings of position and level, gains.
+pub fn no_decay_var(path: &str, rank: usize) -> bool {
+    const KEYS: [&str; 12] = [
+        "cls_token",
+        "start_token",
+        "task_token",
+        "cfg_uncond",
+        "pos_embed",
+        "pos_1LC",
+        "pos_start",
+        "lvl_embed",
+        "gamma",
+        "beta",
+        "ada_gss",
+        "scale_mul",
+    ];
+    rank == 1 || path.ends_with("bias") || KEYS.iter().any(|key| path.contains(key))
+}
+
+/// What one step is done with.
+#[derive(Debug, Clone, Copy)]
+pub struct StepRates {
+    /// The zero-based step, for messages.
+    pub step: u64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Weight decay; multiplied by the learning rate, as in PyTorch.
+    pub weight_decay: f64,
+}
+
+/// The optimizer of one module. Training with two networks uses two of them.
+pub struct AdamW {
+    inner: ModuleOptimizer,
+    /// The bits of an `f64`, shared with the copies that Burn keeps beside every parameter's moments.
+    weight_decay: Arc<AtomicU64>,
+    clip_norm: Option<f64>,
+}
+
+impl AdamW {
+    /// Clips the gradients and updates the module; returns it with the norm of the gradients before clipping.
+    ///
+    /// Parameters without a gradient stay as they are, undecayed, as in PyTorch.
+    ///
+    /// # Errors
+    /// Those of [`clip_grad_norm`]; nothing is updated then.
+    pub fn step<M: Module>(&mut self, rates: StepRates, module: M, mut grads: GradientsParams) -> Result<(M, f64)> {
+        let norm = clip_grad_norm(&module, &mut grads, self.clip_norm, rates.step)?;
+        self.weight_decay.store(rates.weight_decay.to_bits(), Ordering::Relaxed);
+        Ok((self.inner.step(rates.learning_rate, module, grads), norm))
+    }
+
+    /// The moments, for a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if they cannot be read from the device.
+    pub fn to_bytes(&self) -> Result<Bytes> {
+        self.inner.into_bytes().map_err(record_error("optimizer".as_ref()))
+    }
+
+    pub(crate) fn from_bytes(mut self, bytes: Bytes) -> Result<Self, RecordError> {
+        self.inner = self.inner.from_bytes(bytes)?;
+        Ok(self)
+    }
+}
+
+/// Burn's AdamW has a constant weight decay; this one reads it at every step.
+#[derive(Clone)]
+struct DecayedAdamW {
+    moments: burn::optim::AdamW,
+    weight_decay: Arc<AtomicU64>,
+}
+
+impl Optimizer for DecayedAdamW {
+    type State<const D: usize> = AdamWState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let rate = lr * f64::from_bits(self.weight_decay.load(Ordering::Relaxed));
+        let tensor = if rate == 0.0 { tensor } else { tensor.mul_scalar(1.0 - rate) };
+        self.moments.step(lr, tensor, grad, state)
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        <burn::optim::AdamW as Optimizer>::to_device(state, device)
+    }
+}
+
+struct CollectPaths {
+    no_decay: NoDecay,
+    path: Vec<String>,
+    found: Vec<String>,
+}
+
+impl ModuleVisitor for CollectPaths {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        if (self.no_decay)(&path, D) {
+            self.found.push(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+
+    use super::*;
+
+    fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+        tensor.clone().into_data().try_to_vec().expect("f32")
+    }
+
+    fn gradients(linear: &Linear, device: &Device) -> GradientsParams {
+        let x = Tensor::<2>::from_data([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]], device);
+        GradientsParams::from_grads(linear.forward(x).square().sum().backward(), linear)
+    }
+
+    /// The update written out in f64, as in the paper's algorithm 2 and `torch.optim.AdamW`.
+    #[test]
+    fn equals_the_formula_with_changing_decay() {
+        let device = Device::flex().autodiff();
+        let config = OptimConfig { beta_2: 0.95, weight_decay: 0.4, weight_decay_end: Some(0.1), ..Default::default() };
+        let mut linear = LinearConfig::new(3, 5).init(&device);
+        let mut optimizer = config.init(&linear, no_decay_1d);
+        let mut expected: Vec<f64> = values(&linear.weight.val()).into_iter().map(f64::from).collect();
+        let (mut m, mut v) = (vec![0.0; 15], vec![0.0; 15]);
+        for step in 0..4 {
+            let rates = StepRates { step, learning_rate: 0.01, weight_decay: config.weight_decay_at(step, 4) };
+            let grads = gradients(&linear, &device);
+            let grad = values(&grads.get::<2>(linear.weight.id).expect("gradient"));
+            for i in 0..15 {
+                let g = f64::from(grad[i]);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.95 * v[i] + 0.05 * g * g;
+                let t = step as i32 + 1;
+                let update = m[i] / (1.0 - 0.9f64.powi(t)) / ((v[i] / (1.0 - 0.95f64.powi(t))).sqrt() + 1e-8);
+                expected[i] = expected[i] * (1.0 - 0.01 * rates.weight_decay) - 0.01 * update;
+            }
+            (linear, _) = optimizer.step(rates, linear, grads).expect("finite");
+        }
+        for (found, expected) in values(&linear.weight.val()).into_iter().zip(expected) {
+            assert!((f64::from(found) - expected).abs() < 2e-6, "weight {found}, expected {expected}");
+        }
+    }
+
+    /// A parameter group must still be found after the first step, when Burn has cached it beside the moments.
+    #[test]
+    fn exempt_parameters_do_not_decay() {
+        let device = Device::flex().autodiff();
+        let step = |weight_decay: f64| {
+            let mut linear = LinearConfig::new(3, 5).init(&device);
+            linear.weight = linear.weight.map(|w| Tensor::from_inner(w.inner().ones_like()).require_grad());
+            linear.bias = linear.bias.map(|b| b.map(|b| Tensor::from_inner(b.inner().ones_like()).require_grad()));
+            let mut optimizer = OptimConfig::default().init(&linear, no_decay_1d);
+            for step in 0..3 {
+                let rates = StepRates { step, learning_rate: 0.01, weight_decay };
+                let grads = gradients(&linear, &device);
+                (linear, _) = optimizer.step(rates, linear, grads).expect("finite");
+            }
+            (values(&linear.weight.val()), values(&linear.bias.expect("bias").val()))
+        };
+        let ((plain_weight, plain_bias), (weight, bias)) = (step(0.0), step(0.5));
+        assert_ne!(plain_weight, weight, "the matrix decays");
+        // The gradients differ once the matrix does, Adam's normalised steps hardly.
+        for (plain, decayed) in plain_bias.into_iter().zip(bias) {
+            assert!((plain - decayed).abs() < 1e-4, "the bias does not decay: {plain} and {decayed}");
+        }
+    }
+
+    #[test]
+    fn the_authors_groups() {
+        for path in
+            ["pos_1LC", "blocks.3.ada_gss", "lvl_embed.weight", "head.proj.bias", "blocks.0.attn.scale_mul_1H11"]
+        {
+            assert!(no_decay_var(path, 3), "`{path}` is exempt");
+        }
+        assert!(no_decay_var("blocks.0.anything", 1), "vectors are exempt");
+        for path in ["blocks.0.attn.mat_qkv.weight", "class_emb.weight", "head.weight", "shared_ada_lin.weight"] {
+            assert!(!no_decay_var(path, 2), "`{path}` decays");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        for (config, name) in [
+            (OptimConfig { beta_2: 1.0, ..Default::default() }, "beta_2"),
+            (OptimConfig { epsilon: 0.0, ..Default::default() }, "epsilon"),
+            (OptimConfig { weight_decay: -0.1, ..Default::default() }, "weight_decay"),
+            (OptimConfig { clip_norm: Some(0.0), ..Default::default() }, "clip_norm"),
+        ] {
+            let error = config.validate().expect_err(name).to_string();
+            assert!(error.contains(name), "names `{name}`: {error}");
+        }
+        OptimConfig::default().validate().expect("the defaults are valid");
+    }
+}
