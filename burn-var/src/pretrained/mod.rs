@@ -1,11 +1,19 @@
-//! Public checkpoints to modules.
+//! Checkpoints: reading them by name, filling modules from them strictly, and writing them.
+//!
+//! A [`StateDict`] is a file seen as named tensors, none of which is read before it is asked for. A [`KeyMap`] says
+//! how a format names the parameters of a module, and [`load`] brings the two together: it reports everything that is
+//! missing, unused or mis-shaped in one [`LoadReport`], before the first weight is read. Then it reads one tensor at
+//! a time, so a checkpoint is in memory once. [`export`] is the way back.
 
-/// What a checkpoint and a model disagree on.
-#[derive(Debug)]
-pub struct LoadReport {}
+mod key_map;
+mod load;
+mod pytorch;
+mod report;
+mod safetensors;
+mod state_dict;
 
-impl std::fmt::Display for LoadReport {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Ok(())
-    }
-}
+pub use key_map::KeyMap;
+pub use load::{LoadOptions, export, load};
+pub use report::{LoadReport, MisShaped};
+pub use safetensors::{SaveOptions, save};
+pub use state_dict::{Section, StateDict};

@@ -1,0 +1,45 @@
+//! How a format names the parameters of a module.
+
+/// The names that one checkpoint format gives to the parameters of a module.
+///
+/// Modules of this project name their fields as the checkpoints do, so a map only holds the differences.
+pub struct KeyMap {
+    pub(super) format: &'static str,
+    rename: Box<dyn Fn(&str) -> String + Send + Sync>,
+    buffers: &'static [&'static str],
+}
+
+impl KeyMap {
+    /// A map that turns a module's path (`blocks.0.ada_lin.weight`) into the format's name (`blocks.0.ada_lin.1.weight`).
+    ///
+    /// `format` names it in messages. `buffers` are the ends of names of tensors that a model computes or keeps for
+    /// itself: each may be missing, unused or of another shape without anyone minding.
+    pub fn new(
+        format: &'static str,
+        buffers: &'static [&'static str],
+        rename: impl Fn(&str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self { format, rename: Box::new(rename), buffers }
+    }
+
+    /// A map for checkpoints whose names are the module's paths.
+    pub fn identity(format: &'static str) -> Self {
+        Self::new(format, &[], str::to_owned)
+    }
+
+    /// The checkpoint's name for a parameter of the module.
+    pub fn key(&self, path: &str) -> String {
+        (self.rename)(path)
+    }
+
+    /// Whether a checkpoint's tensor is a buffer.
+    pub fn is_buffer(&self, key: &str) -> bool {
+        self.buffers.iter().any(|end| key.ends_with(end))
+    }
+}
+
+impl std::fmt::Debug for KeyMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyMap").field("format", &self.format).field("buffers", &self.buffers).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,379 @@
+//! Filling a module from a checkpoint, and the way back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Element, Tensor, TensorData, bf16, f16};
+
+use super::state_dict::Entry;
+use super::{KeyMap, LoadReport, MisShaped, StateDict};
+use crate::{Error, Result};
+
+/// What [`load`] tolerates, and how it stores. The default is strict, in single precision.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Parameters that the checkpoint lacks keep the module's own values.
+    pub allow_missing: bool,
+    /// Tensors that the module has no place for are left aside.
+    pub allow_unused: bool,
+    /// Parameters take the file's floating-point type, where otherwise they become f32.
+    pub keep_dtype: bool,
+}
+
+/// Fills the float parameters of `module` from `dict`, whose names `map` knows.
+///
+/// Names and shapes are compared first; only if they fit are tensors read, one at a time, each going to its
+/// parameter's device. Parameters keep their identity and whether they are trained, and those not yet initialised are
+/// never allocated for nothing. Weights of Burn's `Linear` are transposed to its layout.
+///
+/// # Errors
+/// [`Error::Weights`] with all that is missing, unused or mis-shaped, unless `options` allows it; [`Error::Format`] if
+/// the file breaks off while it is read.
+pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadOptions) -> Result<(M, LoadReport)> {
+    let report = compare(&module, dict, map);
+    let tolerable = report.mis_shaped.is_empty()
+        && (options.allow_missing || report.missing.is_empty())
+        && (options.allow_unused || report.unused.is_empty());
+    if !tolerable {
+        return Err(Error::Weights(Box::new(report)));
+    }
+    let wanted = report.loaded.iter().map(String::as_str).collect();
+    let mut loader = Loader { dict, map, wanted, options, path: Path::default(), failed: None };
+    let module = module.map(&mut loader);
+    match loader.failed {
+        Some(error) => Err(error),
+        None => Ok((module, report)),
+    }
+}
+
+/// The float parameters of `module` under the names and in the layout of a checkpoint.
+///
+/// Nothing is copied from the device before a tensor of the result is read.
+///
+/// # Errors
+/// [`Error::Format`] if the module has no float parameters, or the map gives two of them one name.
+pub fn export<M: Module>(module: &M, map: &KeyMap) -> Result<StateDict> {
+    let mut exporter = Exporter { map, path: Path::default(), entries: Vec::new() };
+    module.visit(&mut exporter);
+    StateDict::new(map.format.into(), exporter.entries, BTreeMap::new())
+}
+
+/// Where a walk through a module stands.
+#[derive(Default)]
+struct Path {
+    names: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.names.push(name.to_owned());
+        self.containers.push(container.to_owned());
+    }
+
+    fn exit(&mut self) {
+        self.names.pop();
+        self.containers.pop();
+    }
+
+    fn key(&self, map: &KeyMap) -> String {
+        map.key(&self.names.join("."))
+    }
+
+    /// Burn's `Linear` keeps its weight as (in, out), PyTorch as (out, in).
+    fn is_transposed(&self) -> bool {
+        self.containers.last().is_some_and(|container| container == "Struct:Linear")
+            && self.names.last().is_some_and(|name| name == "weight")
+    }
+
+    /// A parameter's shape in the checkpoint's layout.
+    fn file_shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut shape = shape.to_vec();
+        if self.is_transposed() {
+            shape.reverse();
+        }
+        shape
+    }
+}
+
+fn compare<M: Module>(module: &M, dict: &StateDict, map: &KeyMap) -> LoadReport {
+    let report = LoadReport { origin: dict.origin().into(), format: map.format, ..Default::default() };
+    let mut comparer = Comparer { dict, map, path: Path::default(), seen: BTreeSet::new(), report };
+    module.visit(&mut comparer);
+    let Comparer { seen, mut report, .. } = comparer;
+    for key in dict.keys().filter(|key| !seen.contains(*key)) {
+        let list = if map.is_buffer(key) { &mut report.ignored } else { &mut report.unused };
+        list.push(key.to_owned());
+    }
+    report
+}
+
+struct Comparer<'a> {
+    dict: &'a StateDict,
+    map: &'a KeyMap,
+    path: Path,
+    seen: BTreeSet<String>,
+    report: LoadReport,
+}
+
+impl ModuleVisitor for Comparer<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let key = self.path.key(self.map);
+        let expected = self.path.file_shape(&param.lazy_shape());
+        let is_buffer = self.map.is_buffer(&key);
+        match self.dict.shape(&key) {
+            Some(found) if found == expected => self.report.loaded.push(key.clone()),
+            None if is_buffer => {}
+            None => self.report.missing.push(key.clone()),
+            Some(_) if is_buffer => self.report.ignored.push(key.clone()),
+            Some(found) => self.report.mis_shaped.push(MisShaped { key: key.clone(), expected, found: found.to_vec() }),
+        }
+        self.seen.insert(key);
+    }
+}
+
+struct Loader<'a> {
+    dict: &'a StateDict,
+    map: &'a KeyMap,
+    wanted: BTreeSet<&'a str>,
+    options: LoadOptions,
+    path: Path,
+    failed: Option<Error>,
+}
+
+impl Loader<'_> {
+    fn read(&self, key: &str) -> Result<TensorData> {
+        let data = self.dict.tensor(key)?;
+        let dtype = match data.dtype() {
+            dtype @ (DType::F16 | DType::BF16 | DType::F64) if self.options.keep_dtype => dtype,
+            _ => DType::F32,
+        };
+        let damaged = |reason: String| Error::format(self.dict.origin(), format!("tensor `{key}`: {reason}"));
+        let data = data.try_cast(dtype).map_err(|error| damaged(error.to_string()))?;
+        if self.path.is_transposed() { transpose(data).map_err(damaged) } else { Ok(data) }
+    }
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let key = self.path.key(self.map);
+        if self.failed.is_some() || !self.wanted.contains(key.as_str()) {
+            return param;
+        }
+        match self.read(&key) {
+            Ok(data) => {
+                let dtype = data.dtype();
+                let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
+                let id = param.id;
+                param.transform_for_load(tensor, id)
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                param
+            }
+        }
+    }
+}
+
+struct Exporter<'a> {
+    map: &'a KeyMap,
+    path: Path,
+    entries: Vec<(String, Entry)>,
+}
+
+impl ModuleVisitor for Exporter<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let key = self.path.key(self.map);
+        let transposed = self.path.is_transposed();
+        let tensor = param.transform_for_save().val();
+        let (shape, dtype) = (self.path.file_shape(&tensor.shape()), tensor.dtype());
+        let name = key.clone();
+        let read = move || {
+            let data =
+                tensor.clone().try_into_data().map_err(|error| format!("`{name}` cannot be read back: {error}"))?;
+            if transposed { transpose(data).map_err(|reason| format!("`{name}`: {reason}")) } else { Ok(data) }
+        };
+        self.entries.push((key, Entry { shape, dtype, read: Arc::new(read) }));
+    }
+}
+
+/// Swaps the two axes of a float matrix.
+fn transpose(data: TensorData) -> std::result::Result<TensorData, String> {
+    fn typed<E: Element>(data: TensorData) -> std::result::Result<TensorData, String> {
+        let [rows, columns] = *data.shape().as_slice() else {
+            return Err(format!("a matrix was expected, found shape {:?}", data.shape()));
+        };
+        let values = data.try_into_vec::<E>().map_err(|error| error.to_string())?;
+        Ok(TensorData::new(transposed(&values, rows, columns), [columns, rows]))
+    }
+    match data.dtype() {
+        DType::F32 => typed::<f32>(data),
+        DType::F16 => typed::<f16>(data),
+        DType::BF16 => typed::<bf16>(data),
+        DType::F64 => typed::<f64>(data),
+        dtype => Err(format!("a float matrix was expected, found {dtype:?}")),
+    }
+}
+
+/// Works in tiles, since a column of a large matrix touches a new cache line for every element.
+fn transposed<E: Copy>(values: &[E], rows: usize, columns: usize) -> Vec<E> {
+    const TILE: usize = 32;
+    let mut result = values.to_vec();
+    for row_tile in (0..rows).step_by(TILE) {
+        for column_tile in (0..columns).step_by(TILE) {
+            for row in row_tile..rows.min(row_tile + TILE) {
+                for column in column_tile..columns.min(column_tile + TILE) {
+                    result[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::{Initializer, ParamId};
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Net {
+        fc: Linear,
+        pos: Param<Tensor<2>>,
+        hits: Param<Tensor<1>>,
+    }
+
+    fn device() -> Device {
+        Device::flex().autodiff()
+    }
+
+    /// Every parameter fails the test if it is initialised.
+    fn lazy<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+        let init = |_: &Device, _| panic!("a parameter was initialised only to be overwritten");
+        Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+    }
+
+    fn lazy_net(device: &Device) -> Net {
+        let mut fc = LinearConfig::new(3, 2).init(device);
+        fc.weight = lazy([3, 2], device);
+        fc.bias = Some(lazy([2], device));
+        Net { fc, pos: lazy([2, 3], device), hits: Initializer::Ones.init([4], device) }
+    }
+
+    fn map() -> KeyMap {
+        KeyMap::new("test format", &["hits", "mask"], |path| path.replace("fc.", "fc.1."))
+    }
+
+    fn dict(shapes: &[(&str, &[usize])]) -> StateDict {
+        let shapes = shapes.iter().map(|(key, shape)| (key.to_string(), shape.to_vec()));
+        StateDict::generated("test", shapes, |_, shape| (0..shape.iter().product()).map(|i| i as f32).collect())
+            .unwrap()
+    }
+
+    fn values<const D: usize>(param: &Param<Tensor<D>>) -> Vec<f32> {
+        param.val().into_data().try_into_vec().unwrap()
+    }
+
+    const FULL: [(&str, &[usize]); 4] =
+        [("fc.1.weight", &[2, 3]), ("fc.1.bias", &[2]), ("pos", &[2, 3]), ("blocks.0.mask", &[9])];
+
+    #[test]
+    fn lazy_parameters_are_filled_and_linear_weights_turned() {
+        let net = lazy_net(&device());
+        let id = net.pos.id;
+        let (net, report) = load(net, &dict(&FULL), &map(), LoadOptions::default()).unwrap();
+        assert_eq!(values(&net.fc.weight), [0., 3., 1., 4., 2., 5.], "a Linear's weight is transposed");
+        assert_eq!(values(&net.pos), [0., 1., 2., 3., 4., 5.], "any other matrix is not");
+        assert_eq!(values(&net.hits), [1.0; 4], "a buffer that the file lacks keeps its value");
+        assert_eq!(net.pos.id, id, "identity is kept");
+        assert!(net.pos.val().is_require_grad(), "still trained");
+        assert_eq!(report.loaded.len(), 3, "{report:?}");
+        assert_eq!(report.ignored, ["blocks.0.mask"], "{report:?}");
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_at_once() {
+        let wrong = dict(&[("fc.1.weight", &[3, 2]), ("pos", &[2, 3]), ("extra", &[1]), ("hits", &[9])]);
+        let error = load(lazy_net(&device()), &wrong, &map(), LoadOptions::default()).unwrap_err();
+        let Error::Weights(report) = error else { panic!("another error: {error}") };
+        assert_eq!(report.missing, ["fc.1.bias"], "missing");
+        assert_eq!(report.unused, ["extra"], "unused");
+        let mis_shaped = MisShaped { key: "fc.1.weight".into(), expected: vec![2, 3], found: vec![3, 2] };
+        assert_eq!(report.mis_shaped, [mis_shaped], "mis-shaped, in the file's layout");
+        assert_eq!(report.ignored, ["hits"], "a buffer of another shape");
+    }
+
+    #[test]
+    fn partial_loads_are_explicit() {
+        let net = Net { fc: LinearConfig::new(3, 2).init(&device()), ..lazy_net(&device()) };
+        let before = values(net.fc.bias.as_ref().unwrap());
+        let part = dict(&[("fc.1.weight", &[2, 3]), ("pos", &[2, 3]), ("extra", &[1])]);
+        let options = LoadOptions { allow_missing: true, allow_unused: true, ..Default::default() };
+        let (net, report) = load(net, &part, &map(), options).unwrap();
+        assert_eq!((report.missing.len(), report.unused.len()), (1, 1), "still reported");
+        assert_eq!(values(net.fc.bias.as_ref().unwrap()), before, "what the file lacks is as before");
+    }
+
+    #[test]
+    fn half_files_become_single_or_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("half.safetensors");
+        let half = super::super::SaveOptions { half: true, ..Default::default() };
+        super::super::save(&dict(&FULL), &path, &half).unwrap();
+        let file = StateDict::open(&path).unwrap();
+        let (net, _) = load(lazy_net(&device()), &file, &map(), LoadOptions::default()).unwrap();
+        assert_eq!(net.fc.weight.val().dtype(), DType::F32, "single by default");
+        assert_eq!(values(&net.fc.weight), [0., 3., 1., 4., 2., 5.], "values");
+        let keep = LoadOptions { keep_dtype: true, ..Default::default() };
+        let (net, _) = load(lazy_net(&Device::flex()), &file, &map(), keep).unwrap();
+        assert_eq!(net.fc.weight.val().dtype(), DType::F16, "half where asked for");
+    }
+
+    #[test]
+    fn export_is_the_inverse_of_load() {
+        let full = dict(&FULL);
+        let (net, _) = load(lazy_net(&device()), &full, &map(), LoadOptions::default()).unwrap();
+        let exported = export(&net, &map()).unwrap();
+        assert_eq!(exported.keys().collect::<Vec<_>>(), ["fc.1.bias", "fc.1.weight", "hits", "pos"], "names");
+        for key in ["fc.1.bias", "fc.1.weight", "pos"] {
+            assert_eq!(exported.shape(key), full.shape(key), "shape of {key}");
+            assert_eq!(exported.tensor(key).unwrap(), full.tensor(key).unwrap(), "values of {key}");
+        }
+    }
+
+    #[test]
+    fn tiles_cover_ragged_matrices() {
+        let (rows, columns) = (33, 70);
+        let values: Vec<usize> = (0..rows * columns).collect();
+        let turned = transposed(&values, rows, columns);
+        assert!((0..columns).all(|c| (0..rows).all(|r| turned[c * rows + r] == r * columns + c)), "every element");
+        assert_eq!(transposed(&turned, columns, rows), values, "there and back");
+    }
+}

@@ -1,0 +1,339 @@
+//! A checkpoint as named tensors.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{DType, TensorData};
+
+use super::{pytorch, safetensors};
+use crate::{Error, Result};
+
+/// Segments of a name that wrappers put in (`torch.compile`, data-parallel training, activation checkpointing).
+const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// A model that a trainer's checkpoint can hold besides others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Section {
+    /// The VAR transformer.
+    Var,
+    /// The multi-scale tokenizer.
+    VqVae,
+    /// AID-VAR's guidance injector ("planner").
+    Injector,
+    /// AID-VAR's discriminator, with the frozen networks saved inside it.
+    Discriminator,
+}
+
+impl Section {
+    /// Every section, in the order in which layouts are tried.
+    pub const ALL: [Section; 4] = [Section::Var, Section::VqVae, Section::Injector, Section::Discriminator];
+
+    /// Where trainers put this model: paths through their nested dictionaries.
+    const fn prefixes(self) -> &'static [&'static str] {
+        match self {
+            Section::Var => &["trainer.var_wo_ddp."],
+            Section::VqVae => &["trainer.vae_local."],
+            Section::Injector => &["planner_state_dict.", "planner."],
+            Section::Discriminator => &["discriminator_state_dict."],
+        }
+    }
+}
+
+impl std::fmt::Display for Section {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Section::Var => "VAR transformer",
+            Section::VqVae => "VQ-VAE",
+            Section::Injector => "AID injector",
+            Section::Discriminator => "AID discriminator",
+        })
+    }
+}
+
+/// What reads one tensor; the text says what is wrong with the file.
+pub(super) type Read1 = dyn Fn() -> std::result::Result<TensorData, String> + Send + Sync;
+
+/// One named tensor, not read yet.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) read: Arc<Read1>,
+}
+
+/// The tensors of a checkpoint by name. Opening reads names, shapes and types; a tensor is read when asked for, and
+/// nothing is cached.
+///
+/// Prefixes that wrappers leave in names (`module.`, `_orig_mod.`, ...) are gone from the names seen here. Cloning and
+/// taking sections is cheap.
+#[derive(Clone)]
+pub struct StateDict {
+    origin: PathBuf,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for StateDict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateDict").field("origin", &self.origin).field("tensors", &self.entries.len()).finish()
+    }
+}
+
+impl StateDict {
+    /// Opens a checkpoint: `.safetensors`, or `.pth`/`.pt`/`.ckpt` as `torch.save` writes them (zip, legacy, tar). The
+    /// format is found by content, not by the file's name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no checkpoint, is truncated, or has no
+    /// tensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut head = Vec::new();
+        File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).map_err(Error::io("read", path))?;
+        if let Some(reason) = not_a_checkpoint(&head) {
+            return Err(Error::format(path, reason));
+        }
+        let (entries, metadata) = if safetensors::is_safetensors(&head) {
+            safetensors::open(path)?
+        } else {
+            (pytorch::open(path)?, BTreeMap::new())
+        };
+        Self::new(path.into(), entries, metadata)
+    }
+
+    /// A safetensors file that is in memory already, such as one compiled into the program.
+    ///
+    /// `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// [`Error::Format`] as for [`StateDict::open`].
+    pub fn from_safetensors(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        let name = name.into();
+        let (entries, metadata) = safetensors::from_bytes(&name, bytes.into())?;
+        Self::new(name, entries, metadata)
+    }
+
+    /// Tensors that are computed when they are read: `values` gets a name and a shape and returns that many f32 in
+    /// row-major order.
+    ///
+    /// `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if there are no tensors.
+    pub fn generated<F>(
+        name: impl Into<PathBuf>,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+        values: F,
+    ) -> Result<Self>
+    where
+        F: Fn(&str, &[usize]) -> Vec<f32> + Send + Sync + 'static,
+    {
+        let values = Arc::new(values);
+        let entries = tensors.into_iter().map(|(key, shape)| {
+            let (values, name, dims) = (values.clone(), key.clone(), shape.clone());
+            let read = move || {
+                let data = values(&name, &dims);
+                if data.len() == dims.iter().product::<usize>() {
+                    Ok(TensorData::new(data, dims.clone()))
+                } else {
+                    Err(format!("`{name}` was made with {} values for shape {dims:?}", data.len()))
+                }
+            };
+            (key, Entry { shape, dtype: DType::F32, read: Arc::new(read) })
+        });
+        Self::new(name.into(), entries.collect(), BTreeMap::new())
+    }
+
+    /// Strips wrappers from the names, and refuses an empty dictionary.
+    pub(super) fn new(origin: PathBuf, raw: Vec<(String, Entry)>, metadata: BTreeMap<String, String>) -> Result<Self> {
+        if raw.is_empty() {
+            return Err(Error::format(origin, "it holds no tensors; a checkpoint of named weights is needed"));
+        }
+        let mut entries = BTreeMap::new();
+        for (key, entry) in raw {
+            let bare: Vec<&str> = key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
+            let bare = bare.join(".");
+            if entries.contains_key(&bare) {
+                return Err(Error::format(
+                    origin,
+                    format!("two tensors are called `{bare}` once wrapper prefixes are removed (one is `{key}`)"),
+                ));
+            }
+            entries.insert(bare, entry);
+        }
+        Ok(Self { origin, entries, metadata })
+    }
+
+    /// Where the tensors come from, for messages.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// Number of tensors.
+    #[allow(clippy::len_without_is_empty, reason = "a state dict is never empty")]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Number of elements of all tensors.
+    pub fn num_elements(&self) -> usize {
+        self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum()
+    }
+
+    /// The names, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The shape of a tensor, as the file has it.
+    pub fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.entries.get(key).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The element type of a tensor, as the file has it.
+    pub fn dtype(&self, key: &str) -> Option<DType> {
+        self.entries.get(key).map(|entry| entry.dtype)
+    }
+
+    /// The file's own notes, by name; only safetensors files have any.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if there is none of this name, or the file breaks off inside it.
+    pub fn tensor(&self, key: &str) -> Result<TensorData> {
+        let entry = self.entries.get(key).ok_or_else(|| {
+            Error::format(&self.origin, format!("it has no tensor `{key}`, among {} tensors", self.entries.len()))
+        })?;
+        (entry.read)().map_err(|reason| Error::format(&self.origin, reason))
+    }
+
+    pub(super) fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// The tensors whose name starts with `prefix`, without it; nothing if there are none.
+    pub fn strip_prefix(&self, prefix: &str) -> Option<Self> {
+        let entries: BTreeMap<_, _> = self
+            .entries
+            .iter()
+            .filter_map(|(key, entry)| Some((key.strip_prefix(prefix)?.to_owned(), entry.clone())))
+            .collect();
+        (!entries.is_empty()).then(|| Self { origin: self.origin.clone(), entries, metadata: self.metadata.clone() })
+    }
+
+    /// The models that a trainer's checkpoint holds; none for a bare state dict.
+    pub fn sections(&self) -> Vec<Section> {
+        let holds = |prefix: &&str| {
+            self.entries.range((**prefix).to_owned()..).next().is_some_and(|(key, _)| key.starts_with(*prefix))
+        };
+        Section::ALL.into_iter().filter(|section| section.prefixes().iter().any(|prefix| holds(&prefix))).collect()
+    }
+
+    /// The weights of one model: out of a trainer's nested dictionary if this is one, otherwise everything.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if this is a trainer's checkpoint without that model.
+    pub fn section(&self, section: Section) -> Result<Self> {
+        if let Some(found) = section.prefixes().iter().find_map(|prefix| self.strip_prefix(prefix)) {
+            return Ok(found);
+        }
+        let others = self.sections();
+        if others.is_empty() {
+            return Ok(self.clone());
+        }
+        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+        Err(Error::format(
+            &self.origin,
+            format!("it is a trainer's checkpoint without a {section}; it holds: {}", others.join(", ")),
+        ))
+    }
+}
+
+/// Recognises what is often downloaded in place of a checkpoint.
+fn not_a_checkpoint(head: &[u8]) -> Option<&'static str> {
+    let text = head.trim_ascii_start();
+    if head.is_empty() {
+        Some("it is empty")
+    } else if text.starts_with(b"version https://git-lfs") {
+        Some("it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    } else if text.starts_with(b"<") {
+        Some("it is a web page, not a checkpoint; download the file itself")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dict(keys: &[&str]) -> Result<StateDict> {
+        StateDict::generated("test", keys.iter().map(|key| (key.to_string(), vec![1, 2])), |_, shape| {
+            vec![1.5; shape.iter().product()]
+        })
+    }
+
+    #[test]
+    fn wrappers_are_stripped_anywhere() {
+        let dict = dict(&["module._orig_mod.a.weight", "b._fsdp_wrapped_module.c.bias"]).unwrap();
+        assert_eq!(dict.keys().collect::<Vec<_>>(), ["a.weight", "b.c.bias"], "names without wrappers");
+        let error = super::tests::dict(&["module.a", "a"]).unwrap_err().to_string();
+        assert!(error.contains("two tensors are called `a`"), "{error}");
+    }
+
+    #[test]
+    fn sections_of_trainers_are_found_and_bare_dicts_are_whole() {
+        let trainer = dict(&["trainer.var_wo_ddp.module.head.bias", "trainer.vae_local.quant_conv.bias", "trainer.x"]);
+        let trainer = trainer.unwrap();
+        assert_eq!(trainer.sections(), [Section::Var, Section::VqVae], "a VAR trainer's checkpoint");
+        let var = trainer.section(Section::Var).unwrap();
+        assert_eq!(var.keys().collect::<Vec<_>>(), ["head.bias"], "the transformer alone");
+        let error = trainer.section(Section::Injector).unwrap_err().to_string();
+        assert!(error.contains("it holds: VAR transformer, VQ-VAE"), "{error}");
+        for nested in ["planner_state_dict.a", "planner.a", "a"] {
+            let planner = dict(&[nested]).unwrap().section(Section::Injector).unwrap();
+            assert_eq!(planner.keys().collect::<Vec<_>>(), ["a"], "an injector saved as `{nested}`");
+        }
+    }
+
+    #[test]
+    fn what_is_no_checkpoint_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pth");
+        let cases: [(&[u8], &str); 5] = [
+            (b"", "is empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+            (b"\n<!DOCTYPE html>", "web page"),
+            (b"hello there", "not a PyTorch checkpoint"),
+            (b"PK\x03\x04 cut off", "zip"),
+        ];
+        for (bytes, expected) in cases {
+            std::fs::write(&path, bytes).unwrap();
+            let error = StateDict::open(&path).unwrap_err().to_string();
+            assert!(error.contains("x.pth") && error.to_lowercase().contains(&expected.to_lowercase()), "{error}");
+        }
+        let error = StateDict::open(folder.path().join("none.pth")).unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains("none.pth"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_tensor_and_an_empty_dict_are_errors() {
+        let error = dict(&["a"]).unwrap().tensor("b").unwrap_err().to_string();
+        assert!(error.contains("no tensor `b`"), "{error}");
+        let error = dict(&[]).unwrap_err().to_string();
+        assert!(error.contains("holds no tensors"), "{error}");
+    }
+}
