@@ -1,6 +1,7 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
 mod error;
+pub mod metrics;
 pub mod pretrained;
 mod scales;
 

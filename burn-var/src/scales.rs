@@ -30,7 +30,11 @@ impl MapSize {
 
 impl std::fmt::Display for MapSize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.height == self.width { write!(f, "{}", self.height) } else { write!(f, "{}x{}", self.height, self.width) }
+        if self.height == self.width {
+            write!(f, "{}", self.height)
+        } else {
+            write!(f, "{}x{}", self.height, self.width)
+        }
     }
 }
 
