@@ -4,6 +4,7 @@ mod error;
 mod generate;
 pub mod guidance;
 pub mod init;
+pub mod metrics;
 pub mod nn;
 pub mod ops;
 pub mod pretrained;

@@ -1,0 +1,7 @@
+//! Measures of pictures and of features: pure functions of what they are given, on the host, in double precision
+//! where sums get long.
+
+mod eigen;
+mod frechet;
+
+pub use frechet::{FeatureStats, Gaussian, frechet_distance};
