@@ -7,13 +7,19 @@
 
 mod key_map;
 mod load;
+mod model_config;
 mod pytorch;
 mod report;
 mod safetensors;
 mod state_dict;
+mod var;
+mod vqvae;
 
 pub use key_map::KeyMap;
 pub use load::{LoadOptions, export, load};
+pub use model_config::ModelConfig;
 pub use report::{LoadReport, MisShaped};
 pub use safetensors::{SaveOptions, save};
 pub use state_dict::{Section, StateDict};
+pub use var::{load_var, save_var, var_config, var_keys};
+pub use vqvae::{load_vqvae, save_vqvae, vqvae_config, vqvae_keys};
