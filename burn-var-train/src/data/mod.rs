@@ -4,7 +4,9 @@
 //! mirrorings follow from the seed and the number of the step alone, whatever the number of threads.
 
 mod batch;
+mod decode;
 mod fingerprint;
+mod folder;
 mod idx;
 mod random;
 mod sampler;
@@ -13,6 +15,7 @@ mod view;
 
 pub use batch::{BatchLoader, PictureBatch, PrefetchedBatches};
 pub use fingerprint::Fingerprint;
+pub use folder::FolderPictures;
 pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};
 pub use sampler::BatchOrder;
 pub use source::{PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, open_pictures};

@@ -10,6 +10,8 @@ pub(super) enum Purpose {
     Order = 1,
     /// The crop and mirroring of a picture.
     View = 2,
+    /// Which pictures of a class are kept for testing.
+    Holdout = 3,
 }
 
 /// The random numbers for one purpose, keyed by the seed of the run and two numbers more.

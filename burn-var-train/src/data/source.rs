@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdxPictures, View};
+use super::{FolderPictures, IdxPictures, View};
 use crate::{Error, Result};
 
 /// The shape that pictures are brought to.
@@ -135,11 +135,16 @@ impl Default for PictureOptions {
 /// Opens IDX files or a folder with one sub-folder a class, whichever `path` holds.
 ///
 /// # Errors
-/// If nothing usable is there; the message names the file and what is wrong with it.
+/// If nothing usable is there; the message names the file and what is wrong with it. See [`IdxPictures::open`] and
+/// [`FolderPictures::open`].
 pub fn open_pictures(path: &Path, split: Split, options: &PictureOptions) -> Result<Arc<dyn PictureSource>> {
     if !path.is_dir() {
         let expected = "a folder of IDX files, or a folder with one sub-folder a class";
         return Err(Error::config("data", path.display(), expected));
     }
-    Ok(Arc::new(IdxPictures::open(path, split, options)?))
+    if IdxPictures::found_in(path) {
+        Ok(Arc::new(IdxPictures::open(path, split, options)?))
+    } else {
+        Ok(Arc::new(FolderPictures::open(path, split, options)?))
+    }
 }

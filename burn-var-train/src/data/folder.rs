@@ -1,0 +1,436 @@
+//! A folder with one sub-folder a class.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use image::DynamicImage;
+use rayon::prelude::*;
+
+use super::random::{Purpose, keyed, permutation};
+use super::{Fingerprint, PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, View, decode};
+use crate::{Error, Result};
+
+const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// The largest accepted [`PictureOptions::resize_ratio`].
+const MAX_RATIO: f64 = 8.0;
+
+/// PNG, JPEG and WebP files of any size, in one sub-folder a class.
+///
+/// Every picture is decoded once at opening, so that the broken ones are known before the first step and the order of
+/// the others never changes. Pictures are not kept in memory.
+#[derive(Debug)]
+pub struct FolderPictures {
+    root: PathBuf,
+    class_names: Vec<String>,
+    pictures: Vec<Picture>,
+    resize_ratio: f64,
+    fingerprint: String,
+    skipped: Vec<SkippedPicture>,
+    ignored: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Picture {
+    path: PathBuf,
+    label: usize,
+}
+
+impl FolderPictures {
+    /// Finds and checks the pictures of a split.
+    ///
+    /// With a sub-folder `train` that holds the classes, pictures to train on are in there, those to test on in
+    /// `test` or `val`. Without `test` and `val`, or without `train`, a share of each class is kept for testing
+    /// ([`PictureOptions::holdout`]), at least one picture. Classes are sorted by the names of their folders.
+    /// Files that are no PNG, JPEG or WebP by their name, hidden files, and folders inside a class are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a folder that cannot be read; [`Error::Format`] without classes, for a class without
+    /// a usable picture, and for a broken picture if [`PictureOptions::strict`]; [`Error::Config`] for unusable options.
+    pub fn open(root: &Path, split: Split, options: &PictureOptions) -> Result<Self> {
+        check(options)?;
+        let layout = Layout::of(root)?;
+        let mut ignored = 0;
+        let folders = subfolders(&layout.train, &mut ignored)?;
+        let mut pictures = Vec::new();
+        if let (Split::Test, Some(test)) = (split, &layout.test) {
+            ignored = 0;
+            for name in subfolders(test, &mut ignored)? {
+                let Some(label) = folders.iter().position(|folder| *folder == name) else {
+                    let reason = format!("`{}` has no class of that name", layout.train.display());
+                    return Err(Error::format(test.join(name), reason));
+                };
+                pictures.extend(listed(&test.join(name), label, &mut ignored)?);
+            }
+        } else {
+            for (label, name) in folders.iter().enumerate() {
+                let folder = layout.train.join(name);
+                let mut class = listed(&folder, label, &mut ignored)?;
+                if class.is_empty() {
+                    return Err(Error::format(folder, "it holds no picture (PNG, JPEG, WebP); remove it or fill it"));
+                }
+                if layout.test.is_none() {
+                    class = held_out(class, label, split, options);
+                }
+                pictures.extend(class);
+            }
+        }
+        if pictures.is_empty() {
+            return Err(Error::format(root, format!("there is no picture for the {split} split")));
+        }
+        let class_names = match &options.class_names {
+            Some(names) if names.len() == folders.len() => names.clone(),
+            Some(names) => {
+                let expected = format!("{}, one for each class folder of `{}`", folders.len(), layout.train.display());
+                return Err(Error::config("class_names", format!("{} names", names.len()), expected));
+            }
+            None => folders,
+        };
+        let source = Self {
+            root: root.to_path_buf(),
+            class_names,
+            pictures,
+            resize_ratio: options.resize_ratio,
+            fingerprint: String::new(),
+            skipped: Vec::new(),
+            ignored,
+        };
+        source.checked(split, options.strict)
+    }
+
+    /// Decodes all pictures and leaves the broken ones out.
+    fn checked(mut self, split: Split, strict: bool) -> Result<Self> {
+        let verdicts: Vec<Result<String, String>> =
+            self.pictures.par_iter().map(|picture| check_one(&picture.path)).collect();
+        let mut fingerprint = Fingerprint::new().field(b"folder").field(&self.resize_ratio.to_le_bytes());
+        for name in &self.class_names {
+            fingerprint = fingerprint.field(name.as_bytes());
+        }
+        let classes: BTreeSet<usize> = self.pictures.iter().map(|picture| picture.label).collect();
+        let mut usable = Vec::new();
+        for (picture, verdict) in self.pictures.drain(..).zip(verdicts) {
+            match verdict {
+                Ok(content) => {
+                    fingerprint = fingerprint.field(&picture.label.to_le_bytes()).field(content.as_bytes());
+                    usable.push(picture);
+                }
+                Err(reason) => self.skipped.push(SkippedPicture { path: picture.path, reason }),
+            }
+        }
+        if let Some(first) = self.skipped.first().filter(|_| strict) {
+            let reason = format!("{}; broken pictures in all: {}", first.reason, self.skipped.len());
+            return Err(Error::format(&first.path, reason));
+        }
+        let left: BTreeSet<usize> = usable.iter().map(|picture| picture.label).collect();
+        if let Some(&label) = classes.difference(&left).next() {
+            let reason = format!("all pictures of class `{}` ({split}) are broken", self.class_names[label]);
+            return Err(Error::format(self.root, reason));
+        }
+        self.pictures = usable;
+        self.fingerprint = fingerprint.finish();
+        Ok(self)
+    }
+}
+
+impl PictureSource for FolderPictures {
+    fn len(&self) -> usize {
+        self.pictures.len()
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.pictures[index].label
+    }
+
+    fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()> {
+        assert_eq!(out.len(), shape.elements(), "room for one picture");
+        let path = &self.pictures[index].path;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let picture = decode::decode(&bytes).map_err(|reason| {
+            Error::format(path, format!("{reason}; it was sound when the run began, so it has changed since"))
+        })?;
+        decode::crop(&picture, shape, self.resize_ratio, view.draw(index), out);
+        Ok(())
+    }
+
+    fn describe(&self, index: usize) -> String {
+        format!("`{}`", self.pictures[index].path.display())
+    }
+
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn skipped(&self) -> &[SkippedPicture] {
+        &self.skipped
+    }
+
+    fn ignored(&self) -> usize {
+        self.ignored
+    }
+}
+
+/// Where the class folders are.
+struct Layout {
+    train: PathBuf,
+    /// `None`: the pictures for testing are taken from those in `train`.
+    test: Option<PathBuf>,
+}
+
+impl Layout {
+    fn of(root: &Path) -> Result<Self> {
+        let train = root.join("train");
+        // A class of trains is a folder `train` without folders inside.
+        if !train.is_dir() || subfolders(&train, &mut 0).is_err() {
+            return Ok(Self { train: root.to_path_buf(), test: None });
+        }
+        let test = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir());
+        Ok(Self { train, test })
+    }
+}
+
+fn check(options: &PictureOptions) -> Result<()> {
+    if !(1.0..=MAX_RATIO).contains(&options.resize_ratio) {
+        return Err(Error::config("resize_ratio", options.resize_ratio, format!("1 to {MAX_RATIO}")));
+    }
+    if !(0.0..1.0).contains(&options.holdout) {
+        return Err(Error::config("holdout", options.holdout, "a share of at least 0 and below 1"));
+    }
+    Ok(())
+}
+
+/// Reads and decodes a picture: the fingerprint of its file, or what is wrong with it.
+fn check_one(path: &Path) -> Result<String, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let _: DynamicImage = decode::decode(&bytes)?;
+    Ok(Fingerprint::new().field(&bytes).finish())
+}
+
+/// The names in a folder and whether each is a folder, sorted; hidden ones are counted and left out.
+fn entries(folder: &Path, ignored: &mut usize) -> Result<Vec<(String, bool)>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            return Err(Error::format(entry.path(), "its name is not UTF-8; rename it"));
+        };
+        if name.starts_with('.') {
+            *ignored += 1;
+        } else {
+            // Follows links, unlike the type in the entry. A link to nowhere counts as a file and is found broken.
+            names.push((name, entry.path().is_dir()));
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The sorted names of the class folders, at least one; files beside them are counted.
+fn subfolders(folder: &Path, ignored: &mut usize) -> Result<Vec<String>> {
+    let (folders, files): (Vec<_>, Vec<_>) =
+        entries(folder, ignored)?.into_iter().partition(|(_, is_folder)| *is_folder);
+    *ignored += files.len();
+    if folders.is_empty() {
+        let reason = "it has no sub-folder; the pictures of each class belong in a folder named after the class";
+        return Err(Error::format(folder, reason));
+    }
+    Ok(folders.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The pictures of one class folder, sorted by name; all else is counted.
+fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<Picture>> {
+    let entries = entries(folder, ignored)?;
+    let count = entries.len();
+    let is_picture = |name: &str| {
+        let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+    };
+    let pictures: Vec<_> = entries
+        .into_iter()
+        .filter(|(name, is_folder)| !is_folder && is_picture(name))
+        .map(|(name, _)| Picture { path: folder.join(name), label })
+        .collect();
+    *ignored += count - pictures.len();
+    Ok(pictures)
+}
+
+/// The part of a class that belongs to the split, in the same order.
+///
+/// Broken pictures take part, so that repairing one moves no other to the other side.
+fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &PictureOptions) -> Vec<Picture> {
+    let count = class.len();
+    // One picture of each class stays on either side, if there are two and any are wanted for testing.
+    let wanted = (count as f64 * options.holdout).round() as usize;
+    let kept = if options.holdout > 0.0 { wanted.max(1).min(count - 1) } else { 0 };
+    let order = permutation(&mut keyed(Purpose::Holdout, options.seed, [label, 0]), count);
+    let test: BTreeSet<usize> = order.into_iter().take(kept).collect();
+    let mine = |index: &usize| test.contains(index) == (split == Split::Test);
+    class.into_iter().enumerate().filter(|(index, _)| mine(index)).map(|(_, picture)| picture).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    /// A folder of pictures, each of its own colour; a name that ends in `!` is a broken picture, in `/` a folder.
+    fn folder(paths: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (i, path) in paths.iter().enumerate() {
+            let full = folder.path().join(path.trim_end_matches('!'));
+            fs::create_dir_all(if path.ends_with('/') { &full } else { full.parent().unwrap() }).unwrap();
+            if path.ends_with('!') || full.extension().is_some_and(|extension| extension == "txt") {
+                fs::write(&full, b"not a picture").unwrap();
+            } else if !path.ends_with('/') {
+                RgbImage::from_pixel(5 + i as u32, 7, Rgb([i as u8 * 10, 0, 255])).save(&full).unwrap();
+            }
+        }
+        folder
+    }
+
+    fn open(folder: &tempfile::TempDir, split: Split, options: PictureOptions) -> Result<FolderPictures> {
+        FolderPictures::open(folder.path(), split, &options)
+    }
+
+    fn all() -> PictureOptions {
+        PictureOptions { holdout: 0.0, ..Default::default() }
+    }
+
+    fn names(source: &FolderPictures) -> Vec<String> {
+        let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+        source.pictures.iter().map(|picture| name(&picture.path)).collect()
+    }
+
+    #[test]
+    fn classes_and_pictures_are_sorted_and_labelled() {
+        let folder =
+            folder(&["shoe/b.png", "shoe/a.JPG", "bag/c.webp", "bag/notes.txt", "readme.txt", ".git/", "bag/old/"]);
+        let source = open(&folder, Split::Train, all()).unwrap();
+        assert_eq!(source.class_names(), ["bag", "shoe"], "sorted classes");
+        assert_eq!(names(&source), ["c", "a", "b"], "class by class, sorted");
+        assert_eq!([0, 1, 2].map(|i| source.label(i)), [0, 1, 1], "labels");
+        assert_eq!(source.ignored(), 4, "two texts, a hidden folder, a folder in a class");
+        assert!(source.skipped().is_empty(), "nothing broken");
+        let shape = PictureShape::new(4, 4, 3).unwrap();
+        let mut out = vec![0.0; shape.elements()];
+        source.load(0, shape, View::Fixed { mirrored: false }, &mut out).unwrap();
+        assert!(
+            (out[0] - (20.0 / 127.5 - 1.0)).abs() < 0.01 && (out[47] - 1.0).abs() < 0.01,
+            "the colour of c: {out:?}"
+        );
+    }
+
+    #[test]
+    fn broken_pictures_are_named_and_left_out_or_stop_the_run() {
+        let folder = folder(&["a/1.png", "a/2.png!", "a/3.png", "b/4.jpg!", "b/5.jpg"]);
+        let source = open(&folder, Split::Train, all()).unwrap();
+        assert_eq!(names(&source), ["1", "3", "5"], "the sound ones");
+        let skipped: Vec<_> = source.skipped().iter().map(|skipped| skipped.path.clone()).collect();
+        assert_eq!(skipped, [folder.path().join("a/2.png"), folder.path().join("b/4.jpg")], "both are named");
+        assert!(source.skipped()[0].reason.contains("neither PNG"), "with the reason");
+        let message = open(&folder, Split::Train, PictureOptions { strict: true, ..all() }).unwrap_err().to_string();
+        assert!(message.contains("2.png") && message.contains("in all: 2"), "strict: {message}");
+    }
+
+    #[test]
+    fn a_class_of_broken_pictures_is_an_error() {
+        let folder = folder(&["a/1.png", "b/4.jpg!"]);
+        let message = open(&folder, Split::Train, all()).unwrap_err().to_string();
+        assert!(message.contains("`b`") && message.contains("broken"), "{message}");
+    }
+
+    #[test]
+    fn train_and_test_folders_are_the_splits() {
+        for test in ["test", "val"] {
+            let folder = folder(&["train/a/1.png", "train/b/2.png", &format!("{test}/b/3.png")]);
+            let source = |split| open(&folder, split, PictureOptions::default()).unwrap();
+            assert_eq!(names(&source(Split::Train)), ["1", "2"], "all of the train folder");
+            assert_eq!(names(&source(Split::Test)), ["3"], "the {test} folder");
+            assert_eq!(source(Split::Test).label(0), 1, "labels are those of the train folder");
+        }
+        let folder = folder(&["train/a/1.png", "test/c/3.png"]);
+        let message = open(&folder, Split::Test, all()).unwrap_err().to_string();
+        assert!(message.contains("no class of that name"), "an unknown class: {message}");
+    }
+
+    #[test]
+    fn a_class_may_be_called_train() {
+        let folder = folder(&["bus/1.png", "train/2.png"]);
+        assert_eq!(open(&folder, Split::Train, all()).unwrap().class_names(), ["bus", "train"], "both are classes");
+    }
+
+    #[test]
+    fn a_share_of_each_class_is_held_out() {
+        let paths: Vec<String> =
+            (0..10).map(|i| format!("a/{i}.png")).chain((10..13).map(|i| format!("b/{i}.png"))).collect();
+        let folder = folder(&paths.iter().map(String::as_str).collect::<Vec<_>>());
+        let split = |split, seed| names(&open(&folder, split, PictureOptions { seed, holdout: 0.2, ..all() }).unwrap());
+        let (train, test) = (split(Split::Train, 4), split(Split::Test, 4));
+        assert_eq!((train.len(), test.len()), (10, 3), "two of ten and one of three");
+        assert!(test.iter().all(|name| !train.contains(name)), "no picture is in both");
+        assert_eq!(split(Split::Test, 4), test, "the same seed, the same pictures");
+        assert!((5..10).any(|seed| split(Split::Test, seed) != test), "other seeds, other pictures");
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let empty = folder(&["a.txt"]);
+        let message = open(&empty, Split::Train, all()).unwrap_err().to_string();
+        assert!(message.contains("no sub-folder"), "no class: {message}");
+        let message = open(&folder(&["a/1.png", "b/x.txt"]), Split::Train, all()).unwrap_err().to_string();
+        assert!(message.contains("/b`") && message.contains("no picture"), "an empty class: {message}");
+        let message = open(&folder(&["a/1.png"]), Split::Test, all()).unwrap_err().to_string();
+        assert!(message.contains("test split"), "nothing is held out: {message}");
+        let missing = FolderPictures::open(&empty.path().join("no"), Split::Train, &all()).unwrap_err().to_string();
+        assert!(missing.contains("cannot list"), "no folder: {missing}");
+    }
+
+    #[test]
+    fn unusable_options_are_refused() {
+        let folder = folder(&["a/1.png"]);
+        for (options, name) in [
+            (PictureOptions { resize_ratio: 0.9, ..all() }, "resize_ratio"),
+            (PictureOptions { resize_ratio: f64::NAN, ..all() }, "resize_ratio"),
+            (PictureOptions { holdout: 1.0, ..all() }, "holdout"),
+            (PictureOptions { class_names: Some(vec![]), ..all() }, "class_names"),
+        ] {
+            let message = open(&folder, Split::Train, options).unwrap_err().to_string();
+            assert!(message.contains(name), "{name}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_sees_pictures_labels_and_ratio() {
+        let folder = folder(&["a/1.png", "a/2.png", "b/3.png"]);
+        let print = |options| open(&folder, Split::Train, options).unwrap().fingerprint();
+        let before = print(all());
+        assert_eq!(print(all()), before, "nothing has changed");
+        assert_ne!(print(PictureOptions { resize_ratio: 1.5, ..all() }), before, "another ratio");
+        fs::rename(folder.path().join("a/2.png"), folder.path().join("b/2.png")).unwrap();
+        assert_ne!(print(all()), before, "another label");
+        fs::rename(folder.path().join("b/2.png"), folder.path().join("a/2.png")).unwrap();
+        RgbImage::from_pixel(5, 7, Rgb([9, 9, 9])).save(folder.path().join("a/1.png")).unwrap();
+        assert_ne!(print(all()), before, "another picture");
+    }
+
+    #[test]
+    fn a_picture_that_breaks_later_is_named() {
+        let folder = folder(&["a/1.png"]);
+        let source = open(&folder, Split::Train, all()).unwrap();
+        fs::write(folder.path().join("a/1.png"), b"x").unwrap();
+        let shape = PictureShape::new(4, 4, 1).unwrap();
+        let result = source.load(0, shape, View::Fixed { mirrored: false }, &mut [0.0; 16]);
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains("1.png") && message.contains("has changed since"), "{message}");
+    }
+}
