@@ -3,5 +3,7 @@
 
 mod eigen;
 mod frechet;
+mod image;
 
 pub use frechet::{FeatureStats, Gaussian, frechet_distance};
+pub use image::{MeanPsnr, psnr, ssim};
