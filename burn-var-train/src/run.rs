@@ -1,12 +1,14 @@
-//! The one training loop: every trainer is a [`Trainer`] that this loop drives, saves, resumes and reports on.
+//! The one training loop: every method is a [`Trainer`] that this loop drives, saves, resumes and reports on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointDir, Part};
-use crate::report::{Grid, JsonlLog, Progress, Record, Reporter};
+use crate::data::{PictureOptions, PictureSource, Split, open_pictures};
+use crate::progress::{Progress, Rate};
 use crate::{Error, Result};
 
 /// What every run has.
@@ -26,7 +28,7 @@ pub struct RunConfig {
     /// Steps between lines of the log.
     #[serde(default = "default_log_every")]
     pub log_every: u64,
-    /// Steps between sample grids and curves; 0 makes them at the end only.
+    /// Steps between sample grids and curves.
     #[serde(default = "default_sample_every")]
     pub sample_every: u64,
 }
@@ -49,13 +51,116 @@ impl RunConfig {
     /// # Errors
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
-        for (name, value) in
-            [("run.steps", self.steps), ("run.save_every", self.save_every), ("run.log_every", self.log_every)]
-        {
+        for (name, value) in [
+            ("run.steps", self.steps),
+            ("run.save_every", self.save_every),
+            ("run.log_every", self.log_every),
+            ("run.sample_every", self.sample_every),
+        ] {
             if value == 0 {
                 return Err(Error::config(name, value, "at least 1"));
             }
         }
         Ok(())
+    }
+}
+
+/// The numbers of one step by name, in the order in which they are shown.
+pub type Metrics = Vec<(String, f64)>;
+
+/// A training method, between two steps.
+pub trait Trainer {
+    /// Does the zero-based step; measures it if `measure` is set.
+    ///
+    /// # Errors
+    /// Broken data, or a number that is not finite: the run stops there, its checkpoints stay.
+    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics>;
+
+    /// All that the next step depends on besides the configuration and the number of the step.
+    fn parts(&self) -> Vec<Part<'_>>;
+
+    /// Takes over what [`Trainer::parts`] saved.
+    ///
+    /// # Errors
+    /// If the checkpoint is of another model.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+
+    /// Writes pictures that show how far it is, and returns where.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>>;
+}
+
+/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one.
+///
+/// # Errors
+/// Those of the trainer and of the files it writes; the last complete checkpoint stays.
+pub fn run(
+    trainer: &mut dyn Trainer,
+    config: &RunConfig,
+    folder: &Path,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    config.validate()?;
+    let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
+    let mut done = 0;
+    if let Some(checkpoint) = checkpoints.latest()? {
+        trainer.restore(&checkpoint)?;
+        done = checkpoint.step();
+        progress.note(&format!("goes on after step {done}, from {}", checkpoint.path().display()));
+    }
+    let mut rate = Rate::new(done, config.steps, Instant::now());
+    while done < config.steps {
+        let last = done + 1 == config.steps;
+        let measure = done == 0 || last || (done + 1).is_multiple_of(config.log_every);
+        let metrics = trainer.step(done, measure)?;
+        done += 1;
+        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(burn_var::Error::NonFinite {
+                what: format!("`{name}` at step {}", done - 1),
+                found: *value,
+                hint: "lower the learning rate, or go on from the last checkpoint with another seed",
+            }
+            .into());
+        }
+        let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
+        if last || done.is_multiple_of(config.sample_every) {
+            for file in trainer.samples(done)? {
+                progress.note(&format!("pictures in {}", file.display()));
+            }
+        }
+        if last || stop || done.is_multiple_of(config.save_every) {
+            checkpoints.save(done, &(), trainer.parts())?;
+        }
+        if stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Where the pictures of a run come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A folder of IDX files, or one with a sub-folder a class.
+    pub path: PathBuf,
+    /// Whether half of the pictures are mirrored.
+    #[serde(default)]
+    pub mirror: bool,
+    /// How they are read.
+    #[serde(default)]
+    pub options: PictureOptions,
+}
+
+impl DataConfig {
+    /// Opens one part of the pictures.
+    ///
+    /// # Errors
+    /// As [`open_pictures`].
+    pub fn open(&self, split: Split) -> Result<Arc<dyn PictureSource>> {
+        open_pictures(&self.path, split, &self.options)
     }
 }

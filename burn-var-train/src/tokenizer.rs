@@ -1,0 +1,335 @@
+//! Training of VAR's multi-scale tokenizer, which its authors never released.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_var::rng::Rng;
+use burn_var::tokenizer::{VqVae, VqVaeConfig};
+use burn_var::Tokenizer;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Part};
+use crate::data::{BatchLoader, BatchOrder, PictureShape, PrefetchedBatches, Split, View};
+use crate::grid::{Grid, Range, pictures};
+use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
+use crate::run::{DataConfig, Metrics, RunConfig, Trainer};
+use crate::{Error, Result};
+
+/// A tokenizer's training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// Length, batch, seed, intervals.
+    pub run: RunConfig,
+    /// The pictures.
+    pub data: DataConfig,
+    /// The tokenizer.
+    pub model: VqVaeConfig,
+    /// AdamW.
+    #[serde(default = "default_optimizer")]
+    pub optimizer: OptimConfig,
+    /// Learning rate.
+    #[serde(default)]
+    pub learning_rate: LrSchedule,
+    /// Moving average of the weights, which is what is kept in the end.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// Weights of the loss terms.
+    #[serde(default)]
+    pub loss: TokenizerLoss,
+    /// Revival of dead codes.
+    #[serde(default)]
+    pub revival: Revival,
+}
+
+/// AdamW as VQ-GAN uses it.
+fn default_optimizer() -> OptimConfig {
+    OptimConfig { beta_1: 0.5, beta_2: 0.9, weight_decay: 0.0, clip_norm: Some(1.0), ..OptimConfig::default() }
+}
+
+/// Weights of the tokenizer's loss terms; 0 leaves a term out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenizerLoss {
+    /// Mean absolute difference between picture and reconstruction.
+    pub l1: f64,
+    /// Mean squared difference.
+    pub l2: f64,
+    /// Codebook and commitment loss.
+    pub vq: f64,
+}
+
+impl Default for TokenizerLoss {
+    fn default() -> Self {
+        Self { l1: 0.0, l2: 1.0, vq: 1.0 }
+    }
+}
+
+impl TokenizerLoss {
+    fn validate(&self) -> Result<()> {
+        for (name, weight) in [("loss.l1", self.l1), ("loss.l2", self.l2), ("loss.vq", self.vq)] {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::config(name, weight, "0 or more"));
+            }
+        }
+        match self.l1 + self.l2 {
+            0.0 => Err(Error::config("loss.l2", self.l2, "a positive weight of `l1` or `l2`: nothing else ties reconstructions to pictures")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Codes that nothing chooses any more are moved to where the encoder needs some: onto residuals of the present batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Revival {
+    /// Steps between revivals; 0 is never.
+    pub every: u64,
+    /// The last step that revives, as a share of the run: codes need time to settle after.
+    pub until: f64,
+    /// A code is dead when its moving average of uses a step falls below this share of the mean over all codes.
+    pub threshold: f64,
+}
+
+impl Default for Revival {
+    fn default() -> Self {
+        Self { every: 100, until: 0.7, threshold: 0.03 }
+    }
+}
+
+/// How fast the average of uses forgets.
+const USAGE_DECAY: f64 = 0.98;
+
+impl TokenizerConfig {
+    /// Refuses what no run can mean.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        self.run.validate()?;
+        self.model.validate()?;
+        self.optimizer.validate()?;
+        self.learning_rate.validate()?;
+        self.ema.validate()?;
+        self.loss.validate()
+    }
+}
+
+/// A tokenizer in training.
+pub struct TokenizerTrainer {
+    config: TokenizerConfig,
+    folder: PathBuf,
+    device: Device,
+    model: VqVae,
+    average: VqVae,
+    optimizer: AdamW,
+    /// Moving average of how often each code is used a step, over all scales.
+    usage: Vec<f64>,
+    loader: BatchLoader,
+    /// Batches loaded ahead, and the step that the next one is for.
+    batches: Option<(u64, PrefetchedBatches)>,
+    /// Test pictures to show reconstructions of, `[batch, channels, height, width]`.
+    shown: Tensor<4>,
+}
+
+impl TokenizerTrainer {
+    /// A run in `folder` on `device` (without autodiff), at its first step.
+    ///
+    /// # Errors
+    /// A configuration or data that no run can be made of.
+    pub fn new(config: TokenizerConfig, folder: &Path, device: &Device) -> Result<Self> {
+        config.validate()?;
+        let [channels, height, width] = config.model.picture_shape();
+        let shape = PictureShape::new(height, width, channels)?;
+        let loader = BatchLoader::new(config.data.open(Split::Train)?, shape);
+        let test = BatchLoader::new(config.data.open(Split::Test)?, shape);
+        let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
+        let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
+        let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
+        let average = model.valid();
+        let optimizer = config.optimizer.init(&model, no_decay_1d);
+        let usage = vec![0.0; config.model.vocab_size];
+        let (folder, device) = (folder.to_path_buf(), device.clone());
+        Ok(Self { config, folder, device, model, average, optimizer, usage, loader, batches: None, shown })
+    }
+
+    /// The tokenizer that the run is for: the moving average of the weights.
+    pub fn model(&self) -> &VqVae {
+        &self.average
+    }
+
+    fn next_batch(&mut self, step: u64) -> Result<Tensor<4>> {
+        let ahead = self.batches.take().filter(|(next, _)| *next == step);
+        let (_, mut batches) = match ahead {
+            Some(ahead) => ahead,
+            None => {
+                let run = &self.config.run;
+                let order = BatchOrder::new(self.loader.source().len(), run.batch_size, run.seed)?;
+                let view = (run.seed, self.config.data.mirror);
+                (step, self.loader.prefetch(order, step as usize, view, &self.device)?)
+            }
+        };
+        let batch = batches.next().ok_or_else(|| {
+            Error::format(self.loader.source().path(), "the thread that loads pictures ended without a word")
+        })??;
+        self.batches = Some((step + 1, batches));
+        Ok(batch.images)
+    }
+
+    /// Counts which codes were used, per scale: `[scale][code]`.
+    fn count(&self, tokens: &[Tensor<2, Int>]) -> Result<Vec<Vec<u32>>> {
+        let read = |ids: &Tensor<2, Int>| {
+            let ids = ids.try_to_vec_as::<i64>().map_err(burn_var::Error::device("read token ids"))?;
+            Ok(ids.into_iter().fold(vec![0; self.usage.len()], |mut counts, id| {
+                counts[id as usize] += 1;
+                counts
+            }))
+        };
+        tokens.iter().map(read).collect()
+    }
+
+    /// Moves dead codes onto residuals; returns how many.
+    fn revive(&mut self, step: u64, residuals: &[Tensor<2>]) -> Result<usize> {
+        let mean = self.usage.iter().sum::<f64>() / self.usage.len() as f64;
+        let threshold = self.config.revival.threshold * mean;
+        let dead: Vec<usize> = (0..self.usage.len()).filter(|&code| self.usage[code] < threshold).collect();
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        let all = Tensor::cat(residuals.to_vec(), 0);
+        let channels = all.dims()[1];
+        let all = all.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read residuals"))?;
+        let mut rng = Rng::new(self.config.run.seed, "revive", step);
+        let chosen: Vec<&[f32]> = dead
+            .iter()
+            .map(|_| {
+                let row = rng.below(all.len() / channels);
+                &all[row * channels..(row + 1) * channels]
+            })
+            .collect();
+        replace_codes(&mut self.model, &dead, &chosen)?;
+        replace_codes(&mut self.average, &dead, &chosen)?;
+        dead.iter().for_each(|&code| self.usage[code] = mean);
+        Ok(dead.len())
+    }
+}
+
+/// How many test pictures the sample grid shows.
+const SHOWN: usize = 16;
+
+/// Overwrites rows of the codebook.
+fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<()> {
+    let weight = &mut model.quantize.embedding.weight;
+    let table = weight.val();
+    let shape = table.dims();
+    let device = table.device();
+    let mut values = table.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read the codebook"))?;
+    for (&code, row) in codes.iter().zip(rows) {
+        values[code * shape[1]..(code + 1) * shape[1]].copy_from_slice(row);
+    }
+    let trained = weight.is_require_grad();
+    let table = Tensor::from_data(TensorData::new(values, shape), &device);
+    *weight = burn::module::Param::initialized(weight.id, table).set_require_grad(trained);
+    Ok(())
+}
+
+impl Trainer for TokenizerTrainer {
+    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
+        let images = Tensor::from_inner(self.next_batch(step)?);
+        let (reconstruction, quantized) = self.model.forward_train(images.clone())?;
+        let difference = reconstruction - images;
+        let weights = &self.config.loss;
+        let l2 = difference.clone().square().mean();
+        let mut loss = quantized.loss.clone() * weights.vq + l2.clone() * weights.l2;
+        if weights.l1 > 0.0 {
+            loss = loss + difference.abs().mean() * weights.l1;
+        }
+        let steps = self.config.run.steps;
+        let rates = StepRates {
+            step,
+            learning_rate: self.config.learning_rate.at(step, steps),
+            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
+        };
+        let grads = GradientsParams::from_grads(loss.backward(), &self.model);
+        let (model, norm) = self.optimizer.step(rates, self.model.clone(), grads)?;
+        self.model = model;
+        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
+
+        let counts = self.count(&quantized.tokens)?;
+        for (code, usage) in self.usage.iter_mut().enumerate() {
+            let used: u32 = counts.iter().map(|scale| scale[code]).sum();
+            *usage = *usage * USAGE_DECAY + f64::from(used) * (1.0 - USAGE_DECAY);
+        }
+        let revival = self.config.revival.clone();
+        let mut revived = None;
+        if revival.every > 0
+            && (step + 1).is_multiple_of(revival.every)
+            && ((step + 1) as f64) < revival.until * steps as f64
+        {
+            revived = Some(self.revive(step, &quantized.residuals)?);
+        }
+        let mut metrics = Metrics::new();
+        if measure {
+            let scalar = |value: Tensor<1>| -> Result<f64> {
+                let value = value.try_into_scalar::<f32>().map_err(burn_var::Error::device("read a loss"))?;
+                Ok(f64::from(value))
+            };
+            let l2 = scalar(l2)?;
+            metrics.push(("loss".into(), scalar(loss)?));
+            metrics.push(("l2".into(), l2));
+            metrics.push(("vq".into(), scalar(quantized.loss)?));
+            // Pictures span 2 units.
+            metrics.push(("psnr".into(), 10.0 * (4.0 / l2).log10()));
+            metrics.push(("grad_norm".into(), norm));
+            metrics.push(("learning_rate".into(), rates.learning_rate));
+            for (k, scale) in counts.iter().enumerate() {
+                let used = scale.iter().filter(|&&count| count > 0).count();
+                metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));
+            }
+            let mean = self.usage.iter().sum::<f64>() / self.usage.len() as f64;
+            let alive = self.usage.iter().filter(|&&usage| usage >= revival.threshold * mean).count();
+            metrics.push(("alive".into(), alive as f64 / self.usage.len() as f64));
+        }
+        if let Some(revived) = revived {
+            metrics.push(("revived".into(), revived as f64));
+        }
+        Ok(metrics)
+    }
+
+    fn parts(&self) -> Vec<Part<'_>> {
+        let usage = self.usage.iter().flat_map(|usage| usage.to_le_bytes()).collect();
+        vec![
+            Part::module("model", &self.model),
+            Part::module("average", &self.average),
+            Part::optimizer("optimizer", &self.optimizer),
+            Part::bytes("usage", usage),
+        ]
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.model = checkpoint.module("model", self.model.clone())?;
+        self.average = checkpoint.module("average", self.average.clone())?;
+        let optimizer = self.config.optimizer.init(&self.model, no_decay_1d);
+        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
+        let bytes = checkpoint.bytes("usage")?;
+        let usage: Vec<f64> = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        if usage.len() != self.usage.len() {
+            return Err(Error::format(checkpoint.path(), format!("counts {} codes, the model has {}", usage.len(), self.usage.len())));
+        }
+        self.usage = usage;
+        Ok(())
+    }
+
+    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>> {
+        let tokens = self.average.tokenize(self.shown.clone())?;
+        // The originals, then each picture as it grows scale by scale.
+        let mut rows = vec![self.shown.clone()];
+        rows.extend(self.average.canvases(&tokens).into_iter().map(|canvas| self.average.decode(canvas)));
+        let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
+        let columns = self.shown.dims()[0];
+        Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
+        Ok(vec![path])
+    }
+}

@@ -1,0 +1,327 @@
+//! Training of the next-scale transformer on a frozen tokenizer's tokens.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor};
+use burn_var::guidance::{Cfg, Guidance};
+use burn_var::rng::Rng;
+use burn_var::sampler::Sampler;
+use burn_var::tokenizer::VqVae;
+use burn_var::transformer::{Var, VarConfig, VarInit, drop_labels};
+use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Part};
+use crate::data::{BatchOrder, TokenCache};
+use crate::grid::{Grid, Range, pictures};
+use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_var};
+use crate::run::{DataConfig, Metrics, RunConfig, Trainer};
+use crate::{Error, Result};
+
+/// A transformer's training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VarTrainConfig {
+    /// Length, batch, seed, intervals.
+    pub run: RunConfig,
+    /// The pictures.
+    pub data: DataConfig,
+    /// The tokenizer's file.
+    pub tokenizer: PathBuf,
+    /// The transformer. Ladder, codes and classes come from the tokenizer and the pictures.
+    pub model: VarSize,
+    /// Constants of the first weights.
+    #[serde(default)]
+    pub init: VarInit,
+    /// AdamW.
+    #[serde(default = "default_optimizer")]
+    pub optimizer: OptimConfig,
+    /// Learning rate.
+    #[serde(default)]
+    pub learning_rate: LrSchedule,
+    /// Moving average of the weights, which is what is kept in the end.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// Share of the target that is spread over all codes.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// Share of labels replaced by the null class.
+    #[serde(default = "default_class_dropout")]
+    pub class_dropout: f64,
+    /// Micro-batches a step: the batch is computed in so many pieces, with the same result.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: usize,
+    /// How the pictures of the sample grids are drawn.
+    #[serde(default)]
+    pub preview: Preview,
+}
+
+/// AdamW as VAR uses it.
+fn default_optimizer() -> OptimConfig {
+    OptimConfig { beta_2: 0.95, weight_decay: 0.05, clip_norm: Some(2.0), ..OptimConfig::default() }
+}
+
+fn default_class_dropout() -> f64 {
+    0.1
+}
+
+fn default_accumulate() -> usize {
+    1
+}
+
+/// The sizes of a transformer that are free once tokenizer and pictures are given. See [`VarConfig`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VarSize {
+    /// Number of blocks.
+    pub depth: usize,
+    /// Width.
+    pub embed_dim: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Hidden width of the feed-forward, as a multiple of the width.
+    #[serde(default = "default_mlp_ratio")]
+    pub mlp_ratio: f64,
+    /// One adaptive norm projection for all blocks.
+    #[serde(default)]
+    pub shared_aln: bool,
+    /// L2-normalised attention.
+    #[serde(default = "default_attn_l2_norm")]
+    pub attn_l2_norm: bool,
+    /// Share of residual branches dropped at the last block.
+    #[serde(default)]
+    pub drop_path_rate: f64,
+}
+
+fn default_mlp_ratio() -> f64 {
+    4.0
+}
+
+fn default_attn_l2_norm() -> bool {
+    true
+}
+
+impl VarSize {
+    /// The whole configuration.
+    pub fn for_tokenizer(&self, tokenizer: &impl Tokenizer, num_classes: usize) -> VarConfig {
+        VarConfig {
+            depth: self.depth,
+            embed_dim: self.embed_dim,
+            num_heads: self.num_heads,
+            mlp_ratio: self.mlp_ratio,
+            norm_eps: 1e-6,
+            shared_aln: self.shared_aln,
+            attn_l2_norm: self.attn_l2_norm,
+            vocab_size: tokenizer.vocab_size(),
+            z_channels: tokenizer.z_channels(),
+            num_classes,
+            patch_nums: tokenizer.scales().clone(),
+            drop_path_rate: self.drop_path_rate,
+        }
+    }
+}
+
+/// How the pictures of the sample grids are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preview {
+    /// Strength of classifier-free guidance at the last scale.
+    pub cfg: f64,
+    /// How tokens are drawn.
+    pub sampler: Sampler,
+    /// Pictures a class.
+    pub per_class: usize,
+    /// The most classes that are shown.
+    pub classes: usize,
+}
+
+impl Default for Preview {
+    fn default() -> Self {
+        Self { cfg: 1.5, sampler: Sampler::default(), per_class: 8, classes: 10 }
+    }
+}
+
+impl VarTrainConfig {
+    /// Refuses what no run can mean.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        self.run.validate()?;
+        self.optimizer.validate()?;
+        self.learning_rate.validate()?;
+        self.ema.validate()?;
+        self.preview.sampler.validate()?;
+        for (name, share) in [("label_smoothing", self.label_smoothing), ("class_dropout", self.class_dropout)] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(Error::config(name, share, "a share in 0..=1"));
+            }
+        }
+        if self.accumulate == 0 || !self.run.batch_size.is_multiple_of(self.accumulate) {
+            let expected = format!("a divisor of batch_size {}", self.run.batch_size);
+            return Err(Error::config("accumulate", self.accumulate, expected));
+        }
+        Ok(())
+    }
+}
+
+/// A transformer in training.
+pub struct VarTrainer {
+    config: VarTrainConfig,
+    folder: PathBuf,
+    device: Device,
+    tokenizer: VqVae,
+    model: Var,
+    average: Var,
+    optimizer: AdamW,
+    tokens: TokenCache,
+    order: BatchOrder,
+}
+
+impl VarTrainer {
+    /// A run in `folder` on `device` (without autodiff), at its first step.
+    ///
+    /// # Errors
+    /// A configuration or data that no run can be made of.
+    pub fn new(
+        config: VarTrainConfig,
+        tokenizer: VqVae,
+        tokens: TokenCache,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        let sizes = config.model.for_tokenizer(&tokenizer, tokens.class_names().len());
+        let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
+        let average = model.valid();
+        let optimizer = config.optimizer.init(&model, no_decay_var);
+        let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
+        let (folder, device) = (folder.to_path_buf(), device.clone());
+        Ok(Self { config, folder, device, tokenizer, model, average, optimizer, tokens, order })
+    }
+
+    /// The transformer that the run is for: the moving average of the weights.
+    pub fn model(&self) -> &Var {
+        &self.average
+    }
+
+    /// The tokenizer's file, configuration and classes belong to it.
+    pub fn tokenizer(&self) -> &VqVae {
+        &self.tokenizer
+    }
+
+    /// Forward and backward of one micro-batch; its share of the loss, and its numbers.
+    fn backward(&self, indices: &[usize], rng: &mut Rng, measure: bool) -> Result<(GradientsParams, Metrics)> {
+        let (rows, labels) = self.tokens.batch(indices)?;
+        let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), &rows, &self.device)?;
+        let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
+        let labels = drop_labels(&labels, self.config.class_dropout, rng);
+        let logits = self.model.forward(&labels, input, Some(rng))?;
+        let targets = tokens.sequence();
+        let loss = cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing, &self.device);
+        let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
+        let share = 1.0 / self.config.accumulate as f64;
+        Ok((GradientsParams::from_grads((loss * share).backward(), &self.model), metrics))
+    }
+}
+
+/// Mean cross-entropy over all positions, `[1]`; logits are `[batch, L, vocab]`, targets `[batch, L]`.
+fn cross_entropy(logits: Tensor<3>, targets: Tensor<2, Int>, smoothing: f64, device: &Device) -> Tensor<1> {
+    let _ = device;
+    let log = log_softmax(logits, 2);
+    let chosen = log.clone().gather(2, targets.unsqueeze_dim(2)).mean().neg();
+    if smoothing == 0.0 {
+        return chosen;
+    }
+    chosen * (1.0 - smoothing) - log.mean() * smoothing
+}
+
+/// Loss and accuracy, of all tokens and of each scale.
+fn per_scale(logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> Result<Metrics> {
+    let read = |values: Tensor<2>| -> Result<Vec<f64>> {
+        Ok(values.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
+    };
+    let targets = targets.clone();
+    let nll = log_softmax(logits.clone(), 2).gather(2, targets.clone().unsqueeze_dim(2)).neg();
+    let nll = read(nll.mean_dim(0).squeeze_dim::<2>(2))?; // one a position
+    let hits = logits.clone().argmax(2).squeeze_dim::<2>(2).equal(targets).float();
+    let hits = read(hits.mean_dim(0))?;
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let mut metrics = vec![("loss".into(), mean(&nll)), ("accuracy".into(), mean(&hits))];
+    for k in 0..scales.len() {
+        metrics.push((format!("loss_{k}"), mean(&nll[scales.range(k)])));
+        metrics.push((format!("accuracy_{k}"), mean(&hits[scales.range(k)])));
+    }
+    Ok(metrics)
+}
+
+impl Trainer for VarTrainer {
+    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
+        let indices = self.order.batch(step as usize);
+        let mut rng = Rng::new(self.config.run.seed, "var dropout", step);
+        let mut sum = GradientsAccumulator::new();
+        let mut metrics = Metrics::new();
+        for part in indices.chunks(self.config.run.batch_size / self.config.accumulate) {
+            let (grads, part) = self.backward(part, &mut rng, measure)?;
+            sum.accumulate(&self.model, grads);
+            // Every part has the same names in the same order.
+            match metrics.is_empty() {
+                true => metrics = part,
+                false => metrics.iter_mut().zip(part).for_each(|(sum, (_, value))| sum.1 += value),
+            }
+        }
+        metrics.iter_mut().for_each(|(_, value)| *value /= self.config.accumulate as f64);
+        let steps = self.config.run.steps;
+        let rates = StepRates {
+            step,
+            learning_rate: self.config.learning_rate.at(step, steps),
+            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
+        };
+        let (model, norm) = self.optimizer.step(rates, self.model.clone(), sum.grads())?;
+        self.model = model;
+        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
+        if measure {
+            metrics.push(("grad_norm".into(), norm));
+            metrics.push(("learning_rate".into(), rates.learning_rate));
+        }
+        Ok(metrics)
+    }
+
+    fn parts(&self) -> Vec<Part<'_>> {
+        vec![
+            Part::module("model", &self.model),
+            Part::module("average", &self.average),
+            Part::optimizer("optimizer", &self.optimizer),
+        ]
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.model = checkpoint.module("model", self.model.clone())?;
+        self.average = checkpoint.module("average", self.average.clone())?;
+        let optimizer = self.config.optimizer.init(&self.model, no_decay_var);
+        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
+        Ok(())
+    }
+
+    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>> {
+        let preview = &self.config.preview;
+        let classes = preview.classes.min(self.tokens.class_names().len());
+        let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
+        if labels.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut request = Request::new(&labels, self.config.run.seed);
+        request.sampler = preview.sampler;
+        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
+        let made = generate(&self.tokenizer, &self.average, &mut guidance, &request, &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        })?;
+        let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
+        let images = pictures(self.tokenizer.decode(made.canvas), Range::Signed)?;
+        Grid::new(preview.per_class).write(&path, &images)?;
+        Ok(vec![path])
+    }
+}
