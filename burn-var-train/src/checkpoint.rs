@@ -298,7 +298,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Format`] if the part is no optimizer record.
     pub fn optimizer(&self, name: &str, optimizer: AdamW) -> Result<AdamW> {
-        optimizer.from_bytes(Bytes::from_bytes_vec(self.bytes(name)?)).map_err(record_error(&self.path.join(name)))
+        optimizer.load(Bytes::from_bytes_vec(self.bytes(name)?)).map_err(record_error(&self.path.join(name)))
     }
 }
 

@@ -1,9 +1,14 @@
 //! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
 
 pub mod checkpoint;
+pub mod config;
+pub mod curves;
 pub mod data;
 mod error;
 pub mod fs;
+pub mod grid;
 pub mod optim;
+pub mod progress;
+pub mod report;
 
 pub use error::{Error, Result};

@@ -117,6 +117,13 @@ fn a_resumed_run_equals_an_unbroken_one_to_the_bit() {
     assert_eq!(bits(&resumed.model), bits(&run.model), "weights after the resumed run");
     assert_eq!(bits(&resumed.average), bits(&run.average), "moving average after the resumed run");
     assert_ne!(bits(&resumed.average), bits(&resumed.model), "the average is not the model itself");
+
+    let mut forgetful = Run::load(&checkpoint, &device);
+    forgetful.optimizer = CONFIG.init(&forgetful.model, no_decay_1d);
+    for step in 3..8 {
+        forgetful = forgetful.step(step, &device);
+    }
+    assert_ne!(bits(&forgetful.model), bits(&run.model), "without the moments the run would be another");
 }
 
 #[test]
@@ -137,7 +144,8 @@ fn keeps_the_last_ones_and_saves_the_same_step_again() {
 /// Every file cut at several lengths, altered, or gone: the one before is taken, and the damaged one is out of the way.
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
-    let damages: [(&str, fn(&Path)); 5] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 5] = [
         ("cut to nothing", |p| fs::write(p, b"").expect("write")),
         ("cut in half", |p| {
             let bytes = fs::read(p).expect("read");

@@ -159,7 +159,7 @@ impl AdamW {
         self.inner.into_bytes().map_err(record_error("optimizer".as_ref()))
     }
 
-    pub(crate) fn from_bytes(mut self, bytes: Bytes) -> Result<Self, RecordError> {
+    pub(crate) fn load(mut self, bytes: Bytes) -> Result<Self, RecordError> {
         self.inner = self.inner.from_bytes(bytes)?;
         Ok(self)
     }

@@ -1,0 +1,204 @@
+//! One TOML file is one run: read strictly, saved resolved, compared on resume.
+//!
+//! The types deny unknown keys themselves (`#[serde(deny_unknown_fields, default)]`); what is here names file, line and
+//! key to the user.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::Value;
+
+use crate::fs::atomic_write;
+use crate::{Error, Result};
+
+const FILE: &str = "config.toml";
+
+/// How a key may differ from the one the run was started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// In any way: it does not touch the weights (how often to log, where pictures go).
+    Free,
+    /// Upwards only: the number of steps.
+    Raise,
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Format`] with line, column and key if it is not a `T`.
+pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    toml::from_str(&text).map_err(|e| Error::format(path, e.to_string().trim_end().to_string()))
+}
+
+/// Writes the resolved configuration to `config.toml` in the run's folder, or compares it with the one that is there.
+///
+/// Returns whether it was there, that is whether this may be a resumed run. `may_change` lists the keys, dotted, that
+/// may differ; the file is then rewritten.
+///
+/// # Errors
+/// [`Error::Format`] listing every key that differs and must not; [`Error::Io`] if the file cannot be read or written.
+pub fn settle<T>(run: impl AsRef<Path>, config: &T, may_change: &[(&str, Change)]) -> Result<bool>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let run = run.as_ref();
+    fs::create_dir_all(run).map_err(Error::io("create", run))?;
+    let path = run.join(FILE);
+    let as_text = |e: toml::ser::Error| Error::format(&path, e.to_string());
+    let text = toml::to_string_pretty(config).map_err(as_text)?;
+    let exists = match fs::metadata(&path) {
+        Ok(_) => true,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io("read", &path)(e)),
+    };
+    if exists {
+        // Through `T`, so that keys which a newer version added have their defaults on both sides.
+        let before = flat(&Value::try_from(read_toml::<T>(&path)?).map_err(as_text)?);
+        let now = flat(&Value::try_from(config).map_err(as_text)?);
+        let differences = differences(&before, &now, may_change);
+        if !differences.is_empty() {
+            let list = differences.join("; ");
+            return Err(Error::format(
+                path,
+                format!("this run was started otherwise: {list}. Set them back to go on with it, or use a new folder"),
+            ));
+        }
+        if before == now {
+            return Ok(true);
+        }
+    }
+    atomic_write(&path, text.as_bytes())?;
+    Ok(exists)
+}
+
+fn differences(
+    before: &BTreeMap<String, Value>,
+    now: &BTreeMap<String, Value>,
+    may_change: &[(&str, Change)],
+) -> Vec<String> {
+    let mut keys: Vec<_> = before.keys().chain(now.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let describe = |value: Option<&Value>| value.map_or("absent".into(), Value::to_string);
+    let mut found = Vec::new();
+    for key in keys {
+        let (old, new) = (before.get(key), now.get(key));
+        if old == new {
+            continue;
+        }
+        let note = match may_change.iter().find(|(name, _)| name == key).map(|(_, change)| change) {
+            Some(Change::Free) => continue,
+            Some(Change::Raise) if old.and_then(Value::as_integer) < new.and_then(Value::as_integer) => continue,
+            Some(Change::Raise) => " (it may only be raised)",
+            None => "",
+        };
+        found.push(format!("`{key}` was {}, is now {}{note}", describe(old), describe(new)));
+    }
+    found
+}
+
+/// Every value under its dotted key; lists count as one value.
+fn flat(value: &Value) -> BTreeMap<String, Value> {
+    fn collect(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+        let Value::Table(table) = value else {
+            into.insert(prefix.to_string(), value.clone());
+            return;
+        };
+        for (key, value) in table {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            collect(&path, value, into);
+        }
+    }
+    let mut into = BTreeMap::new();
+    collect("", value, &mut into);
+    into
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::optim::{LrSchedule, OptimConfig};
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Run {
+        steps: u64,
+        log_every: u64,
+        scales: Vec<usize>,
+        seed: Option<u64>,
+        learning_rate: LrSchedule,
+        optimizer: OptimConfig,
+    }
+
+    impl Default for Run {
+        fn default() -> Self {
+            Self {
+                steps: 100,
+                log_every: 10,
+                scales: vec![1, 2, 3],
+                seed: None,
+                learning_rate: LrSchedule::default(),
+                optimizer: OptimConfig::default(),
+            }
+        }
+    }
+
+    const MAY_CHANGE: [(&str, Change); 2] = [("steps", Change::Raise), ("log_every", Change::Free)];
+
+    #[test]
+    fn a_misspelt_key_is_named_with_file_and_line() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("run.toml");
+        fs::write(&path, "steps = 7\n[learning_rate]\npeek = 0.1\n").expect("write");
+        let error = read_toml::<Run>(&path).expect_err("a misspelt key").to_string();
+        for part in ["run.toml", "line 3", "`peek`", "`peak`"] {
+            assert!(error.contains(part), "mentions {part}: {error}");
+        }
+        fs::write(&path, "steps = 7\n[learning_rate]\npeak = 0.1\ndecay = \"lin0\"\n").expect("write");
+        let run = read_toml::<Run>(&path).expect("valid");
+        assert_eq!((run.steps, run.log_every, run.learning_rate.peak), (7, 10, 0.1), "read, the rest by default");
+    }
+
+    #[test]
+    fn settles_once_and_then_compares() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let run = folder.path().join("runs/first");
+        let config = Run { seed: Some(3), ..Run::default() };
+        assert!(!settle(&run, &config, &MAY_CHANGE).expect("new"), "a new run");
+        assert!(settle(&run, &config, &MAY_CHANGE).expect("again"), "the same run again");
+        assert_eq!(read_toml::<Run>(run.join(FILE)).expect("saved"), config, "the resolved file reads back");
+
+        let more = Run { steps: 200, log_every: 1, ..config.clone() };
+        assert!(settle(&run, &more, &MAY_CHANGE).expect("longer"), "more steps go on");
+        assert_eq!(read_toml::<Run>(run.join(FILE)).expect("saved"), more, "and are saved");
+
+        let mut other = Run { steps: 150, seed: None, scales: vec![1, 2], ..more.clone() };
+        other.optimizer.beta_2 = 0.95;
+        let error = settle(&run, &other, &MAY_CHANGE).expect_err("another run").to_string();
+        for part in [
+            "`optimizer.beta_2` was 0.999, is now 0.95",
+            "`scales` was [1, 2, 3], is now [1, 2]",
+            "`seed` was 3, is now absent",
+            "`steps` was 200, is now 150 (it may only be raised)",
+            "new folder",
+        ] {
+            assert!(error.contains(part), "mentions {part}: {error}");
+        }
+        assert_eq!(read_toml::<Run>(run.join(FILE)).expect("saved"), more, "the file is as it was");
+    }
+
+    #[test]
+    fn a_key_that_came_later_has_its_default() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::write(folder.path().join(FILE), "steps = 100\n").expect("an old file");
+        assert!(settle(folder.path(), &Run::default(), &MAY_CHANGE).expect("equal"), "defaults compare equal");
+    }
+}
