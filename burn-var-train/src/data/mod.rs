@@ -11,6 +11,7 @@ mod idx;
 mod random;
 mod sampler;
 mod source;
+mod token_cache;
 mod view;
 
 pub use batch::{BatchLoader, PictureBatch, PrefetchedBatches};
@@ -19,4 +20,5 @@ pub use folder::FolderPictures;
 pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};
 pub use sampler::BatchOrder;
 pub use source::{PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, open_pictures};
+pub use token_cache::{TokenBatch, TokenCache, TokenCacheSpec, TokenCacheWriter, VariantChoice};
 pub use view::View;

@@ -12,6 +12,8 @@ pub(super) enum Purpose {
     View = 2,
     /// Which pictures of a class are kept for testing.
     Holdout = 3,
+    /// Which variant of a picture's tokens an epoch sees.
+    Variant = 4,
 }
 
 /// The random numbers for one purpose, keyed by the seed of the run and two numbers more.

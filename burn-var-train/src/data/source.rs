@@ -67,9 +67,9 @@ pub struct SkippedPicture {
 }
 
 /// Labelled pictures in an order that never changes.
+#[allow(clippy::len_without_is_empty, reason = "no source without a picture can be opened")]
 pub trait PictureSource: Send + Sync {
     /// Number of pictures, at least 1.
-    #[allow(clippy::len_without_is_empty, reason = "no source without a picture can be opened")]
     fn len(&self) -> usize;
 
     /// The names of the classes; a label is an index into these.

@@ -1,10 +1,13 @@
+use serde::{Deserialize, Serialize};
+
 use super::random::{Purpose, below, keyed};
 
 /// How a picture is looked at: always the same way, or with a crop and mirroring drawn at random.
 ///
 /// The random draw follows from `seed`, `epoch` and the number of the picture, not from the order in which pictures
 /// are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum View {
     /// The middle of the picture, for evaluation and token caches.
     Fixed {

@@ -1,0 +1,92 @@
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempPath;
+
+use super::{TokenCache, TokenCacheSpec};
+use crate::fs::{folder_of, sync_dir, temporary_name};
+use crate::{Error, Result};
+
+/// Writes a cache of tokens picture by picture, without holding the tokens in memory.
+///
+/// The file gets its name only when it is complete and on the disk. Dropped before [`TokenCacheWriter::finish`], the
+/// writer removes what it wrote; a killed one leaves a hidden file that ends in `.tmp` and is never read.
+#[derive(Debug)]
+pub struct TokenCacheWriter {
+    path: PathBuf,
+    spec: TokenCacheSpec,
+    file: BufWriter<File>,
+    temporary: TempPath,
+    labels: Vec<u32>,
+}
+
+impl TokenCacheWriter {
+    /// Begins a cache that will be called `path`; its folder must exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written, [`Error::Config`] for a spec without pictures, variants, classes or
+    /// tokens.
+    pub fn create(path: &Path, spec: TokenCacheSpec) -> Result<Self> {
+        let header = spec.header()?;
+        let temporary = temporary_name(path);
+        let file = File::create(&temporary).map_err(Error::io("create", path))?;
+        let temporary = TempPath::try_from_path(temporary).map_err(Error::io("create", path))?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        file.write_all(&header).map_err(Error::io("write", path))?;
+        Ok(Self { path: path.to_path_buf(), spec, file, temporary, labels: Vec::new() })
+    }
+
+    /// Adds the next picture: its tokens, one row of L for each variant.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written, for instance on a full disk; [`Error::Config`] for tokens or
+    /// labels that contradict the spec.
+    pub fn push<R: AsRef<[u32]>>(&mut self, label: usize, variants: &[R]) -> Result<()> {
+        let length = self.spec.scales.tokens();
+        if self.labels.len() == self.spec.pictures {
+            return Err(Error::config("token cache", "one picture more", format!("{} pictures", self.labels.len())));
+        }
+        if label >= self.spec.class_names.len() {
+            return Err(Error::config("label", label, format!("a label below {}", self.spec.class_names.len())));
+        }
+        if variants.len() != self.spec.variants.len() {
+            return Err(Error::config("variants", variants.len(), format!("{}", self.spec.variants.len())));
+        }
+        for row in variants.iter().map(AsRef::as_ref) {
+            if row.len() != length {
+                return Err(Error::config("tokens of a picture", row.len(), format!("{length}")));
+            }
+            if let Some(token) = row.iter().find(|&&token| token as usize >= self.spec.vocab_size) {
+                return Err(Error::config("token", token, format!("a token below {}", self.spec.vocab_size)));
+            }
+            self.write(row)?;
+        }
+        self.labels.push(label as u32);
+        Ok(())
+    }
+
+    /// Completes the file and opens it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written, [`Error::Config`] if pictures are missing.
+    pub fn finish(mut self) -> Result<TokenCache> {
+        if self.labels.len() != self.spec.pictures {
+            return Err(Error::config("pictures", self.labels.len(), format!("{}", self.spec.pictures)));
+        }
+        let labels = std::mem::take(&mut self.labels);
+        self.write(&labels)?;
+        let write = || Error::io("write", &self.path);
+        self.file.flush().map_err(write())?;
+        self.file.get_ref().sync_all().map_err(write())?;
+        self.temporary.persist(&self.path).map_err(|error| write()(error.error))?;
+        sync_dir(folder_of(&self.path)).map_err(write())?;
+        TokenCache::open(&self.path)
+    }
+
+    fn write(&mut self, values: &[u32]) -> Result<()> {
+        let width = self.spec.width();
+        let mut write = |value: &u32| self.file.write_all(&value.to_le_bytes()[..width]);
+        values.iter().try_for_each(&mut write).map_err(Error::io("write", &self.path))
+    }
+}
