@@ -10,5 +10,8 @@ pub mod grid;
 pub mod optim;
 pub mod progress;
 pub mod report;
+pub mod run;
+pub mod tokenizer;
+pub mod var;
 
 pub use error::{Error, Result};

@@ -7,8 +7,11 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointDir, Part};
+use crate::config::Change;
+use crate::curves::{Chart, Series};
 use crate::data::{PictureOptions, PictureSource, Split, open_pictures};
 use crate::progress::{Progress, Rate};
+use crate::report::{RunLog, read_log};
 use crate::{Error, Result};
 
 /// What every run has.
@@ -46,6 +49,14 @@ fn default_sample_every() -> u64 {
 }
 
 impl RunConfig {
+    /// What may differ when a run is resumed.
+    pub const MAY_CHANGE: [(&'static str, Change); 4] = [
+        ("run.steps", Change::Raise),
+        ("run.save_every", Change::Free),
+        ("run.log_every", Change::Free),
+        ("run.sample_every", Change::Free),
+    ];
+
     /// Refuses what no run can mean.
     ///
     /// # Errors
@@ -89,19 +100,17 @@ pub trait Trainer {
     ///
     /// # Errors
     /// If they can't be written.
-    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>>;
+    fn samples(&mut self, step: u64) -> Result<PathBuf>;
+
+    /// The curves to draw of the log: title and the names of the metrics.
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
 }
 
 /// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one.
 ///
 /// # Errors
 /// Those of the trainer and of the files it writes; the last complete checkpoint stays.
-pub fn run(
-    trainer: &mut dyn Trainer,
-    config: &RunConfig,
-    folder: &Path,
-    progress: &mut dyn Progress,
-) -> Result<()> {
+pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progress: &mut dyn Progress) -> Result<()> {
     config.validate()?;
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
     let mut done = 0;
@@ -110,6 +119,7 @@ pub fn run(
         done = checkpoint.step();
         progress.note(&format!("goes on after step {done}, from {}", checkpoint.path().display()));
     }
+    let mut log = RunLog::open(folder.join("log.jsonl"), done)?;
     let mut rate = Rate::new(done, config.steps, Instant::now());
     while done < config.steps {
         let last = done + 1 == config.steps;
@@ -126,17 +136,33 @@ pub fn run(
         }
         let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
+        if !metrics.is_empty() {
+            let fields: serde_json::Map<_, _> =
+                metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
+            log.write(done, &fields)?;
+        }
         if last || done.is_multiple_of(config.sample_every) {
-            for file in trainer.samples(done)? {
-                progress.note(&format!("pictures in {}", file.display()));
-            }
+            let file = trainer.samples(done)?;
+            draw_charts(folder, &trainer.charts())?;
+            progress.note(&format!("pictures in {}", file.display()));
         }
         if last || stop || done.is_multiple_of(config.save_every) {
+            log.sync()?;
             checkpoints.save(done, &(), trainer.parts())?;
         }
         if stop {
             break;
         }
+    }
+    Ok(())
+}
+
+/// Draws the log as one SVG file a chart.
+fn draw_charts(folder: &Path, charts: &[(&'static str, Vec<String>)]) -> Result<()> {
+    let records = read_log(folder.join("log.jsonl"))?;
+    for (title, names) in charts {
+        let series: Vec<Series> = names.iter().map(|name| Series::from_log(&records, name)).collect();
+        Chart::new(*title, *title).write(folder.join(format!("{title}.svg")), &series)?;
     }
     Ok(())
 }

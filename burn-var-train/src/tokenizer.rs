@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_var::Tokenizer;
+use burn_var::pretrained::save_vqvae;
 use burn_var::rng::Rng;
 use burn_var::tokenizer::{VqVae, VqVaeConfig};
-use burn_var::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
+use crate::config::settle;
 use crate::data::{BatchLoader, BatchOrder, PictureShape, PrefetchedBatches, Split, View};
 use crate::grid::{Grid, Range, pictures};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer};
+use crate::progress::Progress;
+use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::{Error, Result};
 
 /// A tokenizer's training run.
@@ -75,7 +78,11 @@ impl TokenizerLoss {
             }
         }
         match self.l1 + self.l2 {
-            0.0 => Err(Error::config("loss.l2", self.l2, "a positive weight of `l1` or `l2`: nothing else ties reconstructions to pictures")),
+            0.0 => Err(Error::config(
+                "loss.l2",
+                self.l2,
+                "a positive weight of `l1` or `l2`: nothing else ties reconstructions to pictures",
+            )),
             _ => Ok(()),
         }
     }
@@ -316,13 +323,16 @@ impl Trainer for TokenizerTrainer {
         let bytes = checkpoint.bytes("usage")?;
         let usage: Vec<f64> = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
         if usage.len() != self.usage.len() {
-            return Err(Error::format(checkpoint.path(), format!("counts {} codes, the model has {}", usage.len(), self.usage.len())));
+            return Err(Error::format(
+                checkpoint.path(),
+                format!("counts {} codes, the model has {}", usage.len(), self.usage.len()),
+            ));
         }
         self.usage = usage;
         Ok(())
     }
 
-    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>> {
+    fn samples(&mut self, step: u64) -> Result<PathBuf> {
         let tokens = self.average.tokenize(self.shown.clone())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
@@ -330,6 +340,31 @@ impl Trainer for TokenizerTrainer {
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
-        Ok(vec![path])
+        Ok(path)
     }
+
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        let usage = (0..self.config.model.patch_nums.len()).map(|k| format!("usage_{k}")).collect();
+        vec![("loss", vec!["loss".into(), "l2".into(), "vq".into()]), ("psnr", vec!["psnr".into()]), ("usage", usage)]
+    }
+}
+
+/// Trains a tokenizer in `folder`, or goes on with what is there, and returns the file it is kept in.
+///
+/// # Errors
+/// Whatever makes the run impossible or breaks it off; the same call goes on from the last checkpoint.
+pub fn train_tokenizer(
+    config: TokenizerConfig,
+    folder: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
+    config.validate()?;
+    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
+    let run_config = config.run.clone();
+    let mut trainer = TokenizerTrainer::new(config, folder, device)?;
+    run(&mut trainer, &run_config, folder, progress)?;
+    let path = folder.join("tokenizer.safetensors");
+    save_vqvae(trainer.model(), &path, false)?;
+    Ok(path)
 }

@@ -7,6 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance};
+use burn_var::pretrained::{StateDict, load_vqvae, save_var, vqvae_config};
 use burn_var::rng::Rng;
 use burn_var::sampler::Sampler;
 use burn_var::tokenizer::VqVae;
@@ -15,10 +16,15 @@ use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
-use crate::data::{BatchOrder, TokenCache};
+use crate::config::settle;
+use crate::data::{
+    BatchLoader, BatchOrder, Fingerprint, PictureShape, Split, TokenBatch, TokenCache, TokenCacheSpec,
+    TokenCacheWriter, VariantChoice, View,
+};
 use crate::grid::{Grid, Range, pictures};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_var};
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer};
+use crate::progress::Progress;
+use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::{Error, Result};
 
 /// A transformer's training run.
@@ -160,6 +166,12 @@ impl VarTrainConfig {
                 return Err(Error::config(name, share, "a share in 0..=1"));
             }
         }
+        for (name, count) in [("preview.per_class", self.preview.per_class), ("preview.classes", self.preview.classes)]
+        {
+            if count == 0 {
+                return Err(Error::config(name, count, "at least 1"));
+            }
+        }
         if self.accumulate == 0 || !self.run.batch_size.is_multiple_of(self.accumulate) {
             let expected = format!("a divisor of batch_size {}", self.run.batch_size);
             return Err(Error::config("accumulate", self.accumulate, expected));
@@ -194,7 +206,7 @@ impl VarTrainer {
         device: &Device,
     ) -> Result<Self> {
         config.validate()?;
-        let sizes = config.model.for_tokenizer(&tokenizer, tokens.class_names().len());
+        let sizes = config.model.for_tokenizer(&tokenizer, tokens.spec().class_names.len());
         let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
         let average = model.valid();
         let optimizer = config.optimizer.init(&model, no_decay_var);
@@ -214,14 +226,14 @@ impl VarTrainer {
     }
 
     /// Forward and backward of one micro-batch; its share of the loss, and its numbers.
-    fn backward(&self, indices: &[usize], rng: &mut Rng, measure: bool) -> Result<(GradientsParams, Metrics)> {
-        let (rows, labels) = self.tokens.batch(indices)?;
-        let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), &rows, &self.device)?;
+    fn backward(&self, batch: &TokenBatch, rng: &mut Rng, measure: bool) -> Result<(GradientsParams, Metrics)> {
+        let TokenBatch { tokens: rows, labels } = batch;
+        let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
         let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
-        let labels = drop_labels(&labels, self.config.class_dropout, rng);
+        let labels = drop_labels(labels, self.config.class_dropout, rng);
         let logits = self.model.forward(&labels, input, Some(rng))?;
         let targets = tokens.sequence();
-        let loss = cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing, &self.device);
+        let loss = cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing);
         let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
         let share = 1.0 / self.config.accumulate as f64;
         Ok((GradientsParams::from_grads((loss * share).backward(), &self.model), metrics))
@@ -229,8 +241,7 @@ impl VarTrainer {
 }
 
 /// Mean cross-entropy over all positions, `[1]`; logits are `[batch, L, vocab]`, targets `[batch, L]`.
-fn cross_entropy(logits: Tensor<3>, targets: Tensor<2, Int>, smoothing: f64, device: &Device) -> Tensor<1> {
-    let _ = device;
+fn cross_entropy(logits: Tensor<3>, targets: Tensor<2, Int>, smoothing: f64) -> Tensor<1> {
     let log = log_softmax(logits, 2);
     let chosen = log.clone().gather(2, targets.unsqueeze_dim(2)).mean().neg();
     if smoothing == 0.0 {
@@ -261,11 +272,13 @@ fn per_scale(logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> R
 impl Trainer for VarTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
         let indices = self.order.batch(step as usize);
+        let choice = VariantChoice::Random { seed: self.config.run.seed, epoch: self.order.epoch(step as usize) };
         let mut rng = Rng::new(self.config.run.seed, "var dropout", step);
         let mut sum = GradientsAccumulator::new();
         let mut metrics = Metrics::new();
         for part in indices.chunks(self.config.run.batch_size / self.config.accumulate) {
-            let (grads, part) = self.backward(part, &mut rng, measure)?;
+            let batch = self.tokens.batch(part, choice)?;
+            let (grads, part) = self.backward(&batch, &mut rng, measure)?;
             sum.accumulate(&self.model, grads);
             // Every part has the same names in the same order.
             match metrics.is_empty() {
@@ -306,13 +319,10 @@ impl Trainer for VarTrainer {
         Ok(())
     }
 
-    fn samples(&mut self, step: u64) -> Result<Vec<PathBuf>> {
+    fn samples(&mut self, step: u64) -> Result<PathBuf> {
         let preview = &self.config.preview;
-        let classes = preview.classes.min(self.tokens.class_names().len());
+        let classes = preview.classes.min(self.tokens.spec().class_names.len());
         let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
-        if labels.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut request = Request::new(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
@@ -322,6 +332,82 @@ impl Trainer for VarTrainer {
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let images = pictures(self.tokenizer.decode(made.canvas), Range::Signed)?;
         Grid::new(preview.per_class).write(&path, &images)?;
-        Ok(vec![path])
+        Ok(path)
     }
+
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        let each = |name: &str| -> Vec<String> {
+            (0..self.tokenizer.scales().len()).map(|k| format!("{name}_{k}")).chain([name.to_owned()]).collect()
+        };
+        vec![("loss", each("loss")), ("accuracy", each("accuracy"))]
+    }
+}
+
+/// Trains a transformer in `folder`, or goes on with what is there, and returns the file it is kept in.
+///
+/// The pictures' tokens are kept in `tokens.safetensors` beside it, so they are encoded once.
+///
+/// # Errors
+/// Whatever makes the run impossible or breaks it off; the same call goes on from the last checkpoint.
+pub fn train_var(
+    config: VarTrainConfig,
+    folder: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
+    config.validate()?;
+    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
+    let dict = StateDict::open(&config.tokenizer)?;
+    let tokenizer = load_vqvae(&dict, &vqvae_config(&dict, None)?, device)?;
+    let tokens = cached_tokens(&config.data, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
+    let run_config = config.run.clone();
+    let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
+    run(&mut trainer, &run_config, folder, progress)?;
+    let path = folder.join("transformer.safetensors");
+    save_var(trainer.model(), &path, false)?;
+    Ok(path)
+}
+
+/// How many pictures are encoded at a time.
+const ENCODE_BATCH: usize = 64;
+
+/// The tokens of all training pictures, and of their mirror images if the run mirrors.
+fn cached_tokens(
+    data: &DataConfig,
+    tokenizer: &VqVae,
+    path: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<TokenCache> {
+    let source = data.open(Split::Train)?;
+    let [channels, height, width] = tokenizer.picture_shape();
+    let shape = PictureShape::new(height, width, channels)?;
+    let sizes = serde_json::to_vec(tokenizer.config())
+        .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
+    let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
+    let variants: Vec<View> = [false, true]
+        .into_iter()
+        .filter(|&mirrored| !mirrored || data.mirror)
+        .map(|mirrored| View::Fixed { mirrored })
+        .collect();
+    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
+    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales, vocab, fingerprint);
+    if path.exists() {
+        return TokenCache::open_matching(path, &spec);
+    }
+    progress.note(&format!("encodes {} pictures once, into {}", source.len(), path.display()));
+    let mut writer = TokenCacheWriter::create(path, spec)?;
+    let loader = BatchLoader::new(source, shape);
+    let indices: Vec<usize> = (0..loader.source().len()).collect();
+    for part in indices.chunks(ENCODE_BATCH) {
+        let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
+        for &view in &variants {
+            let tokens = tokenizer.tokenize(loader.load(part, view, device)?.images)?.to_rows()?;
+            rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
+        }
+        for (index, rows) in part.iter().zip(&rows) {
+            writer.push(loader.source().label(*index), rows)?;
+        }
+    }
+    writer.finish()
 }

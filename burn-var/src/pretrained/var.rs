@@ -81,7 +81,8 @@ fn ladder(dict: &StateDict) -> Result<Scales> {
         return Scales::square(&sides);
     }
     let published: [&[usize]; 3] = [&Scales::VAR_256, &Scales::VAR_512, &Scales::VAR_1024];
-    let fits = |sides: &&&[usize]| sides.len() == scales && sides.iter().map(|side| side * side).sum::<usize>() == length;
+    let fits =
+        |sides: &&&[usize]| sides.len() == scales && sides.iter().map(|side| side * side).sum::<usize>() == length;
     match published.iter().find(fits) {
         Some(sides) => Scales::square(sides),
         None => {

@@ -132,7 +132,8 @@ mod tests {
         let cases = [(0, "quantize.quant_resi.2.weight"), (1, "quantize.quant_resi.qresi.weight")];
         let cases = cases.into_iter().chain([(2, "quantize.quant_resi.qresi_ls.1.weight")]);
         for (share, last) in cases {
-            let dict = export(&config(share).init_zeros(&Device::flex()).unwrap(), &vqvae_keys(&config(share))).unwrap();
+            let dict =
+                export(&config(share).init_zeros(&Device::flex()).unwrap(), &vqvae_keys(&config(share))).unwrap();
             let found = dict.keys().filter(|key| key.ends_with("weight") && key.contains("quant_resi")).last();
             assert_eq!(found, Some(last), "with share_quant_resi {share}");
         }
