@@ -8,8 +8,12 @@
 
 mod activation;
 mod conv;
+#[cfg(feature = "flex")]
+mod flex;
 mod norm;
 mod softmax;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 
 pub use activation::{gelu_tanh, silu};
 pub use conv::{ConvSpec, conv2d};
