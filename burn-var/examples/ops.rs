@@ -35,6 +35,8 @@ fn main() {
         |i| activation::softmax(i[0].clone(), 3),
         |i| ops::softmax(i[0].clone()),
     );
+    let heads = [64, 3, 130, 64];
+    compare("attention 64 x 3 x 130 x 64", &[heads, heads, heads, [1, 1, 130, 130]], attention, our_attention);
     let modulation = [1, 64, 1, 192];
     compare("layer norm, modulated", &[[1, 64, 130, 192], modulation, modulation], layer_norm, our_layer_norm);
 }
@@ -101,4 +103,14 @@ fn layer_norm(inputs: Inputs) -> Tensor<4> {
 fn our_layer_norm(inputs: Inputs) -> Tensor<4> {
     let [x, scale, shift] = [0, 1, 2].map(|index: usize| inputs[index].clone().squeeze_dim(0));
     ops::layer_norm_modulate(x, scale, shift, 1e-6).unsqueeze()
+}
+
+fn attention(inputs: Inputs) -> Tensor<4> {
+    let [query, key, value, bias] = [0, 1, 2, 3].map(|index: usize| inputs[index].clone());
+    module::attention(query, key, value, None, Some(bias), Default::default())
+}
+
+fn our_attention(inputs: Inputs) -> Tensor<4> {
+    let [query, key, value, bias] = [0, 1, 2, 3].map(|index: usize| inputs[index].clone());
+    ops::attention(query, key, value, Some(bias), 0.125)
 }

@@ -7,6 +7,7 @@
 //! Like the tensor operations of Burn they panic when shapes do not fit together.
 
 mod activation;
+mod attention;
 mod conv;
 #[cfg(feature = "flex")]
 mod flex;
@@ -16,6 +17,7 @@ mod softmax;
 mod tests;
 
 pub use activation::{gelu_tanh, silu};
+pub use attention::attention;
 pub use conv::{ConvSpec, conv2d};
 pub use norm::{group_norm, group_norm_silu, layer_norm_modulate};
 pub use softmax::softmax;

@@ -154,6 +154,27 @@ fn convolutions() {
 }
 
 #[test]
+fn attention_with_every_kind_of_bias() {
+    let ([batch, heads], channels, value_channels) = ([2, 3], 5, 7);
+    for (queries, keys) in [(1, 1), (7, 11), (70, 13), (130, 131)] {
+        for bias in [None, Some([1, 1, 1]), Some([1, 1, queries]), Some([1, heads, 1]), Some([batch, heads, queries])] {
+            let scores = batch * heads;
+            let mut lengths =
+                vec![scores * queries * channels, scores * keys * channels, scores * keys * value_channels];
+            lengths.extend(bias.map(|bias| bias.iter().product::<usize>() * keys));
+            agree(&format!("attention of {queries} queries and {keys} keys, bias {bias:?}"), &lengths, |inputs| {
+                let mut inputs = inputs.into_iter();
+                let query = next(&mut inputs, [batch, heads, queries, channels]);
+                let key = next(&mut inputs, [batch, heads, keys, channels]);
+                let value = next(&mut inputs, [batch, heads, keys, value_channels]);
+                let bias = bias.map(|[batch, heads, queries]| next(&mut inputs, [batch, heads, queries, keys]));
+                attention(query, key, value, bias, 0.37)
+            });
+        }
+    }
+}
+
+#[test]
 fn inputs_that_are_views() {
     let device = Device::flex();
     let x = Tensor::<4>::from_data(TensorData::new(noise(2 * 6 * 5 * 4, 7), [2, 6, 5, 4]), &device);

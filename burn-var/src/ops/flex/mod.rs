@@ -3,6 +3,7 @@
 //! A kernel is a value that implements [`bridge::Kernel`]; [`run`] puts it into Burn's graph. Work is cut into pieces by
 //! the shapes alone and partial sums are added in the order of the pieces, never in the order in which threads finish.
 
+mod attention;
 mod bridge;
 mod columns;
 mod conv;
@@ -14,6 +15,7 @@ mod pointwise;
 mod simd;
 mod softmax;
 
+pub(super) use attention::Attention;
 pub(super) use bridge::{run, supports};
 pub(super) use conv::Conv2d;
 pub(super) use group_norm::GroupNorm;

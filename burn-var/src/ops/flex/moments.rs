@@ -9,7 +9,7 @@ pub(super) struct Moments {
 
 vectorised! {
     /// Moments of all values together. Two passes: the mean is known before squares are summed.
-    fn moments(x: &[f32], eps: f64) -> Moments {
+    pub(super) fn moments(x: &[f32], eps: f64) -> Moments {
         moments_inline(x, eps)
     }
 }

@@ -18,19 +18,17 @@ impl Kernel<1> for Softmax {
 
     fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
         let len = row_len(&x);
-        let mut out = vec![0.0; x.values().len()];
-        let rows = out.par_chunks_mut(len).zip(x.values().par_chunks(len));
-        rows.with_min_len(MIN_ROWS).for_each(|(out, x)| softmax(x, out));
+        let mut out = x.values().to_vec();
+        out.par_chunks_mut(len).with_min_len(MIN_ROWS).for_each(softmax);
         let out = Array::new(out, x.shape());
         (out.clone(), out)
     }
 
     fn backward(&self, y: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
         let len = row_len(&y);
-        let mut out = vec![0.0; y.values().len()];
-        let inputs = y.values().par_chunks(len).zip(grad.values().par_chunks(len));
-        let rows = out.par_chunks_mut(len).zip(inputs);
-        rows.with_min_len(MIN_ROWS).for_each(|(out, (y, grad))| softmax_backward(y, grad, out));
+        let mut out = grad.values().to_vec();
+        let rows = out.par_chunks_mut(len).zip(y.values().par_chunks(len));
+        rows.with_min_len(MIN_ROWS).for_each(|(out, y)| softmax_backward(y, out));
         [Some(Array::new(out, y.shape()))]
     }
 }
@@ -40,29 +38,36 @@ fn row_len(x: &Array) -> usize {
 }
 
 vectorised! {
-    fn softmax(x: &[f32], out: &mut [f32]) {
-        softmax_inline(x, out);
+    fn softmax(row: &mut [f32]) {
+        softmax_inline(row);
     }
 
-    fn softmax_backward(y: &[f32], grad: &[f32], out: &mut [f32]) {
-        let [mean] = sums(y, grad, |y, grad| [y * grad]).map(|sum| sum as f32);
-        for ((out, &y), &grad) in out.iter_mut().zip(y).zip(grad) {
-            *out = y * (grad - mean);
-        }
+    pub(super) fn softmax_backward(y: &[f32], grad: &mut [f32]) {
+        softmax_backward_inline(y, grad);
     }
 }
 
+/// Softmax of a row in place.
 #[inline(always)]
-fn softmax_inline(x: &[f32], out: &mut [f32]) {
+pub(super) fn softmax_inline(row: &mut [f32]) {
     // The comparison passes over NaN, but the exponential below does not.
-    let max = largest(x);
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = exp(x - max);
+    let max = largest(row);
+    for value in row.iter_mut() {
+        *value = exp(*value - max);
     }
-    let [sum] = sums(out, out, |y, _| [y]);
+    let [sum] = sums(row, row, |value, _| [value]);
     let factor = sum.recip() as f32;
-    for out in out.iter_mut() {
-        *out *= factor;
+    for value in row.iter_mut() {
+        *value *= factor;
+    }
+}
+
+/// Turns the gradient of the output `y` of a softmax into that of its input.
+#[inline(always)]
+pub(super) fn softmax_backward_inline(y: &[f32], grad: &mut [f32]) {
+    let [mean] = sums(y, grad, |y, grad| [y * grad]).map(|sum| sum as f32);
+    for (grad, &y) in grad.iter_mut().zip(y) {
+        *grad = y * (*grad - mean);
     }
 }
 
