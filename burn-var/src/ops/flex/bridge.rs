@@ -18,6 +18,7 @@ use burn::{
     tensor::{Bytes, DType, Shape, Tensor},
 };
 use burn_flex::{FlexTensor, Layout};
+use rayon::prelude::*;
 
 /// A node of the autodiff graph with its value.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -37,6 +38,28 @@ impl Array {
 
     pub(super) fn values(&self) -> &[f32] {
         self.0.storage()
+    }
+
+    /// Runs `change` in parallel on every piece of `len` values, given its number and the values, and returns what it
+    /// returned in the order of the pieces. Reuses the memory of a tensor that nobody else holds.
+    pub(super) fn update<R: Send>(
+        mut self,
+        len: usize,
+        change: impl Fn(usize, &mut [f32]) -> R + Sync,
+    ) -> (Self, Vec<R>) {
+        let len = len.max(1);
+        if let Some(values) = self.0.try_storage_mut() {
+            let results = values.par_chunks_mut(len).enumerate().map(|(index, piece)| change(index, piece)).collect();
+            return (self, results);
+        }
+        let from = self.values();
+        let mut values = Vec::with_capacity(from.len());
+        let pieces =
+            values.spare_capacity_mut()[..from.len()].par_chunks_mut(len).zip(from.par_chunks(len)).enumerate();
+        let results = pieces.map(|(index, (piece, from))| change(index, piece.write_copy_of_slice(from))).collect();
+        // SAFETY: the pieces cover as many values, and each has been written.
+        unsafe { values.set_len(from.len()) };
+        (Self::new(values, self.shape()), results)
     }
 
     pub(super) fn shape(&self) -> Shape {

@@ -1,5 +1,3 @@
-use rayon::prelude::*;
-
 use super::{
     bridge::{Array, Kernel},
     moments::{Moments, moments},
@@ -36,6 +34,14 @@ impl GroupNorm {
         );
         [height * width, channels / self.groups]
     }
+
+    /// Weight and bias of the channels of a group, given its number among the groups of all images.
+    fn affine<'a>(&self, index: usize, weight: &'a Array, bias: &'a Array) -> impl Iterator<Item = (f32, f32)> + 'a {
+        let channels = weight.values().len() / self.groups;
+        let first = index % self.groups * channels;
+        let range = first..first + channels;
+        weight.values()[range.clone()].iter().copied().zip(bias.values()[range].iter().copied())
+    }
 }
 
 impl Kernel<3> for GroupNorm {
@@ -46,63 +52,45 @@ impl Kernel<3> for GroupNorm {
         for affine in [&weight, &bias] {
             assert_eq!(affine.values().len(), channels * self.groups, "group_norm: length of the weight or bias");
         }
-        let len = (pixels * channels).max(1);
-        let mut out = vec![0.0; x.values().len()];
-        let groups = out.par_chunks_mut(len).zip(x.values().par_chunks(len)).enumerate();
-        let moments = groups
-            .map(|(index, (out, x))| {
-                let first = index % self.groups * channels;
-                let moments = moments(x, self.eps);
-                let channel_affine = weight.values()[first..].iter().zip(&bias.values()[first..]);
-                for ((out, x), (&weight, &bias)) in out.chunks_mut(pixels).zip(x.chunks(pixels)).zip(channel_affine) {
-                    let slope = moments.scale * weight;
-                    let apply = if self.silu { affine_silu } else { affine };
-                    apply(x, moments.mean, slope, bias, out);
-                }
-                moments
-            })
-            .collect();
-        (Array::new(out, x.shape()), SavedGroupNorm { x, weight, bias, moments })
+        let (out, moments) = x.clone().update(pixels * channels, |index, values| {
+            let moments = moments(values, self.eps);
+            let apply = if self.silu { affine_silu } else { affine };
+            for (values, (weight, bias)) in values.chunks_mut(pixels).zip(self.affine(index, &weight, &bias)) {
+                apply(moments.mean, moments.scale * weight, bias, values);
+            }
+            moments
+        });
+        (out, SavedGroupNorm { x, weight, bias, moments })
     }
 
     fn backward(&self, saved: SavedGroupNorm, grad: Array, wanted: [bool; 3]) -> [Option<Array>; 3] {
         let SavedGroupNorm { x, weight, bias, moments } = saved;
         let [pixels, channels] = self.sizes(&x);
-        let len = (pixels * channels).max(1);
-        let mut out = vec![0.0; x.values().len()];
-        let inputs = x.values().par_chunks(len).zip(grad.values().par_chunks(len)).zip(&moments);
-        // For every image and channel the sums of `g` and of `g x^`, with g the gradient in front of the activation and
-        // x^ the standardised input.
-        let channel_sums = out
-            .par_chunks_mut(len)
-            .zip(inputs)
-            .enumerate()
-            .map(|(index, (out, ((x, grad), moments)))| {
-                let first = index % self.groups * channels;
-                let channel_affine = weight.values()[first..].iter().zip(&bias.values()[first..]);
-                let planes = out.chunks_mut(pixels).zip(x.chunks(pixels)).zip(grad.chunks(pixels));
-                let mut group_sums = [0.0; 2];
-                let mut channel_sums = Vec::with_capacity(channels);
-                for (((out, x), grad), (&weight, &bias)) in planes.zip(channel_affine) {
-                    if self.silu {
-                        affine_silu_backward(x, grad, moments.mean, moments.scale * weight, bias, out);
-                    } else {
-                        out.copy_from_slice(grad);
-                    }
-                    let sums = gradient_sums(x, out, *moments);
-                    for (group_sum, sum) in group_sums.iter_mut().zip(sums) {
-                        *group_sum += f64::from(weight) * sum;
-                    }
-                    channel_sums.push(sums);
+        let len = pixels * channels;
+        // Besides the gradient of `x`, for every image and channel the sums of `g` and of `g x^`, with `g` the gradient
+        // in front of the activation and `x^` the standardised input.
+        let (out, channel_sums) = grad.update(len, |index, grads| {
+            let x = &x.values()[index * len..][..len];
+            let moments = moments[index];
+            let mut group_sums = [0.0; 2];
+            let mut channel_sums = Vec::with_capacity(channels);
+            let planes = || x.chunks(pixels).zip(self.affine(index, &weight, &bias));
+            for (grad, (x, (weight, bias))) in grads.chunks_mut(pixels).zip(planes()) {
+                if self.silu {
+                    affine_silu_backward(x, moments.mean, moments.scale * weight, bias, grad);
                 }
-                let [mean_g, mean_gx] = group_sums.map(|sum| (sum / len as f64) as f32);
-                let planes = out.chunks_mut(pixels).zip(x.chunks(pixels)).zip(&weight.values()[first..]);
-                for ((out, x), &weight) in planes {
-                    project(x, weight, *moments, [mean_g, mean_gx], out);
+                let sums = gradient_sums(x, grad, moments);
+                for (group_sum, sum) in group_sums.iter_mut().zip(sums) {
+                    *group_sum += f64::from(weight) * sum;
                 }
-                channel_sums
-            })
-            .collect::<Vec<_>>();
+                channel_sums.push(sums);
+            }
+            let means = group_sums.map(|sum| (sum / len as f64) as f32);
+            for (grad, (x, (weight, _))) in grads.chunks_mut(pixels).zip(planes()) {
+                project(x, weight, moments, means, grad);
+            }
+            channel_sums
+        });
         let per_image = channel_sums.concat();
         let total = |which: usize| {
             let channels = channels * self.groups;
@@ -110,27 +98,27 @@ impl Kernel<3> for GroupNorm {
             Array::new((0..channels).map(|channel| sum(channel) as f32).collect(), [channels])
         };
         let [want_x, want_weight, want_bias] = wanted;
-        [want_x.then(|| Array::new(out, x.shape())), want_weight.then(|| total(1)), want_bias.then(|| total(0))]
+        [want_x.then_some(out), want_weight.then(|| total(1)), want_bias.then(|| total(0))]
     }
 }
 
 vectorised! {
-    fn affine(x: &[f32], mean: f32, slope: f32, bias: f32, out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = (x - mean) * slope + bias;
+    fn affine(mean: f32, slope: f32, bias: f32, values: &mut [f32]) {
+        for value in values {
+            *value = (*value - mean) * slope + bias;
         }
     }
 
-    fn affine_silu(x: &[f32], mean: f32, slope: f32, bias: f32, out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            let y = (x - mean) * slope + bias;
-            *out = y * sigmoid(y);
+    fn affine_silu(mean: f32, slope: f32, bias: f32, values: &mut [f32]) {
+        for value in values {
+            let y = (*value - mean) * slope + bias;
+            *value = y * sigmoid(y);
         }
     }
 
-    fn affine_silu_backward(x: &[f32], grad: &[f32], mean: f32, slope: f32, bias: f32, out: &mut [f32]) {
-        for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
-            *out = grad * silu_slope((x - mean) * slope + bias);
+    fn affine_silu_backward(x: &[f32], mean: f32, slope: f32, bias: f32, grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad *= silu_slope((x - mean) * slope + bias);
         }
     }
 
@@ -139,12 +127,12 @@ vectorised! {
         sums(x, grad, |x, grad| [grad, grad * ((x - mean) * scale)])
     }
 
-    /// Turns the gradient of a channel in `out` into that of `x`: takes out what mean and variance took out of `x`.
-    fn project(x: &[f32], weight: f32, moments: Moments, means: [f32; 2], out: &mut [f32]) {
+    /// Turns the gradient of a channel into that of `x`: takes out what mean and variance took out of `x`.
+    fn project(x: &[f32], weight: f32, moments: Moments, means: [f32; 2], grad: &mut [f32]) {
         let Moments { mean, scale } = moments;
         let [mean_g, mean_gx] = means;
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = scale * (weight * *out - mean_g - (x - mean) * scale * mean_gx);
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad = scale * (weight * *grad - mean_g - (x - mean) * scale * mean_gx);
         }
     }
 }

@@ -1,5 +1,3 @@
-use rayon::prelude::*;
-
 use super::{
     bridge::{Array, Kernel},
     moments::moments_inline,
@@ -21,71 +19,63 @@ impl Kernel<3> for LayerNormModulate {
         for modulation in [&scale, &shift] {
             assert_eq!(modulation.dims(), [batch, 1, channels], "layer_norm_modulate: shape of the scale or shift");
         }
-        let mut out = vec![0.0; x.values().len()];
-        let rows = out.par_chunks_mut(channels.max(1)).zip(x.values().par_chunks(channels.max(1)));
-        rows.enumerate().with_min_len(16).for_each(|(row, (out, x))| {
+        let (out, _) = x.clone().update(channels, |row, values| {
             let first = row / length * channels;
-            let [scale, shift] = [&scale, &shift].map(|values| &values.values()[first..first + channels]);
-            normalise(x, scale, shift, self.eps, out);
+            let [scale, shift] = [&scale, &shift].map(|values| &values.values()[first..][..channels]);
+            normalise(scale, shift, self.eps, values);
         });
-        (Array::new(out, x.shape()), [x, scale])
+        (out, [x, scale])
     }
 
     fn backward(&self, [x, scale]: [Array; 2], grad: Array, wanted: [bool; 3]) -> [Option<Array>; 3] {
-        let [batch, length, channels] = x.dims();
-        let mut out = vec![0.0; x.values().len()];
-        let mut scale_grad = vec![0.0; batch * channels];
-        let mut shift_grad = vec![0.0; batch * channels];
-        let len = (length * channels).max(1);
-        let inputs = x.values().par_chunks(len).zip(grad.values().par_chunks(len));
-        let affine = scale_grad.par_chunks_mut(channels.max(1)).zip(shift_grad.par_chunks_mut(channels.max(1)));
-        out.par_chunks_mut(len).zip(inputs).zip(affine).zip(scale.values().par_chunks(channels.max(1))).for_each(
-            |(((out, (x, grad)), (scale_grad, shift_grad)), scale)| {
-                let rows = x.chunks(channels).zip(grad.chunks(channels)).zip(out.chunks_mut(channels));
-                for ((x, grad), out) in rows {
-                    normalise_backward(x, grad, scale, self.eps, out, scale_grad, shift_grad);
-                }
-            },
-        );
+        let [_, length, channels] = x.dims();
+        let len = length * channels;
+        let (out, modulation_grads) = grad.update(len, |image, grads| {
+            let scale = &scale.values()[image * channels..][..channels];
+            let [mut scale_grad, mut shift_grad] = [(); 2].map(|()| vec![0.0; channels]);
+            for (x, grad) in x.values()[image * len..].chunks(channels).zip(grads.chunks_mut(channels)) {
+                normalise_backward(x, scale, self.eps, grad, &mut scale_grad, &mut shift_grad);
+            }
+            [scale_grad, shift_grad]
+        });
+        let gather = |which: usize| {
+            let values = modulation_grads.iter().flat_map(|grads| &grads[which]).copied().collect();
+            Array::new(values, scale.shape())
+        };
         let [want_x, want_scale, want_shift] = wanted;
-        [
-            want_x.then(|| Array::new(out, x.shape())),
-            want_scale.then(|| Array::new(scale_grad, scale.shape())),
-            want_shift.then(|| Array::new(shift_grad, scale.shape())),
-        ]
+        [want_x.then_some(out), want_scale.then(|| gather(0)), want_shift.then(|| gather(1))]
     }
 }
 
 vectorised! {
-    fn normalise(x: &[f32], scale: &[f32], shift: &[f32], eps: f64, out: &mut [f32]) {
-        let moments = moments_inline(x, eps);
-        for (((out, &x), &scale), &shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
-            *out = (x - moments.mean) * moments.scale * (1.0 + scale) + shift;
+    fn normalise(scale: &[f32], shift: &[f32], eps: f64, values: &mut [f32]) {
+        let moments = moments_inline(values, eps);
+        for ((value, &scale), &shift) in values.iter_mut().zip(scale).zip(shift) {
+            *value = (*value - moments.mean) * moments.scale * (1.0 + scale) + shift;
         }
     }
 
+    /// Adds to the gradients of scale and shift, and turns the gradient of the output into that of `x`.
     fn normalise_backward(
         x: &[f32],
-        grad: &[f32],
         scale: &[f32],
         eps: f64,
-        out: &mut [f32],
+        grad: &mut [f32],
         scale_grad: &mut [f32],
         shift_grad: &mut [f32],
     ) {
         let moments = moments_inline(x, eps);
         let standard = |x: f32| (x - moments.mean) * moments.scale;
-        for ((out, &grad), &scale) in out.iter_mut().zip(grad).zip(scale) {
-            *out = grad * (1.0 + scale);
+        let sums_of_rows = scale_grad.iter_mut().zip(shift_grad);
+        for (((scale_grad, shift_grad), (grad, &scale)), &x) in sums_of_rows.zip(grad.iter_mut().zip(scale)).zip(x) {
+            *scale_grad += *grad * standard(x);
+            *shift_grad += *grad;
+            *grad *= 1.0 + scale;
         }
-        let [mean_g, mean_gx] =
-            sums(x, out, |x, grad| [grad, grad * standard(x)]).map(|sum| (sum / x.len() as f64) as f32);
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = moments.scale * (*out - mean_g - standard(x) * mean_gx);
-        }
-        for (((sum, shift_sum), &x), &grad) in scale_grad.iter_mut().zip(shift_grad).zip(x).zip(grad) {
-            *sum += grad * standard(x);
-            *shift_sum += grad;
+        let means = sums(x, grad, |x, grad| [grad, grad * standard(x)]).map(|sum| (sum / x.len() as f64) as f32);
+        let [mean_g, mean_gx] = means;
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad = moments.scale * (*grad - mean_g - standard(x) * mean_gx);
         }
     }
 }

@@ -1,12 +1,10 @@
-use rayon::prelude::*;
-
 use super::{
     bridge::{Array, Kernel},
     simd::{sigmoid, vectorised},
 };
 
 /// Elements a thread works on at a time.
-const PIECE: usize = 1 << 14;
+const PIECE: usize = 1 << 13;
 
 /// Functions of one number.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +21,8 @@ impl Kernel<1> for Pointwise {
             Self::Silu => silu,
             Self::GeluTanh => gelu_tanh,
         };
-        let mut out = vec![0.0; x.values().len()];
-        out.par_chunks_mut(PIECE).zip(x.values().par_chunks(PIECE)).for_each(|(out, x)| apply(x, out));
-        (Array::new(out, x.shape()), x)
+        let (out, _) = x.clone().update(PIECE, |_, values| apply(values));
+        (out, x)
     }
 
     fn backward(&self, x: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
@@ -33,10 +30,8 @@ impl Kernel<1> for Pointwise {
             Self::Silu => silu_backward,
             Self::GeluTanh => gelu_tanh_backward,
         };
-        let mut out = vec![0.0; x.values().len()];
-        let inputs = x.values().par_chunks(PIECE).zip(grad.values().par_chunks(PIECE));
-        out.par_chunks_mut(PIECE).zip(inputs).for_each(|(out, (x, grad))| apply(x, grad, out));
-        [Some(Array::new(out, x.shape()))]
+        let (out, _) = grad.update(PIECE, |piece, grad| apply(&x.values()[piece * PIECE..], grad));
+        [Some(out)]
     }
 }
 
@@ -58,29 +53,29 @@ const GELU_SCALE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 
 vectorised! {
-    fn silu(x: &[f32], out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * sigmoid(x);
+    fn silu(values: &mut [f32]) {
+        for value in values {
+            *value *= sigmoid(*value);
         }
     }
 
-    fn silu_backward(x: &[f32], grad: &[f32], out: &mut [f32]) {
-        for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
-            *out = grad * silu_slope(x);
+    fn silu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad *= silu_slope(x);
         }
     }
 
-    fn gelu_tanh(x: &[f32], out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * gelu_gate(x);
+    fn gelu_tanh(values: &mut [f32]) {
+        for value in values {
+            *value *= gelu_gate(*value);
         }
     }
 
-    fn gelu_tanh_backward(x: &[f32], grad: &[f32], out: &mut [f32]) {
-        for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
+    fn gelu_tanh_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
             let gate = gelu_gate(x);
             let inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
-            *out = grad * (gate + x * gate * (1.0 - gate) * inner);
+            *grad *= gate + x * gate * (1.0 - gate) * inner;
         }
     }
 }

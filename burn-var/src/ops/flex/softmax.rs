@@ -1,5 +1,3 @@
-use rayon::prelude::*;
-
 use super::{
     bridge::{Array, Kernel},
     simd::{exp, sums, vectorised},
@@ -9,32 +7,25 @@ use super::{
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Softmax;
 
-/// Rows a thread takes at once at the least, so that short ones are worth the hand-over.
-const MIN_ROWS: usize = 16;
-
 impl Kernel<1> for Softmax {
     /// The output.
     type Saved = Array;
 
     fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
         let len = row_len(&x);
-        let mut out = x.values().to_vec();
-        out.par_chunks_mut(len).with_min_len(MIN_ROWS).for_each(softmax);
-        let out = Array::new(out, x.shape());
+        let (out, _) = x.update(len, |_, row| softmax(row));
         (out.clone(), out)
     }
 
     fn backward(&self, y: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
         let len = row_len(&y);
-        let mut out = grad.values().to_vec();
-        let rows = out.par_chunks_mut(len).zip(y.values().par_chunks(len));
-        rows.with_min_len(MIN_ROWS).for_each(|(out, y)| softmax_backward(y, out));
-        [Some(Array::new(out, y.shape()))]
+        let (out, _) = grad.update(len, |row, grad| softmax_backward(&y.values()[row * len..][..len], grad));
+        [Some(out)]
     }
 }
 
 fn row_len(x: &Array) -> usize {
-    x.shape().last().copied().unwrap_or(1).max(1)
+    x.shape().last().copied().unwrap_or(1)
 }
 
 vectorised! {
