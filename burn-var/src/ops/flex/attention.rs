@@ -7,8 +7,8 @@ use super::{
     softmax::{softmax_backward, softmax_inline},
 };
 
-/// Queries at a time: their scores for all keys stay in the cache.
-const QUERIES: usize = 64;
+/// Most queries at a time: their scores for all keys stay in the cache.
+const MAX_BLOCK: usize = 128;
 
 /// Attention of queries, keys, values and a bias, one head of one image per task. The backward pass forms the weights
 /// again: that costs one product more and saves a tensor of `[batch, heads, queries, keys]`.
@@ -27,10 +27,9 @@ impl Kernel<4> for Attention {
         let mut out = vec![0.0; batch * head_count * len];
         out.par_chunks_mut(len.max(1)).enumerate().for_each_init(Vec::new, |weights, (index, out)| {
             let head = heads.get(index);
-            for (block, out) in out.chunks_mut(QUERIES * heads.value_channels).enumerate() {
-                let first = block * QUERIES;
-                let rows = QUERIES.min(queries - first);
+            for (first, rows) in heads.blocks() {
                 head.weights(first, rows, self.scale, weights);
+                let out = &mut out[first * heads.value_channels..];
                 multiply_into(out, View::new(weights, [rows, keys], keys), head.values(), false);
             }
         });
@@ -50,10 +49,9 @@ impl Kernel<4> for Attention {
         let score_grads =
             outputs.zip(grads).enumerate().map(|(index, (((query_grad, key_grad), value_grad), grad))| {
                 let head = heads.get(index);
-                let (mut weights, mut weight_grad) = (Vec::new(), vec![0.0; QUERIES.min(queries) * keys]);
+                let (mut weights, mut weight_grad) = (Vec::new(), vec![0.0; MAX_BLOCK.min(queries) * keys]);
                 let mut score_grads = Vec::new();
-                for first in (0..queries).step_by(QUERIES) {
-                    let rows = QUERIES.min(queries - first);
+                for (first, rows) in heads.blocks() {
                     let grad = View::new(&grad[first * value_channels..], [rows, value_channels], value_channels);
                     head.weights(first, rows, self.scale, &mut weights);
                     let score_grad = &mut weight_grad[..rows * keys];
@@ -108,6 +106,13 @@ impl<'a> Heads<'a> {
         assert!(fits, "attention: a bias of shape {bias:?} does not fit scores of shape {scores:?}");
         let inputs = inputs.each_ref().map(Array::values);
         Self { inputs, scores, bias, channels, value_channels }
+    }
+
+    /// First query and size of blocks as even as can be.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> {
+        let queries = self.scores[2];
+        let rows = queries.div_ceil(queries.div_ceil(MAX_BLOCK).max(1)).max(1);
+        (0..queries).step_by(rows).map(move |first| (first, rows.min(queries - first)))
     }
 
     fn get(&self, index: usize) -> Head<'_> {
