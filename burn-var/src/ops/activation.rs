@@ -1,11 +1,22 @@
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "flex")]
+use super::flex;
+
 /// Sigmoid linear unit, `x * sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) {
+        return flex::run(flex::Pointwise::Silu, [x.into_dispatch()]);
+    }
     activation::silu(x)
 }
 
 /// GELU in its tanh form, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: PyTorch's `approximate="tanh"`.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) {
+        return flex::run(flex::Pointwise::GeluTanh, [x.into_dispatch()]);
+    }
     activation::gelu_approximate(x)
 }

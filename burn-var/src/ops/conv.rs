@@ -1,5 +1,8 @@
 use burn::tensor::{Tensor, module, ops::ConvOptions};
 
+#[cfg(feature = "flex")]
+use super::flex;
+
 /// Geometry of a [`conv2d`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvSpec {
@@ -29,6 +32,11 @@ impl ConvSpec {
 /// - `bias`: `[channels_out]`
 /// - output: `[batch, channels_out, height_out, width_out]`
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, spec: ConvSpec) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&weight) && bias.as_ref().is_none_or(flex::supports) {
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([weight.dims()[0]], (&x.device().inner(), x.dtype())));
+        return flex::run(flex::Conv2d(spec), [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+    }
     let [top, bottom, left, right] = spec.padding;
     let options = ConvOptions::new_with_padding([spec.stride; 2], [(top, bottom), (left, right)], [1, 1], 1);
     module::conv2d(x, weight, bias, options)

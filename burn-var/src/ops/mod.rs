@@ -7,11 +7,17 @@
 //! Like the tensor operations of Burn they panic when shapes do not fit together.
 
 mod activation;
+mod attention;
 mod conv;
+#[cfg(feature = "flex")]
+mod flex;
 mod norm;
 mod softmax;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 
 pub use activation::{gelu_tanh, silu};
+pub use attention::attention;
 pub use conv::{ConvSpec, conv2d};
 pub use norm::{group_norm, group_norm_silu, layer_norm_modulate};
 pub use softmax::softmax;

@@ -1,5 +1,7 @@
 use burn::tensor::Tensor;
 
+#[cfg(feature = "flex")]
+use super::flex;
 use super::silu;
 
 /// Group normalisation: each of `groups` runs of channels of an image gets mean 0 and (biased) variance 1, then every
@@ -9,6 +11,11 @@ use super::silu;
 /// - `x` and output: `[batch, channels, height, width]`, `channels` a multiple of `groups`
 /// - `weight`, `bias`: `[channels]`
 pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&weight) && flex::supports(&bias) {
+        let kernel = flex::GroupNorm { groups, eps, silu: false };
+        return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+    }
     let [batch, channels, height, width] = x.dims();
     let rows = x.reshape([batch, groups, channels / groups * height * width]);
     let normalised = standardise(rows, eps).reshape([batch, channels, height, width]);
@@ -17,6 +24,11 @@ pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usiz
 
 /// [`group_norm`] followed by [`silu`].
 pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&weight) && flex::supports(&bias) {
+        let kernel = flex::GroupNorm { groups, eps, silu: true };
+        return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+    }
     silu(group_norm(x, weight, bias, groups, eps))
 }
 
@@ -27,6 +39,11 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
 /// - `x` and output: `[batch, length, channels]`
 /// - `scale`, `shift`: `[batch, 1, channels]`
 pub fn layer_norm_modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, eps: f64) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&scale) && flex::supports(&shift) {
+        let kernel = flex::LayerNormModulate { eps };
+        return flex::run(kernel, [x.into_dispatch(), scale.into_dispatch(), shift.into_dispatch()]);
+    }
     standardise(x, eps) * (scale + 1.0) + shift
 }
 

@@ -1,0 +1,150 @@
+//! Convolution as matrix products: for a band of output rows at a time, small enough for the cache, a matrix holds in
+//! each column the inputs of one pixel (im2col).
+
+use rayon::prelude::*;
+
+use super::{
+    bridge::{Array, Kernel},
+    columns::{Band, Geometry},
+    matrix::{View, multiply, multiply_into, transpose},
+    simd::{sums, vectorised},
+};
+use crate::ops::ConvSpec;
+
+/// Output pixels of a band, about: enough columns for a product to run at full speed, few enough for the cache.
+const BAND: usize = 512;
+/// Most partial sums of a weight gradient, which is also the most threads that can work on it.
+const MAX_PARTS: usize = 16;
+/// Most values in all partial sums of a weight gradient together.
+const MAX_PART_VALUES: usize = 1 << 24;
+
+/// `conv2d` of images, a weight and a bias.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) struct Conv2d(pub(in crate::ops) ConvSpec);
+
+impl Kernel<3> for Conv2d {
+    /// The images and the weight.
+    type Saved = [Array; 2];
+
+    fn forward(&self, [x, weight, bias]: [Array; 3]) -> (Array, [Array; 2]) {
+        let geometry = Geometry::new(x.dims(), weight.dims(), self.0);
+        let out = convolve(&geometry, x.values(), weight.values(), bias.values());
+        (Array::new(out, geometry.output_shape()), [x, weight])
+    }
+
+    fn backward(&self, [x, weight]: [Array; 2], grad: Array, wanted: [bool; 3]) -> [Option<Array>; 3] {
+        let geometry = Geometry::new(x.dims(), weight.dims(), self.0);
+        let [want_x, want_weight, want_bias] = wanted;
+        [
+            want_x.then(|| Array::new(input_gradient(&geometry, weight.values(), grad.values()), x.shape())),
+            want_weight.then(|| Array::new(weight_gradient(&geometry, x.values(), grad.values()), weight.shape())),
+            want_bias.then(|| Array::new(bias_gradient(&geometry, grad.values()), [geometry.channels_out])),
+        ]
+    }
+}
+
+/// The memory of an output that several threads fill, each its own part.
+struct Shared(*mut f32);
+
+// SAFETY: a pointer may travel; whoever writes through it answers for the place.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// A method, so that closures borrow the whole and not the pointer, which could not be shared.
+    fn at(&self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
+fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    assert_eq!(bias.len(), g.channels_out, "conv2d: length of the bias");
+    let weight = View::new(weight, [g.channels_out, g.taps()], g.taps());
+    let mut out: Vec<f32> = Vec::with_capacity(g.batch * g.channels_out * g.pixels_out());
+    for _ in 0..g.batch {
+        bias.iter().for_each(|&bias| out.extend(core::iter::repeat_n(bias, g.pixels_out())));
+    }
+    let shared = Shared(out.as_mut_ptr());
+    g.bands(BAND).par_iter().for_each_init(Vec::new, |columns, band| {
+        let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
+        let columns = inputs_of(g, x, band, columns);
+        // SAFETY: the rows of a band, in all channels of its image, lie inside the output and belong to no other band.
+        unsafe { multiply(shared.at(first), g.pixels_out(), weight, columns, true) };
+    });
+    out
+}
+
+/// The matrix `[taps, pixels]` of the inputs of a band: a part of the image itself where the kernel is 1x1.
+fn inputs_of<'a>(g: &Geometry, x: &'a [f32], band: &Band, columns: &'a mut Vec<f32>) -> View<'a> {
+    let image = &x[band.image * g.channels_in * g.pixels_in()..][..g.channels_in * g.pixels_in()];
+    let shape = [g.taps(), band.pixels()];
+    if g.is_pointwise() {
+        return View::new(&image[band.first_pixel()..], shape, g.pixels_in());
+    }
+    columns.resize(shape[0] * shape[1], 0.0);
+    g.gather(image, band, columns);
+    View::new(columns, shape, shape[1])
+}
+
+/// The matrix `[channels, pixels]` of the gradients of a band of the output.
+fn gradients_of<'a>(g: &Geometry, grad: &'a [f32], band: &Band) -> View<'a> {
+    let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
+    View::new(&grad[first..], [g.channels_out, band.pixels()], g.pixels_out())
+}
+
+/// `d loss / d x`: the transposed product, scattered back to where the columns came from.
+fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    let weight = View::new(weight, [g.channels_out, g.taps()], g.taps()).transposed();
+    let image_len = g.channels_in * g.pixels_in();
+    let bands = g.bands(BAND);
+    let bands_per_image = bands.len() / g.batch.max(1);
+    let mut out = vec![0.0; g.batch * image_len];
+    let images = out.par_chunks_mut(image_len.max(1)).zip(bands.par_chunks(bands_per_image.max(1)));
+    images.for_each_init(Vec::new, |columns, (image, bands)| {
+        for band in bands {
+            columns.resize(g.taps() * band.pixels(), 0.0);
+            multiply_into(columns, weight, gradients_of(g, grad, band), false);
+            g.scatter_add(columns, band, image);
+        }
+    });
+    out
+}
+
+/// `d loss / d weight`, as `[taps, channels_out]` partial sums over runs of bands that are added in order at the end.
+fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    let len = g.taps() * g.channels_out;
+    let bands = g.bands(BAND);
+    let parts = MAX_PARTS.min(MAX_PART_VALUES / len.max(1)).clamp(1, bands.len().max(1));
+    let partial_sums = bands.par_chunks(bands.len().div_ceil(parts).max(1)).map(|bands| {
+        let (mut columns, mut turned, mut sum) = (Vec::new(), Vec::new(), vec![0.0; len]);
+        for band in bands {
+            let inputs = inputs_of(g, x, band, &mut columns);
+            // With the gradient transposed both operands are read along their rows, which is three times as fast.
+            turned.resize(g.channels_out * band.pixels(), 0.0);
+            transpose(gradients_of(g, grad, band), &mut turned);
+            let turned = View::new(&turned, [band.pixels(), g.channels_out], g.channels_out);
+            multiply_into(&mut sum, inputs, turned, true);
+        }
+        sum
+    });
+    let partial_sums = partial_sums.collect::<Vec<_>>();
+    let mut total = vec![0.0; len];
+    for sum in &partial_sums {
+        total.iter_mut().zip(sum).for_each(|(total, &value)| *total += value);
+    }
+    let mut out = vec![0.0; len];
+    transpose(View::new(&total, [g.taps(), g.channels_out], g.channels_out), &mut out);
+    out
+}
+
+/// `d loss / d bias`: the sum over images and pixels.
+fn bias_gradient(g: &Geometry, grad: &[f32]) -> Vec<f32> {
+    let planes = grad.par_chunks(g.pixels_out().max(1)).map(total).collect::<Vec<_>>();
+    let channel = |channel: usize| planes.iter().skip(channel).step_by(g.channels_out).sum::<f64>() as f32;
+    (0..g.channels_out).map(channel).collect()
+}
+
+vectorised! {
+    fn total(values: &[f32]) -> f64 {
+        sums(values, values, |value, _| [value])[0]
+    }
+}

@@ -1,0 +1,112 @@
+//! Matrix products on one thread, through the `gemm` crate.
+
+/// A matrix in somebody else's memory.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    values: &'a [f32],
+    shape: [usize; 2],
+    strides: [usize; 2],
+}
+
+impl<'a> View<'a> {
+    /// Rows one after the other, `row_stride` values apart.
+    pub(super) fn new(values: &'a [f32], [rows, columns]: [usize; 2], row_stride: usize) -> Self {
+        let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+        assert!(values.len() >= needed, "{} values do not hold {rows} rows of {columns}", values.len());
+        Self { values, shape: [rows, columns], strides: [row_stride, 1] }
+    }
+
+    pub(super) fn transposed(self) -> Self {
+        let ([rows, columns], [down, right]) = (self.shape, self.strides);
+        Self { shape: [columns, rows], strides: [right, down], ..self }
+    }
+}
+
+/// `out = a b`, or `out += a b` to `accumulate`; the rows of `out` are `row_stride` values apart.
+///
+/// # Safety
+/// `out` must be valid for writes (and reads, to accumulate) of all those rows, and nobody else may use them meanwhile.
+pub(super) unsafe fn multiply(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
+    let ([m, k], [_, n]) = (a.shape, b.shape);
+    assert_eq!(k, b.shape[0], "inner sizes of a product");
+    let [a_down, a_right] = a.strides.map(|stride| stride as isize);
+    let [b_down, b_right] = b.strides.map(|stride| stride as isize);
+    // SAFETY: the views have checked their bounds, the caller vouches for the output.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out,
+            1,
+            row_stride as isize,
+            accumulate,
+            a.values.as_ptr(),
+            a_right,
+            a_down,
+            b.values.as_ptr(),
+            b_right,
+            b_down,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// [`multiply`] into a slice of rows without gaps.
+pub(super) fn multiply_into(out: &mut [f32], a: View<'_>, b: View<'_>, accumulate: bool) {
+    let [rows, columns] = [a.shape[0], b.shape[1]];
+    assert!(out.len() >= rows * columns, "{} values do not hold {rows} rows of {columns}", out.len());
+    // SAFETY: the slice holds all rows and is borrowed by this call alone.
+    unsafe { multiply(out.as_mut_ptr(), columns, a, b, accumulate) }
+}
+
+/// Copies a matrix transposed, without gaps, in blocks that stay in the cache.
+pub(super) fn transpose(from: View<'_>, to: &mut [f32]) {
+    const BLOCK: usize = 16;
+    let ([rows, columns], [stride, _]) = (from.shape, from.strides);
+    for first in (0..columns).step_by(BLOCK) {
+        for row in 0..rows {
+            let line = &from.values[row * stride..];
+            for column in first..columns.min(first + BLOCK) {
+                to[column * rows + row] = line[column];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_with_gaps_and_transposes() {
+        // [1 2 3; 4 5 6] in rows of 4
+        let a = [1., 2., 3., 9., 4., 5., 6.];
+        let a = View::new(&a, [2, 3], 4);
+        let b = [1., 0., 2., 0., 1., -1.];
+        let b = View::new(&b, [2, 3], 3).transposed();
+        let mut out = [100.0; 4];
+        multiply_into(&mut out, a, b, false);
+        assert_eq!(out, [7., -1., 16., -1.], "a bT");
+        multiply_into(&mut out, a, b, true);
+        assert_eq!(out, [14., -2., 32., -2.], "a bT added to itself");
+    }
+
+    #[test]
+    fn transpose_of_more_than_a_block() {
+        let (rows, columns, stride) = (3, 37, 41);
+        let from: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
+        let mut to = vec![0.0; rows * columns];
+        transpose(View::new(&from, [rows, columns], stride), &mut to);
+        for row in 0..rows {
+            for column in 0..columns {
+                assert_eq!(to[column * rows + row], (row * stride + column) as f32, "entry {row}, {column}");
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+use super::{
+    bridge::{Array, Kernel},
+    simd::{sigmoid, vectorised},
+};
+
+/// Elements a thread works on at a time.
+const PIECE: usize = 1 << 13;
+
+/// Functions of one number.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) enum Pointwise {
+    Silu,
+    GeluTanh,
+}
+
+impl Kernel<1> for Pointwise {
+    type Saved = Array;
+
+    fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
+        let apply = match self {
+            Self::Silu => silu,
+            Self::GeluTanh => gelu_tanh,
+        };
+        let (out, _) = x.clone().update(PIECE, |_, values| apply(values));
+        (out, x)
+    }
+
+    fn backward(&self, x: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
+        let apply = match self {
+            Self::Silu => silu_backward,
+            Self::GeluTanh => gelu_tanh_backward,
+        };
+        let (out, _) = grad.update(PIECE, |piece, grad| apply(&x.values()[piece * PIECE..], grad));
+        [Some(out)]
+    }
+}
+
+/// `silu'(x) = s (1 + x (1 - s))` with `s = sigmoid(x)`.
+#[inline(always)]
+pub(super) fn silu_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s * (1.0 + x * (1.0 - s))
+}
+
+/// `1 + tanh(u) = 2 sigmoid(2 u)`, so the tanh form of GELU is `x sigmoid(2 u)` with one exponential.
+#[inline(always)]
+fn gelu_gate(x: f32) -> f32 {
+    sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
+}
+
+/// `2 sqrt(2 / pi)`.
+const GELU_SCALE: f32 = 1.595_769;
+const GELU_CUBIC: f32 = 0.044_715;
+
+vectorised! {
+    fn silu(values: &mut [f32]) {
+        for value in values {
+            *value *= sigmoid(*value);
+        }
+    }
+
+    fn silu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad *= silu_slope(x);
+        }
+    }
+
+    fn gelu_tanh(values: &mut [f32]) {
+        for value in values {
+            *value *= gelu_gate(*value);
+        }
+    }
+
+    fn gelu_tanh_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            let gate = gelu_gate(x);
+            let inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
+            *grad *= gate + x * gate * (1.0 - gate) * inner;
+        }
+    }
+}

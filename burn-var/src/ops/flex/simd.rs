@@ -1,0 +1,179 @@
+//! Vector code: functions compiled once per instruction set, and the scalar pieces they inline.
+//!
+//! Nothing here multiplies and adds in one rounding, so element-wise results are the same on every CPU.
+
+/// Defines functions whose body is compiled for AVX-512, for AVX2 and for the baseline, and picks one at run time.
+/// What the body calls must be `#[inline(always)]` to be compiled along.
+macro_rules! vectorised {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn generic($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    generic($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    generic($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the CPU has just been found to have these instructions.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            generic($($arg),*)
+        }
+    )*};
+}
+pub(super) use vectorised;
+
+/// The largest number with a finite exponential.
+const EXP_MAX: f32 = 88.722_83;
+/// About `ln(f32::MIN_POSITIVE)`: below it the exponential is taken as zero, subnormal results are not formed.
+const EXP_MIN: f32 = -87.336_54;
+
+/// Exponential without branches, to 2 units in the last place.
+///
+/// `2^n * e^r` with `|r| <= ln(2) / 2` and the polynomial of the Cephes library (S. Moshier) for `e^r`.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// Adding it rounds to an integer and leaves that integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+
+    let shifted = x * core::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let y = p * (r * r) + r + 1.0;
+    let y = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
+
+    let y = if x > EXP_MAX { f32::INFINITY } else { y };
+    let y = if x < EXP_MIN { 0.0 } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Independent partial sums: enough to fill the vector units, and a fixed order of addition on every CPU.
+const LANES: usize = 32;
+/// Elements summed in `f32` before the total moves to `f64`.
+const BLOCK: usize = 2048;
+
+/// Sums `N` functions of two equally long slices, element by element, in a fixed order.
+#[inline(always)]
+pub(super) fn sums<const N: usize>(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> [f32; N]) -> [f64; N] {
+    let mut total = [0.0; N];
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let mut lanes = [[0.0_f32; LANES]; N];
+        let (a_full, a_rest) = a.as_chunks::<LANES>();
+        let (b_full, b_rest) = b.as_chunks::<LANES>();
+        for (a, b) in a_full.iter().zip(b_full) {
+            for lane in 0..LANES {
+                let terms = f(a[lane], b[lane]);
+                for (sum, term) in lanes.iter_mut().zip(terms) {
+                    sum[lane] += term;
+                }
+            }
+        }
+        for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+            let terms = f(a, b);
+            for (sum, term) in lanes.iter_mut().zip(terms) {
+                sum[lane] += term;
+            }
+        }
+        for (total, lanes) in total.iter_mut().zip(&lanes) {
+            *total += f64::from(fold(*lanes));
+        }
+    }
+    total
+}
+
+/// The sum of the lanes, halves onto halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    vectorised! {
+        fn exp_all(x: &[f32], out: &mut [f32]) {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = exp(x);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_exact_value() {
+        let x: Vec<f32> = (0..=1_760_000).map(|i| -87.3 + i as f32 * 1e-4).collect();
+        let mut y = vec![0.0; x.len()];
+        exp_all(&x, &mut y);
+        for (&x, &y) in x.iter().zip(&y) {
+            let exact = f64::from(x).exp();
+            let ulp = f64::from((exact as f32).next_up() - exact as f32);
+            let error = (f64::from(y) - exact).abs() / ulp;
+            assert!(error <= 2.0, "exp({x}) = {y}, exact {exact}: {error:.2} ulp");
+            assert_eq!(y.to_bits(), exp(x).to_bits(), "exp({x}) differs between instruction sets");
+        }
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0, "exp(0)");
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0, "exp(-inf)");
+        assert_eq!(exp(-104.0), 0.0, "exp of a very negative number");
+        assert_eq!(exp(f32::MIN), 0.0, "exp of the most negative number");
+        assert_eq!(exp(89.0), f32::INFINITY, "exp beyond the range");
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY, "exp(inf)");
+        assert!(exp(EXP_MAX).is_finite() && exp(EXP_MAX) > 3.4e38, "exp at the upper end is {}", exp(EXP_MAX));
+        assert!(exp(EXP_MIN).is_normal() && exp(EXP_MIN) < 1.2e-38, "exp at the lower end is {}", exp(EXP_MIN));
+        for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7fc0_01ff), f32::from_bits(0xff80_0001)] {
+            assert!(exp(nan).is_nan(), "exp hides a NaN ({:#x})", nan.to_bits());
+        }
+    }
+
+    #[test]
+    fn sums_cover_every_element_once() {
+        for len in [0, 1, 31, 32, 33, 2047, 2048, 2049, 5000] {
+            let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let b = vec![2.0; len];
+            let exact = (len * len.saturating_sub(1) / 2) as f64;
+            assert_eq!(sums(&a, &b, |a, b| [a, b]), [exact, 2.0 * len as f64], "length {len}");
+        }
+    }
+}

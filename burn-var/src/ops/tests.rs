@@ -1,0 +1,225 @@
+//! Every kernel against its generic form, forward and backward. The reference is the same public function on the same
+//! numbers in `f64`, where there is no kernel.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::*;
+
+/// Numbers of about unit size without a pattern, from a multiplicative generator.
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| 1.7 * (next() + next())).collect()
+}
+
+/// Output of `op` and the gradients of `sum(output * noise)` for its flat inputs.
+fn run<const D: usize>(
+    inputs: &[Vec<f32>],
+    dtype: DType,
+    device: &Device,
+    op: impl Fn(Vec<Tensor<1>>) -> Tensor<D>,
+) -> Vec<TensorData> {
+    let leaf = |values: &Vec<f32>| {
+        let data = TensorData::new(values.clone(), [values.len()]);
+        Tensor::<1>::from_data(data, (device, dtype)).require_grad()
+    };
+    let leaves: Vec<_> = inputs.iter().map(leaf).collect();
+    let output = op(leaves.clone());
+    let weights = TensorData::new(noise(output.dims().iter().product(), 99), output.dims());
+    let grads = (output.clone() * Tensor::from_data(weights, (device, dtype))).sum().backward();
+    let grads = leaves.iter().map(|leaf| leaf.grad(&grads).expect("every input has a gradient").into_data());
+    core::iter::once(output.into_data()).chain(grads).collect()
+}
+
+/// Compares kernel and generic form for inputs of the given lengths, with and without gradient checkpointing.
+fn agree<const D: usize>(name: &str, lengths: &[usize], op: impl Fn(Vec<Tensor<1>>) -> Tensor<D>) {
+    let inputs: Vec<_> = lengths.iter().zip(1..).map(|(&len, seed)| noise(len, seed)).collect();
+    let device = Device::flex().autodiff();
+    let exact = run(&inputs, DType::F64, &device, &op);
+    for device in [device.clone(), device.gradient_checkpointing()] {
+        let fast = run(&inputs, DType::F32, &device, &op);
+        for (which, (fast, exact)) in fast.iter().zip(&exact).enumerate() {
+            assert_eq!(fast.shape(), exact.shape(), "{name}: shape of result {which} (0 output, then gradients)");
+            let pairs = || fast.iter::<f64>().zip(exact.iter::<f64>());
+            let size = pairs().map(|(_, exact)| exact.abs()).fold(0.0, f64::max);
+            let error = pairs().map(|(fast, exact)| (fast - exact).abs()).fold(0.0, f64::max);
+            assert!(
+                error <= 1e-5 * size,
+                "{name}: result {which} (0 output, then gradients) is off by {error:e} of {size}"
+            );
+        }
+    }
+}
+
+fn next<const D: usize>(inputs: &mut impl Iterator<Item = Tensor<1>>, shape: [usize; D]) -> Tensor<D> {
+    inputs.next().expect("one tensor per length").reshape(shape)
+}
+
+#[test]
+fn pointwise_functions() {
+    agree("silu", &[33_001], |x| silu(x[0].clone() * 4.0));
+    agree("gelu_tanh", &[33_001], |x| gelu_tanh(x[0].clone() * 2.0));
+}
+
+#[test]
+fn softmax_rows_of_odd_lengths() {
+    for len in [1, 5, 16, 33, 130] {
+        agree(&format!("softmax of {len}"), &[19 * len], |x| softmax(x[0].clone().mul_scalar(3.0).reshape([19, len])));
+    }
+}
+
+#[test]
+fn softmax_of_infinities_and_nan() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let rows = [[-inf, 0.0, 0.0], [-inf, -inf, -inf], [1.0, nan, 2.0], [inf, 0.0, 1.0]];
+    let y: Vec<f32> = softmax(Tensor::<2>::from_floats(rows, &Device::flex())).into_data().try_to_vec().expect("f32");
+    assert_eq!(&y[..3], [0.0, 0.5, 0.5], "masked entries have no weight");
+    assert!(y[3..].iter().all(|y| y.is_nan()), "a row of -inf, or with NaN or +inf, is NaN: {:?}", &y[3..]);
+}
+
+#[test]
+fn pointwise_functions_keep_nan() {
+    let x = || Tensor::<1>::from_floats([f32::NAN, 0.0, f32::INFINITY, -200.0], &Device::flex());
+    for (name, y) in [("silu", silu(x())), ("gelu_tanh", gelu_tanh(x()))] {
+        let y: Vec<f32> = y.into_data().try_to_vec().expect("f32");
+        assert!(y[0].is_nan(), "{name} hides a NaN");
+        assert_eq!(y[1..], [0.0, f32::INFINITY, 0.0], "{name} at 0, inf, -200");
+    }
+}
+
+#[test]
+fn group_norms() {
+    for (groups, [height, width]) in [(1, [5, 7]), (3, [1, 1]), (3, [9, 4]), (6, [13, 11])] {
+        let shape = [3, 6, height, width];
+        let lengths = [shape.iter().product(), 6, 6];
+        agree(&format!("group_norm, {groups} groups of {shape:?}"), &lengths, |inputs| {
+            let mut inputs = inputs.into_iter();
+            group_norm(next(&mut inputs, shape), next(&mut inputs, [6]), next(&mut inputs, [6]), groups, 1e-3)
+        });
+        agree(&format!("group_norm_silu, {groups} groups of {shape:?}"), &lengths, |inputs| {
+            let mut inputs = inputs.into_iter();
+            group_norm_silu(next(&mut inputs, shape), next(&mut inputs, [6]), next(&mut inputs, [6]), groups, 1e-3)
+        });
+    }
+}
+
+#[test]
+fn modulated_layer_norm() {
+    for [batch, length, channels] in [[1, 1, 3], [3, 5, 37], [2, 130, 192]] {
+        let lengths = [batch * length * channels, batch * channels, batch * channels];
+        agree(&format!("layer_norm_modulate of {batch} x {length} x {channels}"), &lengths, |inputs| {
+            let mut inputs = inputs.into_iter();
+            let x = next(&mut inputs, [batch, length, channels]);
+            let [scale, shift] = [(); 2].map(|()| next(&mut inputs, [batch, 1, channels]));
+            layer_norm_modulate(x, scale, shift, 1e-6)
+        });
+    }
+}
+
+/// `[channels_in, channels_out, kernel_height, kernel_width, height, width]` and geometry of convolutions.
+const CONVOLUTIONS: [([usize; 6], ConvSpec); 9] = [
+    ([3, 5, 3, 3, 7, 9], ConvSpec::same(3)),
+    ([3, 5, 3, 3, 1, 1], ConvSpec::same(3)),
+    ([2, 3, 3, 3, 37, 41], ConvSpec::same(3)),
+    ([3, 4, 1, 1, 5, 6], ConvSpec::same(1)),
+    ([4, 3, 1, 1, 31, 33], ConvSpec::same(1)),
+    ([3, 5, 3, 3, 8, 10], ConvSpec::halve()),
+    ([2, 3, 3, 3, 65, 34], ConvSpec::halve()),
+    ([2, 3, 4, 2, 11, 9], ConvSpec { stride: 3, padding: [2, 0, 1, 3] }),
+    ([2, 3, 2, 3, 5, 4], ConvSpec { stride: 1, padding: [3, 3, 0, 4] }),
+];
+
+fn convolve(inputs: Vec<Tensor<1>>, batch: usize, size: [usize; 6], spec: ConvSpec, bias: bool) -> Tensor<4> {
+    let [channels_in, channels_out, kernel_height, kernel_width, height, width] = size;
+    let mut inputs = inputs.into_iter();
+    let x = next(&mut inputs, [batch, channels_in, height, width]);
+    let weight = next(&mut inputs, [channels_out, channels_in, kernel_height, kernel_width]);
+    conv2d(x, weight, bias.then(|| next(&mut inputs, [channels_out])), spec)
+}
+
+#[test]
+fn convolutions() {
+    for (size, spec) in CONVOLUTIONS {
+        for bias in [true, false] {
+            let [channels_in, channels_out, kernel_height, kernel_width, height, width] = size;
+            let weight = channels_out * channels_in * kernel_height * kernel_width;
+            let mut lengths = vec![5 * channels_in * height * width, weight];
+            lengths.extend(bias.then_some(channels_out));
+            agree(&format!("conv2d {size:?} {spec:?}"), &lengths, |inputs| convolve(inputs, 5, size, spec, bias));
+        }
+    }
+}
+
+#[test]
+fn attention_with_every_kind_of_bias() {
+    let ([batch, heads], channels, value_channels) = ([2, 3], 5, 7);
+    for (queries, keys) in [(1, 1), (7, 11), (70, 13), (130, 131)] {
+        for bias in [None, Some([1, 1, 1]), Some([1, 1, queries]), Some([1, heads, 1]), Some([batch, heads, queries])] {
+            let scores = batch * heads;
+            let mut lengths =
+                vec![scores * queries * channels, scores * keys * channels, scores * keys * value_channels];
+            lengths.extend(bias.map(|bias| bias.iter().product::<usize>() * keys));
+            agree(&format!("attention of {queries} queries and {keys} keys, bias {bias:?}"), &lengths, |inputs| {
+                let mut inputs = inputs.into_iter();
+                let query = next(&mut inputs, [batch, heads, queries, channels]);
+                let key = next(&mut inputs, [batch, heads, keys, channels]);
+                let value = next(&mut inputs, [batch, heads, keys, value_channels]);
+                let bias = bias.map(|[batch, heads, queries]| next(&mut inputs, [batch, heads, queries, keys]));
+                attention(query, key, value, bias, 0.37)
+            });
+        }
+    }
+}
+
+#[test]
+fn inputs_that_are_views() {
+    let device = Device::flex();
+    let x = Tensor::<4>::from_data(TensorData::new(noise(2 * 6 * 5 * 4, 7), [2, 6, 5, 4]), &device);
+    let view = x.swap_dims(1, 3).slice([0..2, 1..4, 1..5, 0..6]);
+    let copy = Tensor::from_data(view.to_data(), &device);
+    silu(view.clone()).into_data().assert_eq(&silu(copy.clone()).into_data(), true);
+    softmax(view.clone()).into_data().assert_eq(&softmax(copy.clone()).into_data(), true);
+    let weight = Tensor::<4>::from_data(TensorData::new(noise(27, 8), [1, 3, 3, 3]), &device);
+    let spec = ConvSpec::same(3);
+    let flipped = conv2d(view, weight.clone(), None, spec).into_data();
+    flipped.assert_eq(&conv2d(copy, weight, None, spec).into_data(), true);
+}
+
+#[test]
+fn only_tracked_inputs_get_a_gradient() {
+    let device = Device::flex();
+    let x = Tensor::<4>::from_data(TensorData::new(noise(2 * 3 * 4 * 5, 1), [2, 3, 4, 5]), &device);
+    let weight = Tensor::<4>::from_data(TensorData::new(noise(27, 2), [1, 3, 3, 3]), &device);
+    let tracked = Tensor::from_inner(weight.clone()).require_grad();
+    let grads = conv2d(x.clone(), tracked.clone(), None, ConvSpec::same(3)).sum().backward();
+    assert!(tracked.grad(&grads).is_some(), "the weight has a gradient though the images are plain");
+    let constant = Tensor::from_inner(weight);
+    let leaf = Tensor::from_inner(x).require_grad();
+    let grads = conv2d(leaf.clone(), constant.clone(), None, ConvSpec::same(3)).sum().backward();
+    assert!(leaf.grad(&grads).is_some(), "the images have a gradient though the weight is constant");
+    assert!(constant.grad(&grads).is_none(), "a constant has no gradient");
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let size = [16, 24, 3, 3, 24, 24];
+    let inputs = [noise(9 * 16 * 24 * 24, 1), noise(24 * 16 * 9, 2), noise(24, 3), noise(24, 4), noise(24, 5)];
+    let network = |mut inputs: Vec<Tensor<1>>| {
+        let (bias, weight) = (inputs.pop().expect("bias"), inputs.pop().expect("weight"));
+        let y = group_norm_silu(convolve(inputs, 9, size, ConvSpec::same(3), true), weight, bias, 4, 1e-6);
+        softmax(gelu_tanh(y))
+    };
+    let with_threads = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        pool.install(|| run(&inputs, DType::F32, &Device::flex().autodiff(), network))
+    };
+    let one = with_threads(1);
+    for threads in [2, 3, 5] {
+        for (which, (some, one)) in with_threads(threads).iter().zip(&one).enumerate() {
+            assert_eq!(some.as_bytes(), one.as_bytes(), "result {which} with {threads} threads");
+        }
+    }
+}
