@@ -75,20 +75,15 @@ impl Attention {
             part.reshape([batch, tokens, self.heads, head_width]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
         };
         let (q, k, v) = (part(0, Some(&self.q_bias)), part(1, None), part(2, Some(&self.v_bias)));
-        let (q, k) = match &self.scale_mul_1H11 {
-            Some(scale_mul) => (unit(q) * scale_mul.val().clamp_max(100f64.ln()).exp(), unit(k)),
-            None => (q * (0.25 / (head_width as f64).sqrt()), k),
+        let (q, k, scale) = match &self.scale_mul_1H11 {
+            Some(scale_mul) => (unit(q) * scale_mul.val().clamp_max(100f64.ln()).exp(), unit(k), 1.0),
+            None => (q, k, 0.25 / (head_width as f64).sqrt()),
         };
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let scores = q.matmul(k.swap_dims(2, 3)); // [batch, heads, tokens, keys]
-        let scores = match mask {
-            Some(mask) => scores + mask,
-            None => scores,
-        };
-        let mixed = ops::softmax(scores).matmul(v).swap_dims(1, 2); // [batch, tokens, heads, head_width]
+        let mixed = ops::attention(q, k, v, mask, scale).swap_dims(1, 2); // [batch, tokens, heads, head_width]
         self.proj.forward(mixed.reshape([batch, tokens, width]))
     }
 }
