@@ -31,6 +31,11 @@ fn default_ch() -> usize {
 }
 
 impl ClassifierConfig {
+    /// Shape of the pictures, `[channels, height, width]`.
+    pub fn picture_shape(&self) -> [usize; 3] {
+        [self.image_channels, self.image_size[0], self.image_size[1]]
+    }
+
     /// Numbers that [`Classifier::features`] makes of a picture.
     pub fn features(&self) -> usize {
         4 * self.ch
@@ -56,23 +61,23 @@ impl ClassifierConfig {
         Ok(())
     }
 
-    /// A classifier with fresh weights, a function of `seed` alone: uniform by fan-in, as PyTorch starts these layers.
+    /// A classifier with fresh weights, a function of `seed` alone: uniform by fan-in, without biases.
     ///
     /// # Errors
     /// Those of [`ClassifierConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Classifier> {
-        Ok(initialise(self.blank(device)?, seed, |slot| match slot.shape {
+        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.shape {
             [_, input, height, width] => fan_in_bound(input * height * width),
             [input, _] => fan_in_bound(*input),
             _ => Start::Keep,
         }))
     }
 
-    /// A classifier of zeros, to load weights into.
+    /// A classifier whose weights take no memory until they are loaded.
     ///
     /// # Errors
     /// Those of [`ClassifierConfig::validate`].
-    pub fn blank(&self, device: &Device) -> Result<Classifier> {
+    pub fn init_zeros(&self, device: &Device) -> Result<Classifier> {
         self.validate()?;
         let [fine, middle, coarse] = [1, 2, 4].map(|factor| factor * self.ch);
         let halve = ConvSpec { stride: 2, padding: [1; 4] };
@@ -82,7 +87,7 @@ impl ClassifierConfig {
             down2: Unit::new([middle, coarse], halve, device),
             residual: Unit::new([coarse, coarse], ConvSpec::same(3), device),
             head: linear(coarse, self.classes, true, device),
-            picture: [self.image_channels, self.image_size[0], self.image_size[1]],
+            config: self.clone(),
         })
     }
 }
@@ -95,19 +100,20 @@ pub struct Classifier {
     down2: Unit,
     residual: Unit,
     head: Linear,
-    picture: [usize; 3],
+    #[module(skip)]
+    config: ClassifierConfig,
 }
 
 impl Classifier {
-    /// Shape of the pictures, `[channels, height, width]`.
-    pub fn picture_shape(&self) -> [usize; 3] {
-        self.picture
+    /// Its sizes.
+    pub fn config(&self) -> &ClassifierConfig {
+        &self.config
     }
 
     /// Class scores before softmax, `[batch, classes]`, of pictures `[batch, channels, height, width]` in `[-1, 1]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the pictures have another shape than [`Classifier::picture_shape`].
+    /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::picture_shape`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         Ok(self.head.forward(self.features(images)?))
     }
@@ -118,8 +124,8 @@ impl Classifier {
     /// As for [`Classifier::forward`].
     pub fn features(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         let [batch, shape @ ..] = images.dims();
-        if shape != self.picture {
-            let [channels, height, width] = self.picture;
+        let expected @ [channels, height, width] = self.config.picture_shape();
+        if shape != expected {
             let expected = format!("[batch, {channels}, {height}, {width}]");
             return Err(Error::shape("images", expected, images.dims()));
         }
@@ -127,6 +133,44 @@ impl Classifier {
         let x = x.clone() + self.residual.forward(x); // [batch, 4 ch, height / 4, width / 4]
         let [_, channels, height, width] = x.dims();
         Ok(x.reshape([batch, channels, height * width]).mean_dim(2).squeeze_dim(2))
+    }
+}
+
+/// What a classifier makes of labelled pictures, collected batch by batch.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judgement {
+    /// Feature rows for the Frechet distance and for neighbours, `[pictures, features]`, row-major.
+    pub features: Vec<f32>,
+    /// The class that the classifier sees in each picture.
+    pub predicted: Vec<usize>,
+    /// The class that each picture should show.
+    pub labels: Vec<usize>,
+}
+
+impl Judgement {
+    /// Judges a batch, one label a picture.
+    ///
+    /// # Errors
+    /// As for [`Classifier::forward`]; [`Error::Shape`] for another number of labels; [`Error::Device`] if the results
+    /// cannot be read back. Nothing is added then.
+    pub fn add(&mut self, classifier: &Classifier, images: Tensor<4>, labels: &[usize]) -> Result<()> {
+        if images.dims()[0] != labels.len() {
+            return Err(Error::shape("labels", format!("[{}], one a picture", images.dims()[0]), [labels.len()]));
+        }
+        let features = classifier.features(images)?;
+        let classes = classifier.head.forward(features.clone()).argmax(1);
+        let classes = classes.try_into_vec_as::<i64>().map_err(Error::device("read classes"))?;
+        let features = features.try_into_vec_as::<f32>().map_err(Error::device("read features"))?;
+        self.features.extend(features);
+        self.predicted.extend(classes.into_iter().map(|class| class as usize));
+        self.labels.extend(labels);
+        Ok(())
+    }
+
+    /// The share of pictures in which the classifier sees the class they should show; NaN without pictures.
+    pub fn accuracy(&self) -> f64 {
+        let right = self.predicted.iter().zip(&self.labels).filter(|(seen, label)| seen == label).count();
+        right as f64 / self.labels.len() as f64
     }
 }
 
@@ -189,6 +233,22 @@ mod tests {
             |seed| values(config().init(seed, &Device::default()).expect("valid").forward(images(1)).expect("ok"));
         assert_eq!(scores(1), scores(1), "same seed");
         assert_ne!(scores(1), scores(2), "other seed");
+    }
+
+    #[test]
+    fn a_judgement_collects_batches() {
+        let model = config().init(3, &Device::default()).expect("valid");
+        let scores = values(model.forward(images(3)).expect("right shape"));
+        let best = |row: &[f32]| (0..7).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("seven classes");
+        let seen: Vec<usize> = scores.chunks(7).map(best).collect();
+        let labels = [seen[0], seen[1], (seen[2] + 1) % 7];
+        let mut judgement = Judgement::default();
+        judgement.add(&model, images(3).narrow(0, 0, 1), &labels[..1]).expect("one picture");
+        judgement.add(&model, images(3).narrow(0, 1, 2), &labels[1..]).expect("two pictures");
+        assert_eq!((&judgement.predicted[..], &judgement.labels[..]), (&seen[..], &labels[..]), "classes and labels");
+        assert_eq!(judgement.features.len(), 3 * config().features(), "features of all");
+        assert!((judgement.accuracy() - 2.0 / 3.0).abs() < 1e-12, "two of three are right");
+        assert!(judgement.add(&model, images(2), &[0]).is_err(), "a label is missing");
     }
 
     #[test]
