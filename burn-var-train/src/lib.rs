@@ -1,6 +1,7 @@
 //! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
 
 pub mod checkpoint;
+pub mod classifier;
 pub mod config;
 pub mod curves;
 pub mod data;
@@ -11,6 +12,7 @@ pub mod optim;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod stream;
 pub mod tokenizer;
 pub mod var;
 
