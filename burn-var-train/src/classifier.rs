@@ -6,21 +6,19 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_var::classifier::{Classifier, ClassifierConfig, Judgement};
+use burn_var::classifier::{Classifier, ClassifierConfig};
 use burn_var::pretrained::save_classifier;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::{self, Change};
-use crate::data::{BatchLoader, PictureShape, Split, View};
+use crate::data::{BatchLoader, PictureShape, Split};
+use crate::figures::Collection;
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::stream::Stream;
 use crate::{Error, Result};
-
-/// Pictures judged at a time.
-const JUDGED: usize = 250;
 
 /// The file that a run leaves in its folder, in half precision.
 const FILE: &str = "classifier.safetensors";
@@ -105,33 +103,11 @@ pub fn train_classifier(
     if trainer.done < config.run.steps {
         return Ok(None);
     }
-    let judgement = judge(trainer.model(), &test, 0..test.source().len(), device)?;
+    let mut judged = Collection::default();
+    judged.add_all(trainer.model(), &test, false, device)?;
     let file = folder.join(FILE);
     save_classifier(trainer.model(), &file, true)?;
-    let (test_accuracy, test_pictures) = (judgement.accuracy(), judgement.labels.len());
-    Ok(Some(ClassifierSummary { file, test_accuracy, test_pictures }))
-}
-
-/// A classifier's judgement of pictures of a data set, each as it is, without cropping at random or mirroring.
-///
-/// # Errors
-/// If a picture cannot be read, or has another shape than the classifier takes.
-///
-/// # Panics
-/// If a number in `pictures` is beyond the data set.
-pub fn judge(
-    classifier: &Classifier,
-    loader: &BatchLoader,
-    pictures: impl IntoIterator<Item = usize>,
-    device: &Device,
-) -> Result<Judgement> {
-    let pictures: Vec<usize> = pictures.into_iter().collect();
-    let mut judgement = Judgement::default();
-    for indices in pictures.chunks(JUDGED) {
-        let batch = loader.load(indices, View::Fixed { mirrored: false }, device)?;
-        judgement.add(classifier, batch.images, &batch.labels)?;
-    }
-    Ok(judgement)
+    Ok(Some(ClassifierSummary { file, test_accuracy: judged.judgement.accuracy(), test_pictures: judged.len() }))
 }
 
 /// A classifier in training.
