@@ -1,16 +1,19 @@
 //! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
 
 pub mod checkpoint;
+pub mod classifier;
 pub mod config;
 pub mod curves;
 pub mod data;
 mod error;
+pub mod figures;
 pub mod fs;
 pub mod grid;
 pub mod optim;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod stream;
 pub mod tokenizer;
 pub mod var;
 

@@ -1,5 +1,6 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
+pub mod classifier;
 mod error;
 mod generate;
 pub mod guidance;

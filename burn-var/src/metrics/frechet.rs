@@ -1,6 +1,7 @@
 use crate::{Error, Result};
 
 use super::eigen::{self, dot};
+use super::rows::check_rows;
 
 /// Below this share of the largest eigenvalue a negative one counts as rounding (published covariances are float32).
 const NOISE: f64 = 1e-5;
@@ -43,16 +44,7 @@ impl FeatureStats {
     /// [`Error::Shape`] if `rows` is not a whole number of rows; [`Error::NonFinite`], naming the row by its place in
     /// the whole sequence, if a feature is NaN or infinite. Nothing is added then.
     pub fn push(&mut self, rows: &[f32]) -> Result<()> {
-        if self.dim == 0 || !rows.len().is_multiple_of(self.dim) {
-            return Err(Error::shape("features", format!("rows of {} numbers", self.dim), [rows.len()]));
-        }
-        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
-            return Err(Error::NonFinite {
-                what: format!("feature {} of row {}", at % self.dim, self.count + (at / self.dim) as u64),
-                found: f64::from(rows[at]),
-                hint: "look at the picture or the weights it came from",
-            });
-        }
+        check_rows("features", rows, self.dim, self.count)?;
         rows.chunks(BLOCK * self.dim).for_each(|block| self.merge_same_dim(&Self::of_block(block, self.dim)));
         Ok(())
     }
@@ -330,7 +322,7 @@ mod tests {
         broken[5 * DIM + 2] = f32::NAN;
         let mut stats = stats(&rows(3, 1));
         let message = stats.push(&broken).expect_err("a NaN").to_string();
-        assert!(message.contains("feature 2 of row 8"), "{message}");
+        assert!(message.contains("number 2 of row 8"), "{message}");
         assert_eq!(stats.count(), 3, "nothing was added");
         assert!(stats.push(&broken[..DIM + 1]).is_err(), "a row and a bit");
         assert!(FeatureStats::new(DIM).gaussian().is_err(), "no rows");

@@ -5,6 +5,7 @@
 //! missing, unused or mis-shaped in one [`LoadReport`], before the first weight is read. Then it reads one tensor at
 //! a time, so a checkpoint is in memory once. [`export`] is the way back.
 
+mod classifier;
 mod key_map;
 mod load;
 mod model_config;
@@ -15,6 +16,7 @@ mod state_dict;
 mod var;
 mod vqvae;
 
+pub use classifier::{load_classifier, save_classifier};
 pub use key_map::KeyMap;
 pub use load::{LoadOptions, export, load};
 pub use model_config::ModelConfig;

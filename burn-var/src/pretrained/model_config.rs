@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::StateDict;
+use crate::classifier::ClassifierConfig;
 use crate::tokenizer::VqVaeConfig;
 use crate::transformer::VarConfig;
 use crate::{Error, Result};
@@ -21,6 +22,8 @@ pub enum ModelConfig {
     VqVae(VqVaeConfig),
     /// A VAR transformer.
     Var(VarConfig),
+    /// A classifier that judges generated pictures.
+    Classifier(ClassifierConfig),
 }
 
 impl ModelConfig {

@@ -1,0 +1,276 @@
+//! Training of the classifier that judges generated pictures.
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_var::classifier::{Classifier, ClassifierConfig};
+use burn_var::pretrained::save_classifier;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Part};
+use crate::config::{self, Change};
+use crate::data::{BatchLoader, PictureShape, Split};
+use crate::figures::Collection;
+use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
+use crate::progress::Progress;
+use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
+use crate::stream::Stream;
+use crate::{Error, Result};
+
+/// The file that a run leaves in its folder, in half precision.
+const FILE: &str = "classifier.safetensors";
+
+/// A classifier's training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierTrainConfig {
+    /// Length, batch, seed, intervals.
+    pub run: RunConfig,
+    /// The pictures.
+    pub data: DataConfig,
+    /// The classifier.
+    pub model: ClassifierConfig,
+    /// AdamW.
+    #[serde(default)]
+    pub optimizer: OptimConfig,
+    /// Learning rate.
+    #[serde(default)]
+    pub learning_rate: LrSchedule,
+    /// Moving average of the weights, which is what is kept in the end.
+    #[serde(default)]
+    pub ema: EmaConfig,
+}
+
+impl ClassifierTrainConfig {
+    /// Refuses what no run can mean.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        self.run.validate()?;
+        self.model.validate()?;
+        self.optimizer.validate()?;
+        self.learning_rate.validate()?;
+        self.ema.validate()
+    }
+
+    fn loader(&self, split: Split) -> Result<BatchLoader> {
+        let [channels, height, width] = self.model.picture_shape();
+        let source = self.data.open(split)?;
+        let classes = source.class_names().len();
+        if classes != self.model.classes {
+            let expected = format!("{classes}, the classes of the pictures in `{}`", source.path().display());
+            return Err(Error::config("model.classes", self.model.classes, expected));
+        }
+        Ok(BatchLoader::new(source, PictureShape::new(height, width, channels)?))
+    }
+}
+
+/// What came out of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassifierSummary {
+    /// The file with the weights.
+    pub file: PathBuf,
+    /// Share of the test pictures whose class it recognises.
+    pub test_accuracy: f64,
+    /// How many test pictures there are.
+    pub test_pictures: usize,
+}
+
+/// Trains a classifier in `folder`, or goes on with it, and measures it on the test pictures.
+///
+/// `device` is one without autodiff. The run is a function of its configuration: the same weights come out however
+/// often it was interrupted. `None` if `progress` ended it before the last step.
+///
+/// # Errors
+/// A configuration or data that no run can be made of; a loss that is not finite; files that can't be written.
+pub fn train_classifier(
+    config: &ClassifierTrainConfig,
+    folder: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<Option<ClassifierSummary>> {
+    config.validate()?;
+    let test = config.loader(Split::Test)?;
+    let may_change =
+        [("run.save_every", Change::Free), ("run.log_every", Change::Free), ("run.sample_every", Change::Free)];
+    config::settle(folder, config, &may_change)?;
+    let mut trainer = ClassifierTrainer::new(config.clone(), device)?;
+    run(&mut trainer, &config.run, folder, progress)?;
+    if trainer.done < config.run.steps {
+        return Ok(None);
+    }
+    let mut judged = Collection::default();
+    judged.add_all(trainer.model(), &test, false, device)?;
+    let file = folder.join(FILE);
+    save_classifier(trainer.model(), &file, true)?;
+    Ok(Some(ClassifierSummary { file, test_accuracy: judged.judgement.accuracy(), test_pictures: judged.len() }))
+}
+
+/// A classifier in training.
+pub struct ClassifierTrainer {
+    config: ClassifierTrainConfig,
+    device: Device,
+    model: Classifier,
+    average: Classifier,
+    optimizer: AdamW,
+    stream: Stream,
+    /// Steps that went into the model.
+    done: u64,
+}
+
+impl ClassifierTrainer {
+    /// A run on `device` (without autodiff), at its first step.
+    ///
+    /// # Errors
+    /// A configuration or data that no run can be made of.
+    pub fn new(config: ClassifierTrainConfig, device: &Device) -> Result<Self> {
+        config.validate()?;
+        let stream = Stream::new(config.loader(Split::Train)?, &config.run, config.data.mirror, device)?;
+        let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
+        let average = model.valid();
+        let optimizer = config.optimizer.init(&model, no_decay_1d);
+        Ok(Self { config, device: device.clone(), model, average, optimizer, stream, done: 0 })
+    }
+
+    /// The classifier that the run is for: the moving average of the weights.
+    pub fn model(&self) -> &Classifier {
+        &self.average
+    }
+}
+
+impl Trainer for ClassifierTrainer {
+    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
+        let batch = self.stream.batch(step)?;
+        let logits = self.model.forward(Tensor::from_inner(batch.images))?;
+        let labels: Vec<i64> = batch.labels.iter().map(|label| *label as i64).collect();
+        let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(labels, [batch.labels.len(), 1]), &self.device);
+        let loss = log_softmax(logits.clone(), 1).gather(1, Tensor::from_inner(labels.clone())).mean().neg();
+        let mut metrics = Metrics::new();
+        if measure {
+            let hits = logits.inner().argmax(1).equal(labels).float().mean();
+            for (name, value) in [("loss", loss.clone().inner()), ("accuracy", hits)] {
+                let value = value.try_into_scalar::<f32>().map_err(burn_var::Error::device("read a loss"))?;
+                metrics.push((name.into(), value.into()));
+            }
+        }
+        let steps = self.config.run.steps;
+        let rates = StepRates {
+            step,
+            learning_rate: self.config.learning_rate.at(step, steps),
+            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
+        };
+        let grads = GradientsParams::from_grads(loss.backward(), &self.model);
+        let (model, norm) = self.optimizer.step(rates, self.model.clone(), grads)?;
+        self.model = model;
+        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
+        self.done = step + 1;
+        if measure {
+            metrics.push(("grad_norm".into(), norm));
+            metrics.push(("learning_rate".into(), rates.learning_rate));
+        }
+        Ok(metrics)
+    }
+
+    fn parts(&self) -> Vec<Part<'_>> {
+        vec![
+            Part::module("model", &self.model),
+            Part::module("average", &self.average),
+            Part::optimizer("optimizer", &self.optimizer),
+        ]
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.model = checkpoint.module("model", self.model.clone())?;
+        self.average = checkpoint.module("average", self.average.clone())?;
+        let optimizer = self.config.optimizer.init(&self.model, no_decay_1d);
+        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
+        self.done = checkpoint.step();
+        Ok(())
+    }
+
+    /// There is nothing to show.
+    fn samples(&mut self, _step: u64) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::progress::StepReport;
+
+    /// IDX files of 8x9 pictures: bright rows at the top, in the middle or at the bottom, by class.
+    fn stripes(folder: &Path) {
+        for (prefix, count) in [("train", 48), ("t10k", 21)] {
+            let pixel = |picture: usize, y: usize, x: usize| {
+                let noise = (picture * 7919 + y * 104_729 + x * 31_337) % 90;
+                (noise + if y / 3 == picture % 3 { 160 } else { 0 }) as u8
+            };
+            let mut images = vec![0, 0, 8, 3, 0, 0, 0, count as u8, 0, 0, 0, 8, 0, 0, 0, 9];
+            let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count as u8];
+            for picture in 0..count {
+                images.extend((0..72).map(|i| pixel(picture, i / 9, i % 9)));
+                labels.push((picture % 3) as u8);
+            }
+            std::fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("images");
+            std::fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("labels");
+        }
+    }
+
+    fn config(data: &Path) -> ClassifierTrainConfig {
+        let text = format!(
+            "[run]\nsteps = 24\nbatch_size = 16\nsave_every = 7\n[data]\npath = {data:?}\nmirror = true\n\
+             [model]\nimage_channels = 1\nimage_size = [10, 10]\nclasses = 3\n\
+             [learning_rate]\npeak = 0.003\nwarmup_steps = 3\n[ema]\ndecay = 0.8"
+        );
+        toml::from_str(&text).expect("a whole configuration")
+    }
+
+    /// Stops after a number of steps.
+    struct StopAfter(u64);
+
+    impl Progress for StopAfter {
+        fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()> {
+            if report.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+
+        fn note(&mut self, _text: &str) {}
+    }
+
+    #[test]
+    fn learns_and_resumes_to_the_bit() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        stripes(folder.path());
+        let config = config(folder.path());
+        let train = |name: &str, progress: &mut dyn Progress| {
+            let run = folder.path().join(name);
+            train_classifier(&config, &run, &Device::default(), progress).expect("trains")
+        };
+        let whole = train("whole", &mut ()).expect("went to the end");
+        assert_eq!(whole.test_pictures, 21, "all test pictures were judged");
+        assert!(whole.test_accuracy > 0.9, "stripes are easy, found {}", whole.test_accuracy);
+
+        assert_eq!(train("broken", &mut StopAfter(9)), None, "stopped in the middle");
+        let broken = train("broken", &mut ()).expect("went to the end");
+        let bytes = |summary: &ClassifierSummary| std::fs::read(&summary.file).expect("weights");
+        assert!(bytes(&whole) == bytes(&broken), "the same weights after a stop");
+    }
+
+    #[test]
+    fn classes_that_do_not_fit_are_named() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        stripes(folder.path());
+        let mut config = config(folder.path());
+        config.model.classes = 4;
+        let run = folder.path().join("run");
+        let error = train_classifier(&config, &run, &Device::default(), &mut ()).expect_err("four classes");
+        assert!(error.to_string().contains("`model.classes` is 4, expected 3"), "{error}");
+        assert!(!run.exists(), "nothing was started");
+    }
+}

@@ -1,0 +1,269 @@
+//! A small convolutional classifier: it judges whether a generated picture shows the class that was asked for, and
+//! lends its features to the Frechet distance where Inception has nothing to say (28-pixel clothes).
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::init::{Start, fan_in_bound, initialise};
+use crate::nn::{Conv2d, GroupNorm, linear};
+use crate::ops::ConvSpec;
+use crate::{Error, Result};
+
+/// The sizes of a [`Classifier`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierConfig {
+    /// Channels of the pictures: 3 for colour, 1 for grey.
+    pub image_channels: usize,
+    /// Height and width of the pictures, each at least 8.
+    pub image_size: [usize; 2],
+    /// Number of classes.
+    pub classes: usize,
+    /// Channels of the first convolution, a multiple of 32; each of the two halvings of the map doubles them.
+    #[serde(default = "default_ch")]
+    pub ch: usize,
+}
+
+fn default_ch() -> usize {
+    32
+}
+
+impl ClassifierConfig {
+    /// Shape of the pictures, `[channels, height, width]`.
+    pub fn picture_shape(&self) -> [usize; 3] {
+        [self.image_channels, self.image_size[0], self.image_size[1]]
+    }
+
+    /// Numbers that [`Classifier::features`] makes of a picture.
+    pub fn features(&self) -> usize {
+        4 * self.ch
+    }
+
+    /// Checks that the sizes make sense.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field, what it is, and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        if ![1, 3].contains(&self.image_channels) {
+            return Err(Error::config("image_channels", self.image_channels, "1 (grey) or 3 (red, green, blue)"));
+        }
+        if self.image_size.iter().any(|side| *side < 8) {
+            return Err(Error::config("image_size", format!("{:?}", self.image_size), "at least 8 pixels each way"));
+        }
+        if self.classes < 2 {
+            return Err(Error::config("classes", self.classes, "at least 2"));
+        }
+        if self.ch == 0 || !self.ch.is_multiple_of(GroupNorm::GROUPS) {
+            return Err(Error::config("ch", self.ch, format!("a multiple of {}, the norm groups", GroupNorm::GROUPS)));
+        }
+        Ok(())
+    }
+
+    /// A classifier with fresh weights, a function of `seed` alone: uniform by fan-in, without biases.
+    ///
+    /// # Errors
+    /// Those of [`ClassifierConfig::validate`].
+    pub fn init(&self, seed: u64, device: &Device) -> Result<Classifier> {
+        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.shape {
+            [_, input, height, width] => fan_in_bound(input * height * width),
+            [input, _] => fan_in_bound(*input),
+            _ => Start::Keep,
+        }))
+    }
+
+    /// A classifier whose weights take no memory until they are loaded.
+    ///
+    /// # Errors
+    /// Those of [`ClassifierConfig::validate`].
+    pub fn init_zeros(&self, device: &Device) -> Result<Classifier> {
+        self.validate()?;
+        let [fine, middle, coarse] = [1, 2, 4].map(|factor| factor * self.ch);
+        let halve = ConvSpec { stride: 2, padding: [1; 4] };
+        Ok(Classifier {
+            conv_in: Unit::new([self.image_channels, fine], ConvSpec::same(3), device),
+            down1: Unit::new([fine, middle], halve, device),
+            down2: Unit::new([middle, coarse], halve, device),
+            residual: Unit::new([coarse, coarse], ConvSpec::same(3), device),
+            head: linear(coarse, self.classes, true, device),
+            config: self.clone(),
+        })
+    }
+}
+
+/// The classifier. Created with [`ClassifierConfig::init`].
+#[derive(Module, Debug)]
+pub struct Classifier {
+    conv_in: Unit,
+    down1: Unit,
+    down2: Unit,
+    residual: Unit,
+    head: Linear,
+    #[module(skip)]
+    config: ClassifierConfig,
+}
+
+impl Classifier {
+    /// Its sizes.
+    pub fn config(&self) -> &ClassifierConfig {
+        &self.config
+    }
+
+    /// Class scores before softmax, `[batch, classes]`, of pictures `[batch, channels, height, width]` in `[-1, 1]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::picture_shape`].
+    pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        Ok(self.head.forward(self.features(images)?))
+    }
+
+    /// What the scores are a linear function of: the mean over positions of the last map, `[batch, 4 ch]`.
+    ///
+    /// # Errors
+    /// As for [`Classifier::forward`].
+    pub fn features(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        let [batch, shape @ ..] = images.dims();
+        let expected @ [channels, height, width] = self.config.picture_shape();
+        if shape != expected {
+            let expected = format!("[batch, {channels}, {height}, {width}]");
+            return Err(Error::shape("images", expected, images.dims()));
+        }
+        let x = self.down2.forward(self.down1.forward(self.conv_in.forward(images)));
+        let x = x.clone() + self.residual.forward(x); // [batch, 4 ch, height / 4, width / 4]
+        let [_, channels, height, width] = x.dims();
+        Ok(x.reshape([batch, channels, height * width]).mean_dim(2).squeeze_dim(2))
+    }
+}
+
+/// What a classifier makes of labelled pictures, collected batch by batch.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judgement {
+    /// Feature rows for the Frechet distance and for neighbours, `[pictures, features]`, row-major.
+    pub features: Vec<f32>,
+    /// The class that the classifier sees in each picture.
+    pub predicted: Vec<usize>,
+    /// The class that each picture should show.
+    pub labels: Vec<usize>,
+}
+
+impl Judgement {
+    /// Judges a batch, one label a picture.
+    ///
+    /// # Errors
+    /// As for [`Classifier::forward`]; [`Error::Shape`] for another number of labels; [`Error::Device`] if the results
+    /// cannot be read back. Nothing is added then.
+    pub fn add(&mut self, classifier: &Classifier, images: Tensor<4>, labels: &[usize]) -> Result<()> {
+        if images.dims()[0] != labels.len() {
+            return Err(Error::shape("labels", format!("[{}], one a picture", images.dims()[0]), [labels.len()]));
+        }
+        let features = classifier.features(images)?;
+        let classes = classifier.head.forward(features.clone()).argmax(1);
+        let classes = classes.try_into_vec_as::<i64>().map_err(Error::device("read classes"))?;
+        let features = features.try_into_vec_as::<f32>().map_err(Error::device("read features"))?;
+        self.features.extend(features);
+        self.predicted.extend(classes.into_iter().map(|class| class as usize));
+        self.labels.extend(labels);
+        Ok(())
+    }
+
+    /// The share of pictures in which the classifier sees the class they should show; NaN without pictures.
+    pub fn accuracy(&self) -> f64 {
+        let right = self.predicted.iter().zip(&self.labels).filter(|(seen, label)| seen == label).count();
+        right as f64 / self.labels.len() as f64
+    }
+}
+
+/// 3x3 convolution, group norm, SiLU.
+#[derive(Module, Debug)]
+struct Unit {
+    conv: Conv2d,
+    norm: GroupNorm,
+}
+
+impl Unit {
+    fn new(channels: [usize; 2], spec: ConvSpec, device: &Device) -> Self {
+        Self { conv: Conv2d::new(channels, 3, spec, device), norm: GroupNorm::new(channels[1], device) }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.norm.forward_silu(self.conv.forward(x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::rng::Rng;
+
+    fn config() -> ClassifierConfig {
+        ClassifierConfig { image_channels: 1, image_size: [11, 13], classes: 7, ch: 32 }
+    }
+
+    fn images(batch: usize) -> Tensor<4> {
+        let mut rng = Rng::new(1, "images", 0);
+        let values: Vec<f32> = (0..batch * 143).map(|_| rng.uniform() as f32 * 2.0 - 1.0).collect();
+        Tensor::from_data(TensorData::new(values, [batch, 1, 11, 13]), &Device::default())
+    }
+
+    fn values(tensor: Tensor<2>) -> Vec<f32> {
+        tensor.into_data().try_into_vec().expect("f32")
+    }
+
+    #[test]
+    fn shapes_and_independence_of_the_batch() {
+        let model = config().init(3, &Device::default()).expect("valid");
+        let features = model.features(images(3)).expect("right shape");
+        assert_eq!(features.dims(), [3, config().features()], "features");
+        let together = values(model.forward(images(3)).expect("right shape"));
+        assert_eq!(together.len(), 3 * 7, "scores");
+        for i in 0..3 {
+            let alone = values(model.forward(images(3).narrow(0, i, 1)).expect("right shape"));
+            for (a, b) in alone.iter().zip(&together[i * 7..]) {
+                assert!((a - b).abs() < 1e-5, "picture {i} alone {a}, in a batch {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_follow_from_the_seed() {
+        let scores =
+            |seed| values(config().init(seed, &Device::default()).expect("valid").forward(images(1)).expect("ok"));
+        assert_eq!(scores(1), scores(1), "same seed");
+        assert_ne!(scores(1), scores(2), "other seed");
+    }
+
+    #[test]
+    fn a_judgement_collects_batches() {
+        let model = config().init(3, &Device::default()).expect("valid");
+        let scores = values(model.forward(images(3)).expect("right shape"));
+        let best = |row: &[f32]| (0..7).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("seven classes");
+        let seen: Vec<usize> = scores.chunks(7).map(best).collect();
+        let labels = [seen[0], seen[1], (seen[2] + 1) % 7];
+        let mut judgement = Judgement::default();
+        judgement.add(&model, images(3).narrow(0, 0, 1), &labels[..1]).expect("one picture");
+        judgement.add(&model, images(3).narrow(0, 1, 2), &labels[1..]).expect("two pictures");
+        assert_eq!((&judgement.predicted[..], &judgement.labels[..]), (&seen[..], &labels[..]), "classes and labels");
+        assert_eq!(judgement.features.len(), 3 * config().features(), "features of all");
+        assert!((judgement.accuracy() - 2.0 / 3.0).abs() < 1e-12, "two of three are right");
+        assert!(judgement.add(&model, images(2), &[0]).is_err(), "a label is missing");
+    }
+
+    #[test]
+    fn wrong_sizes_are_named() {
+        let model = config().init(3, &Device::default()).expect("valid");
+        let message = model.forward(images(1).swap_dims(2, 3)).expect_err("turned").to_string();
+        assert!(message.contains("[batch, 1, 11, 13]"), "{message}");
+        for (broken, field) in [
+            (ClassifierConfig { image_channels: 2, ..config() }, "image_channels"),
+            (ClassifierConfig { image_size: [7, 32], ..config() }, "image_size"),
+            (ClassifierConfig { classes: 1, ..config() }, "classes"),
+            (ClassifierConfig { ch: 33, ..config() }, "`ch`"),
+        ] {
+            let message = broken.validate().expect_err("invalid").to_string();
+            assert!(message.contains(field), "names {field}: {message}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Nearest neighbours in a large set, and from them the share of generated pictures that copy a training picture.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::rows::check_rows;
+use crate::{Error, Result};
+
+/// Rows of the large set, and of the queries, that one matrix product compares: 16 MiB of results.
+const BLOCK: usize = 4096;
+const QUERY_BLOCK: usize = 1024;
+
+/// Candidates kept beyond those asked for, since single precision may swap neighbours at nearly one distance.
+const SPARE: usize = 8;
+
+/// A large set of rows to find neighbours in: training pictures as pixels or as features.
+#[derive(Debug, Clone)]
+pub struct NeighbourIndex<'a> {
+    rows: &'a [f32],
+    dim: usize,
+    /// Taken off everything before products are formed: distances stay, their rounding shrinks.
+    mean: Vec<f32>,
+    device: Device,
+}
+
+impl<'a> NeighbourIndex<'a> {
+    /// An index over `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `rows` is empty or not a whole number of rows; [`Error::NonFinite`], naming the row, for NaN
+    /// or infinity.
+    pub fn new(rows: &'a [f32], dim: usize, device: &Device) -> Result<Self> {
+        check_rows("reference rows", rows, dim, 0)?;
+        if rows.is_empty() {
+            return Err(Error::shape("reference rows", "at least one row", [0, dim]));
+        }
+        let mut sums = vec![0.0_f64; dim];
+        for row in rows.chunks_exact(dim) {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        let count = (rows.len() / dim) as f64;
+        Ok(Self { rows, dim, mean: sums.iter().map(|sum| (sum / count) as f32).collect(), device: device.clone() })
+    }
+
+    /// The `k` nearest rows of each query by Euclidean distance; `queries` is `[n, dim]`.
+    ///
+    /// Candidates come from products in single precision, their distances are taken again in double precision.
+    ///
+    /// # Errors
+    /// As for [`NeighbourIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows;
+    /// [`Error::Device`] if a product cannot be read back.
+    pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbours> {
+        check_rows("queries", queries, self.dim, 0)?;
+        let count = self.rows.len() / self.dim;
+        if k == 0 || k > count {
+            return Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows")));
+        }
+        let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
+        for (block, rows) in self.rows.chunks(BLOCK * self.dim).enumerate() {
+            let (rows, squares) = self.centred(rows);
+            let rows = rows.transpose();
+            for (part, queries) in queries.chunks(QUERY_BLOCK * self.dim).enumerate() {
+                let products = self.centred(queries).0.matmul(rows.clone()).try_into_data();
+                let products = products
+                    .map_err(|e| e.to_string())
+                    .and_then(|data| data.try_into_vec::<f32>().map_err(|e| format!("{e:?}")));
+                let products = products.map_err(|reason| Error::Device { action: "compare rows", reason })?;
+                let found = &mut candidates[part * QUERY_BLOCK..];
+                for (candidates, products) in found.iter_mut().zip(products.chunks_exact(squares.len())) {
+                    for (i, (square, product)) in squares.iter().zip(products).enumerate() {
+                        // |q - r|^2 without |q|^2, which is the same for all r.
+                        candidates.offer(square - 2.0 * product, block * BLOCK + i);
+                    }
+                }
+            }
+        }
+        let mut neighbours = Neighbours { k, distances: Vec::new(), indices: Vec::new() };
+        for (candidates, query) in candidates.into_iter().zip(queries.chunks_exact(self.dim)) {
+            neighbours.add(candidates.into_indices().map(|index| (self.distance(query, index), index)));
+        }
+        Ok(neighbours)
+    }
+
+    /// Rows less the mean on the device, `[n, dim]`, and their squared lengths.
+    fn centred(&self, rows: &[f32]) -> (Tensor<2>, Vec<f32>) {
+        let centred: Vec<f32> =
+            rows.chunks_exact(self.dim).flat_map(|row| row.iter().zip(&self.mean).map(|(x, m)| x - m)).collect();
+        let squares = centred.chunks_exact(self.dim).map(|row| row.iter().map(|x| x * x).sum()).collect();
+        let shape = [rows.len() / self.dim, self.dim];
+        (Tensor::from_data(TensorData::new(centred, shape), &self.device), squares)
+    }
+
+    fn distance(&self, query: &[f32], index: usize) -> f64 {
+        let row = &self.rows[index * self.dim..][..self.dim];
+        query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// The best few of many, by score.
+#[derive(Debug, Clone)]
+struct Candidates {
+    capacity: usize,
+    best: Vec<(f32, usize)>,
+}
+
+impl Candidates {
+    fn new(capacity: usize) -> Self {
+        Self { capacity, best: Vec::with_capacity(capacity + 1) }
+    }
+
+    fn offer(&mut self, score: f32, index: usize) {
+        if self.best.len() == self.capacity && self.best.last().is_some_and(|(worst, _)| score >= *worst) {
+            return;
+        }
+        let place = self.best.partition_point(|(other, _)| *other <= score);
+        self.best.insert(place, (score, index));
+        self.best.truncate(self.capacity);
+    }
+
+    fn into_indices(self) -> impl Iterator<Item = usize> {
+        self.best.into_iter().map(|(_, index)| index)
+    }
+}
+
+/// For each query its `k` nearest rows, the nearest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neighbours {
+    k: usize,
+    distances: Vec<f64>,
+    indices: Vec<usize>,
+}
+
+impl Neighbours {
+    /// How many queries there were.
+    pub fn count(&self) -> usize {
+        self.distances.len() / self.k
+    }
+
+    /// The `k` distances of query `i`, rising.
+    pub fn distances(&self, i: usize) -> &[f64] {
+        &self.distances[i * self.k..][..self.k]
+    }
+
+    /// The places, in the large set, of the `k` rows nearest to query `i`.
+    pub fn indices(&self, i: usize) -> &[usize] {
+        &self.indices[i * self.k..][..self.k]
+    }
+
+    /// Distance to the nearest row over the mean distance to the `k` nearest, for each query: 0 for an exact copy, 1
+    /// where nothing is nearer than the rest.
+    ///
+    /// Plain distances would call every simple picture a copy, since simple pictures lie close together. This measure
+    /// asks whether one row is closer than its surroundings explain (Carlini et al. 2023, "Extracting training data
+    /// from diffusion models", where `k` is 50).
+    pub fn closeness(&self) -> Vec<f64> {
+        let of_row = |row: &[f64]| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            if mean == 0.0 { 0.0 } else { row[0] / mean }
+        };
+        self.distances.chunks_exact(self.k).map(of_row).collect()
+    }
+
+    fn add(&mut self, found: impl Iterator<Item = (f64, usize)>) {
+        let mut found: Vec<_> = found.collect();
+        found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        found.truncate(self.k);
+        self.distances.extend(found.iter().map(|(distance, _)| distance));
+        self.indices.extend(found.iter().map(|(_, index)| index));
+    }
+}
+
+/// When a picture counts as a near copy of a training picture: its [closeness](Neighbours::closeness) is below that of
+/// 99 in 100 real pictures that were not trained on.
+///
+/// Take the threshold from some real pictures and compare the shares of generated pictures and of *other* real
+/// pictures: about 1% of the latter are "near copies" by chance, and a model that has memorised has more.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NearCopies {
+    /// Below this closeness a picture is a near copy.
+    pub threshold: f64,
+}
+
+impl NearCopies {
+    /// Neighbours to search for: what surrounds the nearest one.
+    pub const NEIGHBOURS: usize = 50;
+    /// One real picture in so many lies below the threshold.
+    const ONE_IN: usize = 100;
+
+    /// Takes the threshold from real pictures that were not trained on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with fewer than 100 pictures: they have no 1st percentile.
+    pub fn calibrate(real: &Neighbours) -> Result<Self> {
+        let mut closeness = real.closeness();
+        if closeness.len() < Self::ONE_IN {
+            let expected = format!("{} or more: their 1st percentile is the threshold", Self::ONE_IN);
+            return Err(Error::config("number of real pictures", closeness.len(), expected));
+        }
+        closeness.sort_by(f64::total_cmp);
+        Ok(Self { threshold: closeness[closeness.len() / Self::ONE_IN] })
+    }
+
+    /// The share of near copies, in `[0, 1]`; 0 without pictures.
+    pub fn share(&self, pictures: &Neighbours) -> f64 {
+        let copies = pictures.closeness().into_iter().filter(|closeness| *closeness < self.threshold).count();
+        copies as f64 / pictures.count().max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    const DIM: usize = 5;
+
+    fn rows(count: usize, purpose: &str) -> Vec<f32> {
+        let mut rng = Rng::new(1, purpose, 0);
+        (0..count * DIM).map(|_| rng.normal() as f32 + 100.0).collect()
+    }
+
+    fn nearest(reference: &[f32], queries: &[f32], k: usize) -> Neighbours {
+        let index = NeighbourIndex::new(reference, DIM, &Device::default()).expect("finite rows");
+        index.nearest(queries, k).expect("neighbours")
+    }
+
+    #[test]
+    fn finds_what_a_full_search_finds_across_blocks() {
+        let (reference, queries) = (rows(BLOCK + 37, "reference"), rows(QUERY_BLOCK + 3, "queries"));
+        let found = nearest(&reference, &queries, 4);
+        assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbours a query");
+        for i in [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 2] {
+            let query = &queries[i * DIM..][..DIM];
+            let square = |row: &[f32]| query.iter().zip(row).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            let mut all: Vec<_> = reference.chunks(DIM).map(square).enumerate().collect();
+            all.sort_by(|a, b| a.1.total_cmp(&b.1));
+            for (j, (index, square)) in all[..4].iter().enumerate() {
+                assert_eq!(found.indices(i)[j], *index, "neighbour {j} of query {i}");
+                let distance = found.distances(i)[j];
+                assert!((distance - square.sqrt()).abs() < 1e-5, "distance {j} of query {i}: {distance}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_exact_copy_has_distance_and_closeness_zero() {
+        let reference = rows(300, "reference");
+        let mut queries = rows(2, "queries");
+        queries[DIM..].copy_from_slice(&reference[17 * DIM..18 * DIM]);
+        let found = nearest(&reference, &queries, 9);
+        assert_eq!((found.distances(1)[0], found.indices(1)[0]), (0.0, 17), "the copy");
+        assert_eq!(found.closeness()[1], 0.0, "closeness of a copy");
+        let other = found.closeness()[0];
+        assert!(other > 0.2 && other <= 1.0, "closeness of a stranger: {other}");
+        let duplicates = nearest(&rows(1, "one").repeat(20), &rows(1, "one"), 9);
+        assert_eq!(duplicates.closeness(), [0.0], "all neighbours are copies");
+    }
+
+    #[test]
+    fn near_copies_are_one_in_a_hundred_strangers_and_all_copies() {
+        let reference = rows(4000, "reference");
+        let neighbours = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBOURS);
+        let test = NearCopies::calibrate(&neighbours(&rows(1000, "calibration"))).expect("enough pictures");
+        assert_eq!(test.share(&neighbours(&rows(1000, "calibration"))), 0.01, "of those it was taken from");
+        let strangers = test.share(&neighbours(&rows(1000, "others")));
+        assert!(strangers < 0.025, "share of strangers: {strangers}");
+        let copies: Vec<f32> = reference[..500 * DIM].iter().map(|x| x + 1e-3).collect();
+        assert!(test.share(&neighbours(&copies)) > 0.95, "share of copies with a little noise");
+        assert!(NearCopies::calibrate(&neighbours(&rows(99, "few"))).is_err(), "too few to calibrate with");
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        let reference = rows(10, "reference");
+        let device = Device::default();
+        let index = NeighbourIndex::new(&reference, DIM, &device).expect("finite rows");
+        let mut broken = rows(3, "queries");
+        broken[2 * DIM + 4] = f32::INFINITY;
+        let message = index.nearest(&broken, 1).expect_err("infinite").to_string();
+        assert!(message.contains("number 4 of row 2 of the queries"), "{message}");
+        assert!(index.nearest(&reference, 11).is_err(), "more neighbours than rows");
+        assert!(NeighbourIndex::new(&[], DIM, &device).is_err(), "no rows");
+        assert!(NeighbourIndex::new(&reference[1..], DIM, &device).is_err(), "a part of a row");
+    }
+}
