@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
-use crate::data::{BatchLoader, BatchOrder, PictureShape, PrefetchedBatches, Split, View};
+use crate::data::{BatchLoader, PictureShape, Split, View};
 use crate::grid::{Grid, Range, pictures};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
+use crate::stream::Stream;
 use crate::{Error, Result};
 
 /// A tokenizer's training run.
@@ -128,15 +129,12 @@ impl TokenizerConfig {
 pub struct TokenizerTrainer {
     config: TokenizerConfig,
     folder: PathBuf,
-    device: Device,
     model: VqVae,
     average: VqVae,
     optimizer: AdamW,
     /// Moving average of how often each code is used a step, over all scales.
     usage: Vec<f64>,
-    loader: BatchLoader,
-    /// Batches loaded ahead, and the step that the next one is for.
-    batches: Option<(u64, PrefetchedBatches)>,
+    stream: Stream,
     /// Test pictures to show reconstructions of, `[batch, channels, height, width]`.
     shown: Tensor<4>,
 }
@@ -158,31 +156,14 @@ impl TokenizerTrainer {
         let average = model.valid();
         let optimizer = config.optimizer.init(&model, no_decay_1d);
         let usage = vec![0.0; config.model.vocab_size];
-        let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { config, folder, device, model, average, optimizer, usage, loader, batches: None, shown })
+        let stream = Stream::new(loader, &config.run, config.data.mirror, device)?;
+        let folder = folder.to_path_buf();
+        Ok(Self { config, folder, model, average, optimizer, usage, stream, shown })
     }
 
     /// The tokenizer that the run is for: the moving average of the weights.
     pub fn model(&self) -> &VqVae {
         &self.average
-    }
-
-    fn next_batch(&mut self, step: u64) -> Result<Tensor<4>> {
-        let ahead = self.batches.take().filter(|(next, _)| *next == step);
-        let (_, mut batches) = match ahead {
-            Some(ahead) => ahead,
-            None => {
-                let run = &self.config.run;
-                let order = BatchOrder::new(self.loader.source().len(), run.batch_size, run.seed)?;
-                let view = (run.seed, self.config.data.mirror);
-                (step, self.loader.prefetch(order, step as usize, view, &self.device)?)
-            }
-        };
-        let batch = batches.next().ok_or_else(|| {
-            Error::format(self.loader.source().path(), "the thread that loads pictures ended without a word")
-        })??;
-        self.batches = Some((step + 1, batches));
-        Ok(batch.images)
     }
 
     /// Counts which codes were used, per scale: `[scale][code]`.
@@ -244,7 +225,7 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
 
 impl Trainer for TokenizerTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let images = Tensor::from_inner(self.next_batch(step)?);
+        let images = Tensor::from_inner(self.stream.batch(step)?.images);
         let (reconstruction, quantized) = self.model.forward_train(images.clone())?;
         let difference = reconstruction - images;
         let weights = &self.config.loss;

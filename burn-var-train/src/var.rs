@@ -6,8 +6,8 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
-use burn_var::guidance::{Cfg, Guidance};
-use burn_var::pretrained::{StateDict, load_vqvae, save_var, vqvae_config};
+use burn_var::guidance::{Cfg, CfgSchedule, Guidance};
+use burn_var::pretrained::{StateDict, Usage, load_vqvae, save_var, vqvae_config};
 use burn_var::rng::Rng;
 use burn_var::sampler::Sampler;
 use burn_var::tokenizer::VqVae;
@@ -364,7 +364,12 @@ pub fn train_var(
     let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
     run(&mut trainer, &run_config, folder, progress)?;
     let path = folder.join("transformer.safetensors");
-    save_var(trainer.model(), &path, false)?;
+    let usage = Usage {
+        class_names: trainer.tokens.spec().class_names.clone(),
+        cfg: CfgSchedule::Ramp(trainer.config.preview.cfg),
+        sampler: trainer.config.preview.sampler,
+    };
+    save_var(trainer.model(), &usage, &path, false)?;
     Ok(path)
 }
 

@@ -13,6 +13,7 @@ mod pytorch;
 mod report;
 mod safetensors;
 mod state_dict;
+mod usage;
 mod var;
 mod vqvae;
 
@@ -23,5 +24,6 @@ pub use model_config::ModelConfig;
 pub use report::{LoadReport, MisShaped};
 pub use safetensors::{SaveOptions, save};
 pub use state_dict::{Section, StateDict};
+pub use usage::Usage;
 pub use var::{load_var, save_var, var_config, var_keys};
 pub use vqvae::{load_vqvae, save_vqvae, vqvae_config, vqvae_keys};

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 
 use super::model_config::{axes, count};
-use super::{KeyMap, LoadOptions, ModelConfig, SaveOptions, Section, StateDict, export, load, save};
+use super::{KeyMap, LoadOptions, ModelConfig, SaveOptions, Section, StateDict, Usage, export, load, save};
 use crate::transformer::{Var, VarConfig};
 use crate::{Error, Result, Scales};
 
@@ -101,12 +101,14 @@ pub fn load_var(dict: &StateDict, config: &VarConfig, device: &Device) -> Result
     Ok(load(config.init_zeros(device)?, &weights, &var_keys(), LoadOptions::default())?.0)
 }
 
-/// Writes a transformer as safetensors under VAR's names, its configuration inside; `half` rounds to half precision.
+/// Writes a transformer as safetensors under VAR's names, its configuration and `usage` inside; `half` rounds to half
+/// precision.
 ///
 /// # Errors
 /// As [`save`].
-pub fn save_var(model: &Var, path: impl AsRef<Path>, half: bool) -> Result<()> {
-    let metadata = ModelConfig::Var(model.config().clone()).metadata()?;
+pub fn save_var(model: &Var, usage: &Usage, path: impl AsRef<Path>, half: bool) -> Result<()> {
+    let mut metadata = ModelConfig::Var(model.config().clone()).metadata()?;
+    metadata.extend([usage.entry()?]);
     save(&export(model, &var_keys())?, path, &SaveOptions { half, metadata })
 }
 
@@ -163,7 +165,7 @@ mod tests {
         let path = folder.path().join("var.safetensors");
         let expected = config([true, true], Scales::square(&[1, 3]).unwrap());
         let model = expected.init(crate::transformer::VarInit::default(), 1, &Device::flex()).unwrap();
-        save_var(&model, &path, false).unwrap();
+        save_var(&model, &Usage::default(), &path, false).unwrap();
         let dict = StateDict::open(&path).unwrap();
         assert_eq!(var_config(&dict, None).unwrap(), expected, "configuration");
         let again = export(&load_var(&dict, &expected, &Device::flex()).unwrap(), &var_keys()).unwrap();
