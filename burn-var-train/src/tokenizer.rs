@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
-use crate::data::{BatchLoader, BatchOrder, PictureShape, PrefetchedBatches, Split, View};
+use crate::data::{BatchLoader, PictureShape, Split, View};
 use crate::grid::{Grid, Range, pictures};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
+use crate::stream::Stream;
 use crate::{Error, Result};
 
 /// A tokenizer's training run.
@@ -128,15 +129,12 @@ impl TokenizerConfig {
 pub struct TokenizerTrainer {
     config: TokenizerConfig,
     folder: PathBuf,
-    device: Device,
     model: VqVae,
     average: VqVae,
     optimizer: AdamW,
     /// Moving average of how often each code is used a step, over all scales.
     usage: Vec<f64>,
-    loader: BatchLoader,
-    /// Batches loaded ahead, and the step that the next one is for.
-    batches: Option<(u64, PrefetchedBatches)>,
+    stream: Stream,
     /// Test pictures to show reconstructions of, `[batch, channels, height, width]`.
     shown: Tensor<4>,
 }
@@ -150,7 +148,8 @@ impl TokenizerTrainer {
         config.validate()?;
         let [channels, height, width] = config.model.picture_shape();
         let shape = PictureShape::new(height, width, channels)?;
-        let loader = BatchLoader::new(config.data.open(Split::Train)?, shape);
+        let train = BatchLoader::new(config.data.open(Split::Train)?, shape);
+        let stream = Stream::new(train, &config.run, config.data.mirror, device)?;
         let test = BatchLoader::new(config.data.open(Split::Test)?, shape);
         let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
@@ -158,31 +157,13 @@ impl TokenizerTrainer {
         let average = model.valid();
         let optimizer = config.optimizer.init(&model, no_decay_1d);
         let usage = vec![0.0; config.model.vocab_size];
-        let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { config, folder, device, model, average, optimizer, usage, loader, batches: None, shown })
+        let folder = folder.to_path_buf();
+        Ok(Self { config, folder, model, average, optimizer, usage, stream, shown })
     }
 
     /// The tokenizer that the run is for: the moving average of the weights.
     pub fn model(&self) -> &VqVae {
         &self.average
-    }
-
-    fn next_batch(&mut self, step: u64) -> Result<Tensor<4>> {
-        let ahead = self.batches.take().filter(|(next, _)| *next == step);
-        let (_, mut batches) = match ahead {
-            Some(ahead) => ahead,
-            None => {
-                let run = &self.config.run;
-                let order = BatchOrder::new(self.loader.source().len(), run.batch_size, run.seed)?;
-                let view = (run.seed, self.config.data.mirror);
-                (step, self.loader.prefetch(order, step as usize, view, &self.device)?)
-            }
-        };
-        let batch = batches.next().ok_or_else(|| {
-            Error::format(self.loader.source().path(), "the thread that loads pictures ended without a word")
-        })??;
-        self.batches = Some((step + 1, batches));
-        Ok(batch.images)
     }
 
     /// Counts which codes were used, per scale: `[scale][code]`.
@@ -244,7 +225,7 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
 
 impl Trainer for TokenizerTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let images = Tensor::from_inner(self.next_batch(step)?);
+        let images = Tensor::from_inner(self.stream.batch(step)?.images);
         let (reconstruction, quantized) = self.model.forward_train(images.clone())?;
         let difference = reconstruction - images;
         let weights = &self.config.loss;
@@ -332,7 +313,7 @@ impl Trainer for TokenizerTrainer {
         Ok(())
     }
 
-    fn samples(&mut self, step: u64) -> Result<PathBuf> {
+    fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let tokens = self.average.tokenize(self.shown.clone())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
@@ -340,7 +321,7 @@ impl Trainer for TokenizerTrainer {
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
-        Ok(path)
+        Ok(Some(path))
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
