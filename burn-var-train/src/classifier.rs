@@ -11,7 +11,7 @@ use burn_var::pretrained::save_classifier;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
-use crate::config::{self, Change};
+use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split};
 use crate::figures::Collection;
 use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
@@ -88,25 +88,24 @@ pub struct ClassifierSummary {
 /// # Errors
 /// A configuration or data that no run can be made of; a loss that is not finite; files that can't be written.
 pub fn train_classifier(
-    config: &ClassifierTrainConfig,
+    config: ClassifierTrainConfig,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<Option<ClassifierSummary>> {
     config.validate()?;
     let test = config.loader(Split::Test)?;
-    let may_change =
-        [("run.save_every", Change::Free), ("run.log_every", Change::Free), ("run.sample_every", Change::Free)];
-    config::settle(folder, config, &may_change)?;
-    let mut trainer = ClassifierTrainer::new(config.clone(), device)?;
-    run(&mut trainer, &config.run, folder, progress)?;
-    if trainer.done < config.run.steps {
+    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
+    let run_config = config.run.clone();
+    let mut trainer = ClassifierTrainer::new(config, device)?;
+    run(&mut trainer, &run_config, folder, progress)?;
+    if trainer.done < run_config.steps {
         return Ok(None);
     }
     let mut judged = Collection::default();
-    judged.add_all(trainer.model(), &test, false, device)?;
+    judged.add_all(trainer.average(), &test, false, device)?;
     let file = folder.join(FILE);
-    save_classifier(trainer.model(), &file, true)?;
+    save_classifier(trainer.average(), &file, true)?;
     Ok(Some(ClassifierSummary { file, test_accuracy: judged.judgement.accuracy(), test_pictures: judged.len() }))
 }
 
@@ -137,7 +136,7 @@ impl ClassifierTrainer {
     }
 
     /// The classifier that the run is for: the moving average of the weights.
-    pub fn model(&self) -> &Classifier {
+    pub fn average(&self) -> &Classifier {
         &self.average
     }
 }
@@ -192,9 +191,8 @@ impl Trainer for ClassifierTrainer {
         Ok(())
     }
 
-    /// There is nothing to show.
-    fn samples(&mut self, _step: u64) -> Result<Vec<PathBuf>> {
-        Ok(Vec::new())
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        vec![("loss", vec!["loss".into()]), ("accuracy", vec!["accuracy".into()])]
     }
 }
 
@@ -250,7 +248,7 @@ mod tests {
         let config = config(folder.path());
         let train = |name: &str, progress: &mut dyn Progress| {
             let run = folder.path().join(name);
-            train_classifier(&config, &run, &Device::default(), progress).expect("trains")
+            train_classifier(config.clone(), &run, &Device::default(), progress).expect("trains")
         };
         let whole = train("whole", &mut ()).expect("went to the end");
         assert_eq!(whole.test_pictures, 21, "all test pictures were judged");
@@ -269,7 +267,7 @@ mod tests {
         let mut config = config(folder.path());
         config.model.classes = 4;
         let run = folder.path().join("run");
-        let error = train_classifier(&config, &run, &Device::default(), &mut ()).expect_err("four classes");
+        let error = train_classifier(config, &run, &Device::default(), &mut ()).expect_err("four classes");
         assert!(error.to_string().contains("`model.classes` is 4, expected 3"), "{error}");
         assert!(!run.exists(), "nothing was started");
     }

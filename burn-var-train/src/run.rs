@@ -96,11 +96,13 @@ pub trait Trainer {
     /// If the checkpoint is of another model.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
 
-    /// Writes pictures that show how far it is, and returns where.
+    /// Writes pictures that show how far it is, and returns where; `None` if it makes no pictures.
     ///
     /// # Errors
     /// If they can't be written.
-    fn samples(&mut self, step: u64) -> Result<PathBuf>;
+    fn samples(&mut self, _step: u64) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
 
     /// The curves to draw of the log: title and the names of the metrics.
     fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
@@ -144,7 +146,9 @@ pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progres
         if last || done.is_multiple_of(config.sample_every) {
             let file = trainer.samples(done)?;
             draw_charts(folder, &trainer.charts())?;
-            progress.note(&format!("pictures in {}", file.display()));
+            if let Some(file) = file {
+                progress.note(&format!("pictures in {}", file.display()));
+            }
         }
         if last || stop || done.is_multiple_of(config.save_every) {
             log.sync()?;

@@ -148,7 +148,8 @@ impl TokenizerTrainer {
         config.validate()?;
         let [channels, height, width] = config.model.picture_shape();
         let shape = PictureShape::new(height, width, channels)?;
-        let loader = BatchLoader::new(config.data.open(Split::Train)?, shape);
+        let train = BatchLoader::new(config.data.open(Split::Train)?, shape);
+        let stream = Stream::new(train, &config.run, config.data.mirror, device)?;
         let test = BatchLoader::new(config.data.open(Split::Test)?, shape);
         let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
@@ -156,7 +157,6 @@ impl TokenizerTrainer {
         let average = model.valid();
         let optimizer = config.optimizer.init(&model, no_decay_1d);
         let usage = vec![0.0; config.model.vocab_size];
-        let stream = Stream::new(loader, &config.run, config.data.mirror, device)?;
         let folder = folder.to_path_buf();
         Ok(Self { config, folder, model, average, optimizer, usage, stream, shown })
     }
@@ -313,7 +313,7 @@ impl Trainer for TokenizerTrainer {
         Ok(())
     }
 
-    fn samples(&mut self, step: u64) -> Result<PathBuf> {
+    fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let tokens = self.average.tokenize(self.shown.clone())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
@@ -321,7 +321,7 @@ impl Trainer for TokenizerTrainer {
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
-        Ok(path)
+        Ok(Some(path))
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {

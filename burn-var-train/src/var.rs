@@ -319,7 +319,7 @@ impl Trainer for VarTrainer {
         Ok(())
     }
 
-    fn samples(&mut self, step: u64) -> Result<PathBuf> {
+    fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let preview = &self.config.preview;
         let classes = preview.classes.min(self.tokens.spec().class_names.len());
         let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
@@ -332,7 +332,7 @@ impl Trainer for VarTrainer {
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let images = pictures(self.tokenizer.decode(made.canvas), Range::Signed)?;
         Grid::new(preview.per_class).write(&path, &images)?;
-        Ok(path)
+        Ok(Some(path))
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
