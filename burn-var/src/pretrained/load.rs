@@ -49,7 +49,7 @@ pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadO
 
 /// The float parameters of `module` under the names and in the layout of a checkpoint.
 ///
-/// Nothing is copied from the device before a tensor of the result is read.
+/// Nothing is copied from the device, and nothing initialised, before a tensor of the result is read.
 ///
 /// # Errors
 /// [`Error::Format`] if the module has no float parameters, or the map gives two of them one name.
@@ -210,12 +210,13 @@ impl ModuleVisitor for Exporter<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let key = self.path.key(self.map);
         let transposed = self.path.is_transposed();
-        let tensor = param.transform_for_save().val();
-        let (shape, dtype) = (self.path.file_shape(&tensor.shape()), tensor.dtype());
-        let name = key.clone();
+        let shape = self.path.file_shape(&param.lazy_shape());
+        // A parameter that is not initialised yet stays so until it is read.
+        let dtype = if param.is_initialized() { param.val().dtype() } else { DType::F32 };
+        let (param, name) = (param.clone(), key.clone());
         let read = move || {
-            let data =
-                tensor.clone().try_into_data().map_err(|error| format!("`{name}` cannot be read back: {error}"))?;
+            let data = param.transform_for_save().val().try_into_data();
+            let data = data.map_err(|error| format!("`{name}` cannot be read back: {error}"))?;
             if transposed { transpose(data).map_err(|reason| format!("`{name}`: {reason}")) } else { Ok(data) }
         };
         self.entries.push((key, Entry { shape, dtype, read: Arc::new(read) }));

@@ -1,0 +1,213 @@
+//! Comparing with a case, and collecting everything that differs.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::{Int, Tensor};
+use serde_json::Value;
+
+use crate::golden::{Array, Case, Tolerance, is_default_folder};
+use crate::gradients::Gradients;
+use crate::weightgen::unit;
+
+/// The comparisons of one case on one device.
+pub struct Checks<'a> {
+    case: &'a Case,
+    failures: Vec<String>,
+    compared: BTreeSet<String>,
+}
+
+impl<'a> Checks<'a> {
+    /// Nothing compared yet.
+    pub fn new(case: &'a Case) -> Self {
+        Self { case, failures: Vec::new(), compared: BTreeSet::new() }
+    }
+
+    /// Notes a failure of its own kind.
+    pub fn fail(&mut self, message: impl Into<String>) {
+        self.failures.push(message.into());
+    }
+
+    /// Notes a failure unless `holds`.
+    pub fn require(&mut self, holds: bool, message: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(message());
+        }
+    }
+
+    /// Compares with the float array `name`, whose tolerance is its own or its group's.
+    pub fn floats<const D: usize>(&mut self, name: &str, group: &str, found: Tensor<D>) {
+        let shape = found.dims().to_vec();
+        match found.try_into_data().map(|data| data.try_into_vec_as::<f64>()) {
+            Ok(Ok(values)) => self.array(name, group, Array { shape, values }),
+            other => self.fail(format!("`{name}`: the result cannot be read: {other:?}")),
+        }
+    }
+
+    /// Compares with the integer array `name`.
+    pub fn ids<const D: usize>(&mut self, name: &str, group: &str, found: Tensor<D, Int>) {
+        let shape = found.dims().to_vec();
+        match found.try_into_data().map(|data| data.try_into_vec_as::<f64>()) {
+            Ok(Ok(values)) => self.array(name, group, Array { shape, values }),
+            other => self.fail(format!("`{name}`: the result cannot be read: {other:?}")),
+        }
+    }
+
+    /// Compares with the array `name`.
+    pub fn array(&mut self, name: &str, group: &str, found: Array) {
+        self.compared.insert(name.to_owned());
+        if !self.case.has(name) {
+            return self.fail(format!("the case has no array `{name}`"));
+        }
+        let tolerance = self.case.tolerance(name, group);
+        if let Err(message) = compare(&self.case.array(name), &found, tolerance) {
+            self.fail(format!("`{name}`: {message}"));
+        }
+    }
+
+    /// Leaves an array that the case expects to another reader.
+    pub fn skip(&mut self, name: impl Into<String>) {
+        self.compared.insert(name.into());
+    }
+
+    /// Compares a single number.
+    pub fn scalar(&mut self, name: &str, expected: f64, found: f64, tolerance: Tolerance) {
+        let difference = (found - expected).abs();
+        // Not `difference > limit`, which a NaN would pass.
+        let holds = difference <= tolerance.of(expected);
+        self.require(holds, || {
+            format!(
+                "`{name}`: expected {expected}, found {found} (off by {difference:e}, allowed {:e})",
+                tolerance.of(expected)
+            )
+        });
+    }
+
+    /// Compares with entries of `l2` (Euclidean norm) and `dot` (with a vector of the name's own), which catches
+    /// transposed and permuted values. `null` expects that no gradient arrives.
+    pub fn gradients(&mut self, pointer: &str, found: &Gradients) {
+        let tolerance = self.case.tolerance("grads", "grads");
+        let entries: serde_json::Map<String, Value> = self.case.get(pointer);
+        for (key, expected) in entries {
+            let name = format!("{pointer}, {key}");
+            match (found.get(&key), expected) {
+                (None, _) => self.fail(format!("{name}: the model has no such parameter")),
+                (Some(gradient), Value::Null) => {
+                    self.require(gradient.is_none_or(|g| g.values.iter().all(|x| *x == 0.0)), || {
+                        format!("{name}: no gradient should arrive, one does")
+                    });
+                }
+                (Some(None), _) => self.fail(format!("{name}: no gradient arrives")),
+                (Some(Some(gradient)), expected) => {
+                    self.fingerprint(&name, &format!("grad:{key}"), gradient, &expected, tolerance)
+                }
+            }
+        }
+    }
+
+    /// Compares shape, `l2` and `dot` of one array. The dot product is small against the norm by chance, so its error
+    /// is measured against the norm.
+    pub fn fingerprint(&mut self, name: &str, vector: &str, found: &Array, expected: &Value, tolerance: Tolerance) {
+        let shape: Option<Vec<usize>> =
+            expected.get("shape").and_then(|shape| serde_json::from_value(shape.clone()).ok());
+        self.require(shape.as_ref().is_none_or(|shape| *shape == found.shape), || {
+            format!("{name}: expected shape {shape:?}, found {:?}", found.shape)
+        });
+        let finite: Vec<f64> = found.values.iter().map(|x| if x.is_finite() { *x } else { 0.0 }).collect();
+        let non_finite = found.values.iter().filter(|x| !x.is_finite()).count() as u64;
+        let expected_non_finite = expected.get("non_finite").and_then(Value::as_u64).unwrap_or(0);
+        self.require(non_finite == expected_non_finite, || {
+            format!("{name}: expected {expected_non_finite} values that are not finite, found {non_finite}")
+        });
+        let number = |field: &str| expected.get(field).and_then(Value::as_f64);
+        let norm = finite.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if let Some(l2) = number("l2") {
+            self.scalar(&format!("{name}, l2"), l2, norm, tolerance);
+            if let Some(dot) = number("dot") {
+                let found = finite.iter().zip(unit(vector)).map(|(x, t)| x * t).sum();
+                let limit = Tolerance { absolute: tolerance.of(l2.max(dot.abs())), relative: 0.0 };
+                self.scalar(&format!("{name}, dot"), dot, found, limit);
+            }
+        }
+    }
+
+    /// All failures, among them, for the repository's own cases, every expected array that nothing compared.
+    ///
+    /// # Errors
+    /// The failures, in one text.
+    pub fn finish(mut self) -> Result<(), String> {
+        let unseen: Vec<_> =
+            self.case.arrays_of_role("expected").into_iter().filter(|name| !self.compared.contains(name)).collect();
+        if !unseen.is_empty() && is_default_folder() {
+            self.fail(format!("expected arrays that the reader does not compare: {}", unseen.join(", ")));
+        }
+        if self.failures.is_empty() { Ok(()) } else { Err(self.failures.join("\n")) }
+    }
+}
+
+/// Compares two arrays element by element; the text names the worst element.
+fn compare(expected: &Array, found: &Array, tolerance: Tolerance) -> Result<(), String> {
+    if expected.shape != found.shape {
+        return Err(format!("expected shape {:?}, found {:?}", expected.shape, found.shape));
+    }
+    let mut wrong = 0;
+    let mut worst = (0.0, 0);
+    for (i, (e, f)) in expected.values.iter().zip(&found.values).enumerate() {
+        let difference = (e - f).abs();
+        // Infinities of one sign differ by NaN, and are equal.
+        if e == f || difference <= tolerance.of(*e) {
+            continue;
+        }
+        wrong += 1;
+        let badness =
+            if difference.is_nan() { f64::INFINITY } else { difference / tolerance.of(*e).max(f64::MIN_POSITIVE) };
+        if badness > worst.0 {
+            worst = (badness, i);
+        }
+    }
+    if wrong == 0 {
+        return Ok(());
+    }
+    let (e, f) = (expected.values[worst.1], found.values[worst.1]);
+    Err(format!(
+        "{wrong} of {} elements differ, the worst at {:?}: expected {e}, found {f} (off by {:e}, allowed {:e})",
+        expected.values.len(),
+        position(worst.1, &expected.shape),
+        (e - f).abs(),
+        tolerance.of(e)
+    ))
+}
+
+/// The indices of element `i`.
+fn position(mut i: usize, shape: &[usize]) -> Vec<usize> {
+    let mut indices: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|side| {
+            let index = i % side;
+            i /= side;
+            index
+        })
+        .collect();
+    indices.reverse();
+    indices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_element_is_named() {
+        let array = |values: &[f64]| Array { shape: vec![2, 3], values: values.to_vec() };
+        let tolerance = Tolerance { absolute: 0.1, relative: 0.0 };
+        let expected = array(&[0.0, 1.0, 2.0, 3.0, f64::NEG_INFINITY, 5.0]);
+        assert_eq!(compare(&expected, &expected, Tolerance::EXACT), Ok(()), "equal, infinities too");
+        let message =
+            compare(&expected, &array(&[0.05, 1.0, 2.2, 3.0, f64::NEG_INFINITY, 6.0]), tolerance).unwrap_err();
+        assert!(message.starts_with("2 of 6 elements differ, the worst at [1, 2]: expected 5, found 6"), "{message}");
+        let message = compare(&expected, &array(&[0.0, f64::NAN, 2.0, 3.0, f64::NEG_INFINITY, 5.0]), tolerance);
+        assert!(message.unwrap_err().contains("[0, 1]"), "a NaN is wrong");
+        let flat = Array { shape: vec![6], ..expected.clone() };
+        assert!(compare(&expected, &flat, tolerance).unwrap_err().contains("shape"), "shapes are compared");
+    }
+}

@@ -1,0 +1,75 @@
+//! Gradients of a module under the names and in the layout of its checkpoints.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::Gradients as Graph;
+use burn::tensor::Tensor;
+use burn_var::pretrained::{KeyMap, export};
+
+use crate::golden::Array;
+
+/// The gradient of every float parameter; none where none arrived.
+pub struct Gradients(BTreeMap<String, Option<Array>>);
+
+impl Gradients {
+    /// Reads the gradients that a backward pass left for `module`.
+    pub fn of<M: Module>(module: &M, graph: &Graph, keys: &KeyMap) -> Self {
+        let mut swap = Swap { graph, keys, path: Vec::new(), without: Vec::new() };
+        let swapped = module.clone().map(&mut swap);
+        let without = swap.without;
+        let dict = export(&swapped, keys).expect("a module has parameters, each of its own name");
+        let read = |key: &str| {
+            let data = dict.tensor(key).unwrap_or_else(|error| panic!("gradient of `{key}`: {error}"));
+            let shape = data.shape().to_vec();
+            Array {
+                shape,
+                values: data.try_into_vec_as().unwrap_or_else(|error| panic!("gradient of `{key}`: {error}")),
+            }
+        };
+        Self(dict.keys().map(|key| (key.to_owned(), (!without.iter().any(|w| w == key)).then(|| read(key)))).collect())
+    }
+
+    /// The gradient called `key`: nothing if there is no such parameter, `Some(None)` if nothing arrived.
+    pub fn get(&self, key: &str) -> Option<Option<&Array>> {
+        self.0.get(key).map(Option::as_ref)
+    }
+
+    /// Names of parameters that no gradient reached.
+    pub fn without(&self) -> Vec<&str> {
+        self.0.iter().filter(|(_, gradient)| gradient.is_none()).map(|(key, _)| key.as_str()).collect()
+    }
+
+    /// The Euclidean norm of all gradients together.
+    pub fn norm(&self) -> f64 {
+        self.0.values().flatten().flat_map(|gradient| &gradient.values).map(|x| x * x).sum::<f64>().sqrt()
+    }
+}
+
+/// Puts a module's gradients in the place of its parameters.
+struct Swap<'a> {
+    graph: &'a Graph,
+    keys: &'a KeyMap,
+    path: Vec<String>,
+    without: Vec<String>,
+}
+
+impl ModuleMapper for Swap<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.val().grad(self.graph) {
+            Some(gradient) => Param::initialized(param.id, gradient),
+            None => {
+                self.without.push(self.keys.key(&self.path.join(".")));
+                param
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Files of the original's own trainers, read unchanged.
+
+use burn::tensor::Device;
+use burn_var::pretrained::{Section, StateDict, load_var, load_vqvae, var_config, vqvae_config};
+use burn_var::tokenizer::VqVae;
+use burn_var::{Result, TokenPyramid, Tokenizer};
+use burn_var_tests::checks::Checks;
+use burn_var_tests::golden::{Array, Case};
+use serde_json::{Map, Value};
+
+use super::{var, vqvae};
+
+pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let files: Map<String, Value> = case.get("/files");
+    let mut tokenizer = None;
+    // The tokenizer first: a bare transformer's file needs one beside it to generate.
+    let mut names: Vec<&String> = files.keys().collect();
+    names.sort_by_key(|name| !name.contains("vqvae"));
+    for name in names {
+        let dict = StateDict::open(case.file(name))?;
+        // In a JSON pointer a `/` of a name would have to be escaped; file names have none.
+        let about = format!("/files/{name}");
+        if dict.sections().contains(&Section::Injector) {
+            entries(case, &dict.section(Section::Injector)?, &format!("{about}/planner_entries"), checks);
+            entries(case, &dict.section(Section::Discriminator)?, &format!("{about}/discriminator_entries"), checks);
+            // Their models come with the discriminator and the injector.
+            case.arrays_of_role("expected")
+                .into_iter()
+                .filter(|name| name.starts_with("aid."))
+                .for_each(|name| checks.skip(name));
+        } else if dict.sections().contains(&Section::Var) {
+            entries(case, &dict.section(Section::Var)?, &format!("{about}/var_entries"), checks);
+            trainer(case, &dict, &about, device, checks)?;
+        } else if dict.contains("quantize.embedding.weight") {
+            entries(case, &dict, &format!("{about}/entries"), checks);
+            tokenizer = Some(bare_tokenizer(case, &dict, &about, device, checks)?);
+        } else {
+            entries(case, &dict, &format!("{about}/entries"), checks);
+            match &tokenizer {
+                Some(tokenizer) => bare_transformer(case, &dict, &about, tokenizer, checks)?,
+                None => checks.fail(format!("`{name}` has no tokenizer beside it")),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every tensor of a file, by name, shape and fingerprint.
+fn entries(case: &Case, dict: &StateDict, pointer: &str, checks: &mut Checks<'_>) {
+    let tolerance = case.tolerance("entries", "entries");
+    let expected: Map<String, Value> = case.get(pointer);
+    let (found, wanted): (Vec<&str>, Vec<&str>) =
+        (dict.keys().collect(), expected.keys().map(String::as_str).collect());
+    let missing: Vec<_> = wanted.iter().filter(|key| !found.contains(key)).collect();
+    let extra: Vec<_> = found.iter().filter(|key| !wanted.contains(key)).collect();
+    checks
+        .require(missing.is_empty() && extra.is_empty(), || format!("{pointer}: missing {missing:?}, extra {extra:?}"));
+    for (key, expected) in &expected {
+        let name = format!("{pointer}, {key}");
+        match dict.tensor(key).map(|data| (data.shape().to_vec(), data.try_into_vec_as())) {
+            Ok((shape, Ok(values))) => {
+                checks.fingerprint(&name, &format!("ckpt:{key}"), &Array { shape, values }, expected, tolerance);
+            }
+            Ok((_, Err(error))) => checks.fail(format!("{name}: {error}")),
+            Err(error) => checks.fail(format!("{name}: {error}")),
+        }
+    }
+}
+
+/// A tokenizer whose sizes come from the file, and are those of the case.
+fn tokenizer_of(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<VqVae> {
+    let config = format!("{about}/config");
+    let expected = vqvae::config(case, &[&format!("{config}/vae"), &config]);
+    let found = vqvae_config(dict, Some(&expected.patch_nums))?;
+    checks.require(found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
+    load_vqvae(dict, &expected, device)
+}
+
+fn bare_tokenizer(
+    case: &Case,
+    dict: &StateDict,
+    about: &str,
+    device: &Device,
+    checks: &mut Checks<'_>,
+) -> Result<VqVae> {
+    let model = tokenizer_of(case, dict, about, device, checks)?;
+    let tokens = model.tokenize(case.tensor("vqvae.image", device))?;
+    checks.ids("vqvae.ids", "ids", tokens.sequence());
+    if let Some(canvas) = model.canvases(&tokens).pop() {
+        checks.floats("vqvae.rec", "floats", model.decode(canvas));
+    }
+    Ok(model)
+}
+
+fn bare_transformer(
+    case: &Case,
+    dict: &StateDict,
+    about: &str,
+    tokenizer: &VqVae,
+    checks: &mut Checks<'_>,
+) -> Result<()> {
+    let device = tokenizer.codebook().device();
+    let transformer = load_var(dict, &sizes(case, dict, about, checks)?, &device)?;
+    let strength = guidance_strength(case);
+    let generated = var::greedy(tokenizer, &transformer, &var::labels(case, "var.labels"), strength)?;
+    checks.ids("var.ids", "ids", generated.result.tokens.sequence());
+    if let Some(last) = generated.logits.into_iter().last() {
+        checks.floats("var.logits_last", "floats", last);
+    }
+    Ok(())
+}
+
+/// The transformer's sizes come from the file, the ladder too, and are those of the case.
+fn sizes(
+    case: &Case,
+    dict: &StateDict,
+    about: &str,
+    checks: &mut Checks<'_>,
+) -> Result<burn_var::transformer::VarConfig> {
+    let expected = var::config(case, &format!("{about}/config"));
+    let found = var_config(dict, None)?;
+    let found = burn_var::transformer::VarConfig { drop_path_rate: expected.drop_path_rate, ..found };
+    checks.require(found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
+    Ok(found)
+}
+
+/// The case tells the strength in words: `greedy, cfg 1.5`.
+fn guidance_strength(case: &Case) -> f64 {
+    let words: String = case.get("/arrays/var.ids/what");
+    let after = words.split("cfg ").nth(1).and_then(|rest| rest.split([' ', ',']).next()?.parse().ok());
+    after.unwrap_or_else(|| panic!("case `{}`: `{words}` names no cfg", case.name()))
+}
+
+fn trainer(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let tokenizer = tokenizer_of(case, dict, about, device, checks)?;
+    let transformer = load_var(dict, &sizes(case, dict, about, checks)?, device)?;
+    let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("trainer.gt_ids", device))?;
+    let logits = transformer.forward(&var::labels(case, "trainer.labels"), tokenizer.teacher_input(&tokens), None)?;
+    checks.floats("trainer.tf_logits", "floats", logits);
+    Ok(())
+}

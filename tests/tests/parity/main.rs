@@ -1,0 +1,108 @@
+//! Parity with the original implementations, on every golden case and every backend of this build.
+//!
+//! `cargo test --release --workspace parity` runs these. `BURN_VAR_GOLDEN=<folder>` runs the cases of another folder,
+//! whatever their sizes and flags; a kind without a reader is named as not covered, and does not fail.
+
+mod checkpoints;
+mod interp;
+mod phi_select;
+mod sampling;
+mod var;
+mod vqvae;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use burn::tensor::Device;
+use burn_var_tests::checks::Checks;
+use burn_var_tests::golden::{self, Case};
+
+/// Compares a case with what this project computes on a device.
+type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
+
+/// Kinds of cases by name.
+const READERS: [(&str, Reader); 6] = [
+    ("interp", interp::read),
+    ("sampling", sampling::read),
+    ("phi_select", phi_select::read),
+    ("vqvae", vqvae::read),
+    ("var", var::read),
+    ("checkpoints", checkpoints::read),
+];
+
+/// Runs all cases of a kind on a device, and fails with all that differs.
+fn run(kind: &str, device: &Device) {
+    let (_, reader) = READERS.iter().find(|(name, _)| *name == kind).expect("a kind with a reader");
+    let mut failures = Vec::new();
+    for case in golden::cases().iter().filter(|case| case.kind() == kind) {
+        let mut checks = Checks::new(case);
+        if let Err(error) = reader(case, device, &mut checks) {
+            checks.fail(format!("error: {error}"));
+        }
+        if let Err(differences) = checks.finish() {
+            failures.push(format!("case `{}` on {device:?}:\n{differences}", case.name()));
+        }
+    }
+    assert!(failures.is_empty(), "{} cases of kind `{kind}` fail\n{}", failures.len(), failures.join("\n"));
+}
+
+/// One test a kind, so that a failure names it and they run side by side.
+macro_rules! on_device {
+    ($module:ident, $device:expr) => {
+        mod $module {
+            #[test]
+            fn parity_interp() {
+                super::run("interp", &$device);
+            }
+
+            #[test]
+            fn parity_sampling() {
+                super::run("sampling", &$device);
+            }
+
+            #[test]
+            fn parity_phi_select() {
+                super::run("phi_select", &$device);
+            }
+
+            #[test]
+            fn parity_vqvae() {
+                super::run("vqvae", &$device);
+            }
+
+            #[test]
+            fn parity_var() {
+                super::run("var", &$device);
+            }
+
+            #[test]
+            fn parity_checkpoints() {
+                super::run("checkpoints", &$device);
+            }
+        }
+    };
+}
+
+#[cfg(feature = "flex")]
+on_device!(flex, burn::tensor::Device::flex());
+#[cfg(feature = "ndarray")]
+on_device!(ndarray, burn::tensor::Device::ndarray());
+#[cfg(feature = "wgpu")]
+on_device!(wgpu, burn::tensor::Device::wgpu(Default::default()));
+
+/// The folder can be read, and says what it holds. Kinds without a reader are named on the terminal even though the
+/// test passes, which is why this writes past the harness.
+#[test]
+fn parity_coverage() {
+    let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for case in golden::cases() {
+        kinds.entry(case.kind().to_owned()).or_default().push(case.name().to_owned());
+    }
+    let mut text = format!("\ngolden cases in `{}`:\n", golden::folder().display());
+    for (kind, cases) in kinds {
+        let covered = READERS.iter().any(|(name, _)| *name == kind);
+        let note = if covered { "" } else { " not covered (no reader for this kind):" };
+        text += &format!("  {kind}:{note} {}\n", cases.join(", "));
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
