@@ -24,7 +24,9 @@ impl Resize {
     /// The `[to, from]` matrix that resizes one axis, row by row.
     pub fn matrix(self, from: usize, to: usize) -> Vec<f32> {
         let mut matrix = vec![0.0f64; to * from];
-        let step = from as f64 / to as f64;
+        // In single precision, as PyTorch computes it: over a long axis the rounding moves weights by 1e-5.
+        let step = from as f32 / to as f32;
+        let source = |i: usize| f64::from(step * (i as f32 + 0.5) - 0.5);
         for (i, row) in matrix.chunks_exact_mut(from).enumerate() {
             let mut add = |index: isize, weight: f64| row[index.clamp(0, from as isize - 1) as usize] += weight;
             match self {
@@ -33,12 +35,12 @@ impl Resize {
                     (start..end).for_each(|j| add(j as isize, 1.0 / (end - start) as f64));
                 }
                 Self::Bicubic => {
-                    let x = (i as f64 + 0.5) * step - 0.5;
+                    let x = source(i);
                     let base = x.floor();
                     (-1..3).for_each(|tap| add(base as isize + tap, cubic(x - base - tap as f64)));
                 }
                 Self::Bilinear => {
-                    let x = ((i as f64 + 0.5) * step - 0.5).max(0.0);
+                    let x = source(i).max(0.0);
                     let base = x.floor();
                     add(base as isize, 1.0 - (x - base));
                     add(base as isize + 1, x - base);

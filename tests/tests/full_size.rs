@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_var::pretrained::{StateDict, export, load_var, load_vqvae, var_config, var_keys, vqvae_config};
 use burn_var::tokenizer::VqVaeConfig;
@@ -185,7 +186,8 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let entries = vqvae_entries();
     assert_eq!(entries.len(), 324, "entries of the public file");
-    assert_eq!(format!("{:.1}", parameters(&entries) as f64 / 1e6), "109.0", "million parameters");
+    let elements: usize = entries.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    assert_eq!(format!("{:.1}", elements as f64 / 1e6), "109.0", "million numbers, the counts of codes among them");
     let scales = Scales::square(&Scales::VAR_256).expect("a published ladder");
     let dict = file(entries.clone(), &scales);
     let config = vqvae_config(&dict, None).expect("sizes");
@@ -194,6 +196,7 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     let before = peak_memory(true);
     let model = load_vqvae(&dict, &config, &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
+    assert_eq!(model.num_params(), 108_948_355, "parameters");
 
     // One token: the smallest picture that passes through every layer.
     let one = Scales::new(vec![MapSize::square(1)]).expect("a ladder");

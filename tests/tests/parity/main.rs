@@ -46,6 +46,13 @@ fn run(kind: &str, device: &Device) {
     assert!(failures.is_empty(), "{} cases of kind `{kind}` fail\n{}", failures.len(), failures.join("\n"));
 }
 
+/// Far too slow for use, and deprecated for it; but its arithmetic is nobody else's, which makes it a good second opinion.
+#[cfg(feature = "ndarray")]
+#[allow(deprecated, reason = "only parity is tested on it")]
+fn ndarray() -> Device {
+    Device::ndarray()
+}
+
 /// One test a kind, so that a failure names it and they run side by side.
 macro_rules! on_device {
     ($module:ident, $device:expr) => {
@@ -86,7 +93,7 @@ macro_rules! on_device {
 #[cfg(feature = "flex")]
 on_device!(flex, burn::tensor::Device::flex());
 #[cfg(feature = "ndarray")]
-on_device!(ndarray, burn::tensor::Device::ndarray());
+on_device!(ndarray, super::ndarray());
 #[cfg(feature = "wgpu")]
 on_device!(wgpu, burn::tensor::Device::wgpu(Default::default()));
 
