@@ -13,10 +13,14 @@ use serde_json::{Map, Value};
 /// Names the folder of cases to run instead of those in the repository.
 pub const FOLDER_VARIABLE: &str = "BURN_VAR_GOLDEN";
 
-/// The folder of cases: `BURN_VAR_GOLDEN`, or the copies in the repository.
+/// The folder of cases: `BURN_VAR_GOLDEN`, or the copies in the repository. A relative path starts at the repository's
+/// root, where `cargo test` is called, not at this package, where it runs the tests.
 pub fn folder() -> PathBuf {
-    std::env::var_os(FOLDER_VARIABLE)
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match std::env::var_os(FOLDER_VARIABLE) {
+        Some(folder) => package.parent().unwrap_or(package).join(folder),
+        None => package.join("golden"),
+    }
 }
 
 /// Whether the cases are those in the repository, all of whose arrays have to be compared.

@@ -1,0 +1,83 @@
+//! What can be wrong with a checkpoint's file, and what becomes of it when it is converted.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use burn_var::pretrained::{SaveOptions, Section, StateDict, load_var, load_vqvae, save, var_config, vqvae_config};
+use burn_var::transformer::VarConfig;
+use burn_var::{Error, Scales};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/checkpoints").join(name)
+}
+
+fn open(name: &str) -> StateDict {
+    StateDict::open(golden(name)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_truncated_file_is_an_error_wherever_it_breaks_off() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("cut.pth");
+    let bytes = std::fs::read(golden("vqvae_tiny.pth")).expect("a golden file");
+    for length in [0, 1, 3, 30, 1000, bytes.len() / 2, bytes.len() - 100, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).expect("a file");
+        let error = StateDict::open(&path).err().unwrap_or_else(|| panic!("{length} bytes were accepted"));
+        assert!(error.to_string().contains("cut.pth"), "the file is named: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_tensor_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("damaged.pth");
+    let mut bytes = std::fs::read(golden("vqvae_tiny.pth")).expect("a golden file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    std::fs::write(&path, &bytes).expect("a file");
+    let dict = StateDict::open(&path).expect("names and shapes are whole");
+    let config = vqvae_config(&dict, Some(&Scales::square(&[1, 2, 3, 4]).expect("a ladder"))).expect("sizes");
+    let error = load_vqvae(&dict, &config, &Device::flex()).expect_err("a damaged tensor").to_string();
+    assert!(error.contains("damaged.pth") && error.contains("checksum"), "{error}");
+    assert!(dict.keys().any(|key| error.contains(key)), "the tensor is named: {error}");
+}
+
+#[test]
+fn the_wrong_file_is_recognised() {
+    let scales = Scales::square(&[1, 2, 3, 4]).expect("a ladder");
+    let error = vqvae_config(&open("var_tiny.pth"), Some(&scales)).expect_err("a transformer").to_string();
+    assert!(error.contains("not a VQ-VAE"), "{error}");
+    let error = var_config(&open("vqvae_tiny.pth"), None).expect_err("a tokenizer").to_string();
+    assert!(error.contains("not a VAR transformer"), "{error}");
+    let error = open("aid_checkpoint.pth").section(Section::Var).expect_err("no transformer").to_string();
+    assert!(error.contains("it holds: AID injector, AID discriminator"), "{error}");
+}
+
+#[test]
+fn another_size_is_reported_in_full() {
+    let dict = open("var_tiny.pth");
+    let config = var_config(&dict, None).expect("sizes");
+    let other = VarConfig { depth: 3, num_classes: 5, ..config };
+    let Err(Error::Weights(report)) = load_var(&dict, &other, &Device::flex()) else {
+        panic!("weights of another size were accepted")
+    };
+    assert_eq!(report.mis_shaped.len(), 1, "the class embedding: {report}");
+    assert!(report.missing.iter().all(|key| key.starts_with("blocks.2.")), "the third block: {report}");
+    assert_eq!(report.missing.len(), 11, "all of it: {report}");
+    assert!(report.unused.is_empty(), "everything else has its place: {report}");
+}
+
+#[test]
+fn a_converted_file_holds_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["vqvae_tiny.pth", "var_trainer.pth"] {
+        let dict = open(name).section(Section::VqVae).expect("a tokenizer");
+        let path = folder.path().join("converted.safetensors");
+        save(&dict, &path, &SaveOptions::default()).expect("a file");
+        let converted = StateDict::open(&path).expect("the file");
+        assert!(dict.keys().eq(converted.keys()), "names of {name}");
+        for key in dict.keys() {
+            assert_eq!(dict.tensor(key).expect(key), converted.tensor(key).expect(key), "`{key}` of {name}");
+        }
+    }
+}
