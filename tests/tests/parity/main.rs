@@ -4,7 +4,9 @@
 //! whatever their sizes and flags; a kind without a reader is named as not covered, and does not fail.
 
 mod checkpoints;
+mod frechet;
 mod interp;
+mod lpips;
 mod phi_select;
 mod sampling;
 mod var;
@@ -21,13 +23,15 @@ use burn_var_tests::golden::{self, Case};
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
 /// Kinds of cases by name.
-const READERS: [(&str, Reader); 6] = [
+const READERS: [(&str, Reader); 8] = [
     ("interp", interp::read),
     ("sampling", sampling::read),
     ("phi_select", phi_select::read),
     ("vqvae", vqvae::read),
     ("var", var::read),
     ("checkpoints", checkpoints::read),
+    ("frechet", frechet::read),
+    ("lpips", lpips::read),
 ];
 
 /// Runs all cases of a kind on a device, and fails with all that differs.
@@ -85,6 +89,16 @@ macro_rules! on_device {
             #[test]
             fn parity_checkpoints() {
                 super::run("checkpoints", &$device);
+            }
+
+            #[test]
+            fn parity_frechet() {
+                super::run("frechet", &$device);
+            }
+
+            #[test]
+            fn parity_lpips() {
+                super::run("lpips", &$device);
             }
         }
     };
