@@ -115,6 +115,8 @@ pub trait Trainer {
 pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progress: &mut dyn Progress) -> Result<()> {
     config.validate()?;
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
+    let samples = folder.join("samples");
+    std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
     let mut done = 0;
     if let Some(checkpoint) = checkpoints.latest()? {
         trainer.restore(&checkpoint)?;
