@@ -10,6 +10,7 @@ pub mod figures;
 pub mod fs;
 pub mod grid;
 pub mod optim;
+pub mod patch_gan;
 pub mod progress;
 pub mod report;
 pub mod run;

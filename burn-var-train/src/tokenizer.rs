@@ -1,5 +1,8 @@
 //! Training of VAR's multi-scale tokenizer, which its authors never released.
 
+mod adversary;
+mod losses;
+
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -11,6 +14,8 @@ use burn_var::rng::Rng;
 use burn_var::tokenizer::{VqVae, VqVaeConfig};
 use serde::{Deserialize, Serialize};
 
+use self::adversary::{Adversary, Judgement};
+use self::losses::{Criterion, Pass};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split, View};
@@ -20,6 +25,9 @@ use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::stream::Stream;
 use crate::{Error, Result};
+
+pub use self::adversary::GanConfig;
+pub use self::losses::TokenizerLoss;
 
 /// A tokenizer's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +51,9 @@ pub struct TokenizerConfig {
     /// Weights of the loss terms.
     #[serde(default)]
     pub loss: TokenizerLoss,
+    /// The adversarial term.
+    #[serde(default)]
+    pub gan: GanConfig,
     /// Revival of dead codes.
     #[serde(default)]
     pub revival: Revival,
@@ -51,42 +62,6 @@ pub struct TokenizerConfig {
 /// AdamW as VQ-GAN uses it.
 fn default_optimizer() -> OptimConfig {
     OptimConfig { beta_1: 0.5, beta_2: 0.9, weight_decay: 0.0, clip_norm: Some(1.0), ..OptimConfig::default() }
-}
-
-/// Weights of the tokenizer's loss terms; 0 leaves a term out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TokenizerLoss {
-    /// Mean absolute difference between picture and reconstruction.
-    pub l1: f64,
-    /// Mean squared difference.
-    pub l2: f64,
-    /// Codebook and commitment loss.
-    pub vq: f64,
-}
-
-impl Default for TokenizerLoss {
-    fn default() -> Self {
-        Self { l1: 0.0, l2: 1.0, vq: 1.0 }
-    }
-}
-
-impl TokenizerLoss {
-    fn validate(&self) -> Result<()> {
-        for (name, weight) in [("loss.l1", self.l1), ("loss.l2", self.l2), ("loss.vq", self.vq)] {
-            if !(weight.is_finite() && weight >= 0.0) {
-                return Err(Error::config(name, weight, "0 or more"));
-            }
-        }
-        match self.l1 + self.l2 {
-            0.0 => Err(Error::config(
-                "loss.l2",
-                self.l2,
-                "a positive weight of `l1` or `l2`: nothing else ties reconstructions to pictures",
-            )),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Codes that nothing chooses any more are moved to where the encoder needs some: onto residuals of the present batch.
@@ -121,7 +96,9 @@ impl TokenizerConfig {
         self.optimizer.validate()?;
         self.learning_rate.validate()?;
         self.ema.validate()?;
-        self.loss.validate()
+        let picture = self.model.picture_shape();
+        self.loss.validate(picture)?;
+        self.gan.validate(self.run.steps, picture)
     }
 }
 
@@ -132,6 +109,9 @@ pub struct TokenizerTrainer {
     model: VqVae,
     average: VqVae,
     optimizer: AdamW,
+    criterion: Criterion,
+    /// There if the adversarial term ever counts.
+    adversary: Option<Adversary>,
     /// Moving average of how often each code is used a step, over all scales.
     usage: Vec<f64>,
     stream: Stream,
@@ -146,19 +126,25 @@ impl TokenizerTrainer {
     /// A configuration or data that no run can be made of.
     pub fn new(config: TokenizerConfig, folder: &Path, device: &Device) -> Result<Self> {
         config.validate()?;
-        let [channels, height, width] = config.model.picture_shape();
+        let picture = config.model.picture_shape();
+        let [channels, height, width] = picture;
         let shape = PictureShape::new(height, width, channels)?;
         let train = BatchLoader::new(config.data.open(Split::Train)?, shape);
         let stream = Stream::new(train, &config.run, config.data.mirror, device)?;
         let test = BatchLoader::new(config.data.open(Split::Test)?, shape);
         let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
-        let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
+        let autodiff = device.clone().autodiff();
+        let model = config.model.init(config.run.seed, &autodiff)?;
         let average = model.valid();
         let optimizer = config.optimizer.init(&model, no_decay_1d);
+        let criterion = Criterion::new(config.loss.clone(), &autodiff)?;
+        let adversary = (config.gan.weight > 0.0)
+            .then(|| Adversary::new(config.gan.clone(), picture, config.run.seed, &autodiff))
+            .transpose()?;
         let usage = vec![0.0; config.model.vocab_size];
         let folder = folder.to_path_buf();
-        Ok(Self { config, folder, model, average, optimizer, usage, stream, shown })
+        Ok(Self { config, folder, model, average, optimizer, criterion, adversary, usage, stream, shown })
     }
 
     /// The tokenizer that the run is for: the moving average of the weights.
@@ -225,26 +211,25 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
 
 impl Trainer for TokenizerTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let images = Tensor::from_inner(self.stream.batch(step)?.images);
-        let (reconstruction, quantized) = self.model.forward_train(images.clone())?;
-        let difference = reconstruction - images;
-        let weights = &self.config.loss;
-        let l2 = difference.clone().square().mean();
-        let mut loss = quantized.loss.clone() * weights.vq + l2.clone() * weights.l2;
-        if weights.l1 > 0.0 {
-            loss = loss + difference.abs().mean() * weights.l1;
-        }
+        let pass = Pass::new(&self.model, self.stream.batch(step)?.images)?;
+        let mut adversary = self.adversary.as_mut().filter(|adversary| adversary.is_active(step));
+        let last = self.model.decoder.conv_out();
+        let (grads, terms) = self.criterion.backward(&pass, adversary.as_deref(), last)?;
         let steps = self.config.run.steps;
         let rates = StepRates {
             step,
             learning_rate: self.config.learning_rate.at(step, steps),
             weight_decay: self.config.optimizer.weight_decay_at(step, steps),
         };
-        let grads = GradientsParams::from_grads(loss.backward(), &self.model);
-        let (model, norm) = self.optimizer.step(rates, self.model.clone(), grads)?;
+        let grads = GradientsParams::from_grads(grads, &self.model);
+        let updated = self.optimizer.step(rates, self.model.clone(), grads);
+        let (model, norm) = updated.map_err(|error| terms.blame(step, error))?;
         self.model = model;
         self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
 
+        let judgement =
+            adversary.as_mut().map(|adversary| adversary.learn([step, steps], pass.pictures())).transpose()?;
+        let quantized = pass.quantized;
         let counts = self.count(&quantized.tokens)?;
         for (code, usage) in self.usage.iter_mut().enumerate() {
             let used: u32 = counts.iter().map(|scale| scale[code]).sum();
@@ -260,16 +245,8 @@ impl Trainer for TokenizerTrainer {
         }
         let mut metrics = Metrics::new();
         if measure {
-            let scalar = |value: Tensor<1>| -> Result<f64> {
-                let value = value.try_into_scalar::<f32>().map_err(burn_var::Error::device("read a loss"))?;
-                Ok(f64::from(value))
-            };
-            let l2 = scalar(l2)?;
-            metrics.push(("loss".into(), scalar(loss)?));
-            metrics.push(("l2".into(), l2));
-            metrics.push(("vq".into(), scalar(quantized.loss)?));
-            // Pictures span 2 units.
-            metrics.push(("psnr".into(), 10.0 * (4.0 / l2).log10()));
+            metrics.extend(terms.metrics()?);
+            metrics.extend(judgement.map(|judgement| judgement.metrics()).transpose()?.into_iter().flatten());
             metrics.push(("grad_norm".into(), norm));
             metrics.push(("learning_rate".into(), rates.learning_rate));
             for (k, scale) in counts.iter().enumerate() {
@@ -288,12 +265,14 @@ impl Trainer for TokenizerTrainer {
 
     fn parts(&self) -> Vec<Part<'_>> {
         let usage = self.usage.iter().flat_map(|usage| usage.to_le_bytes()).collect();
-        vec![
+        let mut parts = vec![
             Part::module("model", &self.model),
             Part::module("average", &self.average),
             Part::optimizer("optimizer", &self.optimizer),
             Part::bytes("usage", usage),
-        ]
+        ];
+        parts.extend(self.adversary.iter().flat_map(Adversary::parts));
+        parts
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
@@ -301,6 +280,9 @@ impl Trainer for TokenizerTrainer {
         self.average = checkpoint.module("average", self.average.clone())?;
         let optimizer = self.config.optimizer.init(&self.model, no_decay_1d);
         self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.restore(checkpoint)?;
+        }
         let bytes = checkpoint.bytes("usage")?;
         let usage: Vec<f64> = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
         if usage.len() != self.usage.len() {
@@ -325,8 +307,17 @@ impl Trainer for TokenizerTrainer {
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let usage = (0..self.config.model.patch_nums.len()).map(|k| format!("usage_{k}")).collect();
-        vec![("loss", vec!["loss".into(), "l2".into(), "vq".into()]), ("psnr", vec!["psnr".into()]), ("usage", usage)]
+        let mut terms = own(&["loss", "l2", "vq"]);
+        for (name, weight) in [("l1", self.config.loss.l1), ("perceptual", self.config.loss.perceptual)] {
+            terms.extend((weight > 0.0).then(|| name.to_owned()));
+        }
+        let mut charts = vec![("loss", terms), ("psnr", own(&["psnr"])), ("usage", usage)];
+        if self.adversary.is_some() {
+            charts.push(("discriminator", own(&Judgement::NAMES)));
+        }
+        charts
     }
 }
 
@@ -340,10 +331,10 @@ pub fn train_tokenizer(
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf> {
-    config.validate()?;
+    // A wrong path must not be kept as the configuration that the run was started with.
+    let mut trainer = TokenizerTrainer::new(config.clone(), folder, device)?;
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
-    let run_config = config.run.clone();
-    let mut trainer = TokenizerTrainer::new(config, folder, device)?;
+    let run_config = config.run;
     run(&mut trainer, &run_config, folder, progress)?;
     let path = folder.join("tokenizer.safetensors");
     save_vqvae(trainer.model(), &path, false)?;

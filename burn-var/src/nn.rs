@@ -29,7 +29,8 @@ impl Conv2d {
         Self::new([channels; 2], 3, ConvSpec { stride: 2, padding: [0, 1, 0, 1] }, device)
     }
 
-    pub(crate) fn new([input, output]: [usize; 2], kernel: usize, spec: ConvSpec, device: &Device) -> Self {
+    /// A square kernel with any stride and padding. Weights start as zeros.
+    pub fn new([input, output]: [usize; 2], kernel: usize, spec: ConvSpec, device: &Device) -> Self {
         Self {
             weight: Initializer::Zeros.init([output, input, kernel, kernel], device),
             bias: Initializer::Zeros.init([output], device),

@@ -56,7 +56,8 @@ struct Heads {
 
 impl Lpips {
     /// From torchvision's VGG16 (`vgg16-397923af.pth`: `features.0.weight`, ...) and LPIPS's own weights for it
-    /// (`weights/v0.1/vgg.pth` of the authors' package: `lin0.model.1.weight`, ...).
+    /// ([`Lpips::published_heads`], or another file like `weights/v0.1/vgg.pth` of the authors' package:
+    /// `lin0.model.1.weight`, ...).
     ///
     /// # Errors
     /// [`Error::Weights`] with all that is missing, unused or mis-shaped in the one or the other.
@@ -66,6 +67,16 @@ impl Lpips {
         let (vgg, _) = load(Vgg16::new(device), vgg, &vgg_map, LoadOptions::default())?;
         let (heads, _) = load(Heads::new(device), heads, &heads_map, LoadOptions::default())?;
         Ok(Self { vgg, heads }.freeze())
+    }
+
+    /// LPIPS's own weights for VGG16, version 0.1, as the authors published them (BSD-2, `LICENSE-lpips.txt`): the
+    /// `heads` of [`Lpips::load`].
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub fn published_heads() -> Result<StateDict> {
+        const FILE: &str = "lpips_vgg_v0.1_lin.safetensors";
+        StateDict::from_safetensors(FILE, include_bytes!("lpips_vgg_v0.1_lin.safetensors").as_slice())
     }
 
     /// The distance of each pair of pictures, `[batch]`: 0 for identical ones, for unrelated ones around 0.7.
@@ -246,6 +257,18 @@ mod tests {
         assert!(grad.iter().all(|g| g.is_finite()) && grad.iter().any(|g| *g != 0.0), "finite, and not all zero");
         let weight = lpips.vgg.features[0].weight.val();
         assert!(weight.grad(&grads).is_none(), "the weights are frozen");
+    }
+
+    #[test]
+    fn the_published_heads_fit_and_are_never_negative() {
+        let dict = Lpips::published_heads().expect("part of the library");
+        let map = KeyMap::new("LPIPS 0.1", &[], |path| format!("{}.model.1.weight", path.replace('.', "")));
+        let (heads, _) = load(Heads::new(&Device::default()), &dict, &map, LoadOptions::default()).expect("all there");
+        for head in &heads.lin {
+            let values = values(head.val());
+            assert!(values.iter().all(|value| *value >= 0.0), "a distance");
+            assert!(values.iter().sum::<f32>() > 0.1, "{} weights", values.len());
+        }
     }
 
     #[test]
