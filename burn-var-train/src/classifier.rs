@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -14,7 +13,8 @@ use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split};
 use crate::figures::Collection;
-use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
+use crate::learner::{Learner, Rules};
+use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::stream::Stream;
@@ -98,8 +98,7 @@ pub fn train_classifier(
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let run_config = config.run.clone();
     let mut trainer = ClassifierTrainer::new(config, device)?;
-    run(&mut trainer, &run_config, folder, progress)?;
-    if trainer.done < run_config.steps {
+    if !run(&mut trainer, &run_config, folder, progress)? {
         return Ok(None);
     }
     let mut judged = Collection::default();
@@ -111,14 +110,9 @@ pub fn train_classifier(
 
 /// A classifier in training.
 pub struct ClassifierTrainer {
-    config: ClassifierTrainConfig,
     device: Device,
-    model: Classifier,
-    average: Classifier,
-    optimizer: AdamW,
+    learner: Learner<Classifier>,
     stream: Stream,
-    /// Steps that went into the model.
-    done: u64,
 }
 
 impl ClassifierTrainer {
@@ -130,21 +124,26 @@ impl ClassifierTrainer {
         config.validate()?;
         let stream = Stream::new(config.loader(Split::Train)?, &config.run, config.data.mirror, device)?;
         let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
-        let average = model.valid();
-        let optimizer = config.optimizer.init(&model, no_decay_1d);
-        Ok(Self { config, device: device.clone(), model, average, optimizer, stream, done: 0 })
+        let rules = Rules {
+            optimizer: config.optimizer.clone(),
+            learning_rate: config.learning_rate.clone(),
+            ema: config.ema.clone(),
+            no_decay: no_decay_1d,
+            steps: config.run.steps,
+        };
+        Ok(Self { device: device.clone(), learner: Learner::new(model, rules), stream })
     }
 
     /// The classifier that the run is for: the moving average of the weights.
     pub fn average(&self) -> &Classifier {
-        &self.average
+        &self.learner.average
     }
 }
 
 impl Trainer for ClassifierTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
         let batch = self.stream.batch(step)?;
-        let logits = self.model.forward(Tensor::from_inner(batch.images))?;
+        let logits = self.learner.model.forward(Tensor::from_inner(batch.images))?;
         let labels: Vec<i64> = batch.labels.iter().map(|label| *label as i64).collect();
         let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(labels, [batch.labels.len(), 1]), &self.device);
         let loss = log_softmax(logits.clone(), 1).gather(1, Tensor::from_inner(labels.clone())).mean().neg();
@@ -156,39 +155,23 @@ impl Trainer for ClassifierTrainer {
                 metrics.push((name.into(), value.into()));
             }
         }
-        let steps = self.config.run.steps;
-        let rates = StepRates {
-            step,
-            learning_rate: self.config.learning_rate.at(step, steps),
-            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
-        };
-        let grads = GradientsParams::from_grads(loss.backward(), &self.model);
-        let (model, norm) = self.optimizer.step(rates, self.model.clone(), grads)?;
-        self.model = model;
-        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
-        self.done = step + 1;
+        let rates = self.learner.update(step, GradientsParams::from_grads(loss.backward(), &self.learner.model))?;
         if measure {
-            metrics.push(("grad_norm".into(), norm));
-            metrics.push(("learning_rate".into(), rates.learning_rate));
+            metrics.extend(rates);
         }
         Ok(metrics)
     }
 
     fn parts(&self) -> Vec<Part<'_>> {
-        vec![
-            Part::module("model", &self.model),
-            Part::module("average", &self.average),
-            Part::optimizer("optimizer", &self.optimizer),
-        ]
+        self.learner.parts()
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.model = checkpoint.module("model", self.model.clone())?;
-        self.average = checkpoint.module("average", self.average.clone())?;
-        let optimizer = self.config.optimizer.init(&self.model, no_decay_1d);
-        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
-        self.done = checkpoint.step();
-        Ok(())
+        self.learner.restore(checkpoint)
+    }
+
+    fn data(&self) -> String {
+        self.stream.data()
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {

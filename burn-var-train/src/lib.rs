@@ -9,6 +9,7 @@ mod error;
 pub mod figures;
 pub mod fs;
 pub mod grid;
+mod learner;
 pub mod optim;
 pub mod patch_gan;
 pub mod progress;

@@ -96,6 +96,9 @@ pub trait Trainer {
     /// If the checkpoint is of another model.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
 
+    /// What the run learns from: a checkpoint made with other data is refused.
+    fn data(&self) -> String;
+
     /// Writes pictures that show how far it is, and returns where; `None` if it makes no pictures.
     ///
     /// # Errors
@@ -108,17 +111,30 @@ pub trait Trainer {
     fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
 }
 
-/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one.
+/// What a checkpoint says of the run besides the trainer's parts.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    data: String,
+}
+
+/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one. Returns whether it came
+/// there; `progress` may end the run before.
 ///
 /// # Errors
 /// Those of the trainer and of the files it writes; the last complete checkpoint stays.
-pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progress: &mut dyn Progress) -> Result<()> {
+pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progress: &mut dyn Progress) -> Result<bool> {
     config.validate()?;
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
     let samples = folder.join("samples");
     std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
     let mut done = 0;
     if let Some(checkpoint) = checkpoints.latest()? {
+        if checkpoint.state::<State>()?.data != trainer.data() {
+            let reason =
+                "was made with other pictures or tokens than are there now; put those back, or train in a new folder";
+            return Err(Error::format(checkpoint.path(), reason));
+        }
         trainer.restore(&checkpoint)?;
         done = checkpoint.step();
         progress.note(&format!("goes on after step {done}, from {}", checkpoint.path().display()));
@@ -154,13 +170,13 @@ pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progres
         }
         if last || stop || done.is_multiple_of(config.save_every) {
             log.sync()?;
-            checkpoints.save(done, &(), trainer.parts())?;
+            checkpoints.save(done, &State { data: trainer.data() }, trainer.parts())?;
         }
         if stop {
             break;
         }
     }
-    Ok(())
+    Ok(done >= config.steps)
 }
 
 /// Draws the log as one SVG file a chart.

@@ -21,6 +21,11 @@ impl Stream {
         Ok(Self { loader, order, seed: run.seed, mirror, device: device.clone(), ahead: None })
     }
 
+    /// The fingerprint of the pictures.
+    pub(crate) fn data(&self) -> String {
+        self.loader.source().fingerprint()
+    }
+
     /// The batch of zero-based `step`.
     pub(crate) fn batch(&mut self, step: u64) -> Result<PictureBatch> {
         let mut batches = match self.ahead.take() {

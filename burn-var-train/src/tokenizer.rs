@@ -5,7 +5,6 @@ mod losses;
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
@@ -20,7 +19,8 @@ use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split, View};
 use crate::grid::{Grid, Range, pictures};
-use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_1d};
+use crate::learner::{Learner, Rules};
+use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::stream::Stream;
@@ -106,9 +106,7 @@ impl TokenizerConfig {
 pub struct TokenizerTrainer {
     config: TokenizerConfig,
     folder: PathBuf,
-    model: VqVae,
-    average: VqVae,
-    optimizer: AdamW,
+    learner: Learner<VqVae>,
     criterion: Criterion,
     /// There if the adversarial term ever counts.
     adversary: Option<Adversary>,
@@ -136,20 +134,26 @@ impl TokenizerTrainer {
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
         let autodiff = device.clone().autodiff();
         let model = config.model.init(config.run.seed, &autodiff)?;
-        let average = model.valid();
-        let optimizer = config.optimizer.init(&model, no_decay_1d);
+        let rules = Rules {
+            optimizer: config.optimizer.clone(),
+            learning_rate: config.learning_rate.clone(),
+            ema: config.ema.clone(),
+            no_decay: no_decay_1d,
+            steps: config.run.steps,
+        };
+        let learner = Learner::new(model, rules);
         let criterion = Criterion::new(config.loss.clone(), &autodiff)?;
         let adversary = (config.gan.weight > 0.0)
             .then(|| Adversary::new(config.gan.clone(), picture, config.run.seed, &autodiff))
             .transpose()?;
         let usage = vec![0.0; config.model.vocab_size];
         let folder = folder.to_path_buf();
-        Ok(Self { config, folder, model, average, optimizer, criterion, adversary, usage, stream, shown })
+        Ok(Self { config, folder, learner, criterion, adversary, usage, stream, shown })
     }
 
     /// The tokenizer that the run is for: the moving average of the weights.
     pub fn model(&self) -> &VqVae {
-        &self.average
+        &self.learner.average
     }
 
     /// Counts which codes were used, per scale: `[scale][code]`.
@@ -183,8 +187,8 @@ impl TokenizerTrainer {
                 &all[row * channels..(row + 1) * channels]
             })
             .collect();
-        replace_codes(&mut self.model, &dead, &chosen)?;
-        replace_codes(&mut self.average, &dead, &chosen)?;
+        replace_codes(&mut self.learner.model, &dead, &chosen)?;
+        replace_codes(&mut self.learner.average, &dead, &chosen)?;
         dead.iter().for_each(|&code| self.usage[code] = mean);
         Ok(dead.len())
     }
@@ -211,22 +215,14 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
 
 impl Trainer for TokenizerTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let pass = Pass::new(&self.model, self.stream.batch(step)?.images)?;
+        let model = &self.learner.model;
+        let pass = Pass::new(model, self.stream.batch(step)?.images)?;
         let mut adversary = self.adversary.as_mut().filter(|adversary| adversary.is_active(step));
-        let last = self.model.decoder.conv_out();
-        let (grads, terms) = self.criterion.backward(&pass, adversary.as_deref(), last)?;
-        let steps = self.config.run.steps;
-        let rates = StepRates {
-            step,
-            learning_rate: self.config.learning_rate.at(step, steps),
-            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
-        };
-        let grads = GradientsParams::from_grads(grads, &self.model);
-        let updated = self.optimizer.step(rates, self.model.clone(), grads);
-        let (model, norm) = updated.map_err(|error| terms.blame(step, error))?;
-        self.model = model;
-        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
+        let (grads, terms) = self.criterion.backward(&pass, adversary.as_deref(), model.decoder.conv_out())?;
+        let grads = GradientsParams::from_grads(grads, model);
+        let rates = self.learner.update(step, grads).map_err(|error| terms.blame(step, error))?;
 
+        let steps = self.config.run.steps;
         let judgement =
             adversary.as_mut().map(|adversary| adversary.learn([step, steps], pass.pictures())).transpose()?;
         let quantized = pass.quantized;
@@ -247,8 +243,7 @@ impl Trainer for TokenizerTrainer {
         if measure {
             metrics.extend(terms.metrics()?);
             metrics.extend(judgement.map(|judgement| judgement.metrics()).transpose()?.into_iter().flatten());
-            metrics.push(("grad_norm".into(), norm));
-            metrics.push(("learning_rate".into(), rates.learning_rate));
+            metrics.extend(rates);
             for (k, scale) in counts.iter().enumerate() {
                 let used = scale.iter().filter(|&&count| count > 0).count();
                 metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));
@@ -265,21 +260,14 @@ impl Trainer for TokenizerTrainer {
 
     fn parts(&self) -> Vec<Part<'_>> {
         let usage = self.usage.iter().flat_map(|usage| usage.to_le_bytes()).collect();
-        let mut parts = vec![
-            Part::module("model", &self.model),
-            Part::module("average", &self.average),
-            Part::optimizer("optimizer", &self.optimizer),
-            Part::bytes("usage", usage),
-        ];
+        let mut parts = self.learner.parts();
+        parts.push(Part::bytes("usage", usage));
         parts.extend(self.adversary.iter().flat_map(Adversary::parts));
         parts
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.model = checkpoint.module("model", self.model.clone())?;
-        self.average = checkpoint.module("average", self.average.clone())?;
-        let optimizer = self.config.optimizer.init(&self.model, no_decay_1d);
-        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
+        self.learner.restore(checkpoint)?;
         if let Some(adversary) = &mut self.adversary {
             adversary.restore(checkpoint)?;
         }
@@ -295,11 +283,16 @@ impl Trainer for TokenizerTrainer {
         Ok(())
     }
 
+    fn data(&self) -> String {
+        self.stream.data()
+    }
+
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
-        let tokens = self.average.tokenize(self.shown.clone())?;
+        let model = self.model();
+        let tokens = model.tokenize(self.shown.clone())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
-        rows.extend(self.average.canvases(&tokens).into_iter().map(|canvas| self.average.decode(canvas)));
+        rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
@@ -321,7 +314,8 @@ impl Trainer for TokenizerTrainer {
     }
 }
 
-/// Trains a tokenizer in `folder`, or goes on with what is there, and returns the file it is kept in.
+/// Trains a tokenizer in `folder`, or goes on with what is there, and returns the file it is kept in; none if
+/// `progress` ended the run before the last step.
 ///
 /// # Errors
 /// Whatever makes the run impossible or breaks it off; the same call goes on from the last checkpoint.
@@ -330,13 +324,15 @@ pub fn train_tokenizer(
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
-) -> Result<PathBuf> {
+) -> Result<Option<PathBuf>> {
     // A wrong path must not be kept as the configuration that the run was started with.
     let mut trainer = TokenizerTrainer::new(config.clone(), folder, device)?;
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let run_config = config.run;
-    run(&mut trainer, &run_config, folder, progress)?;
+    if !run(&mut trainer, &run_config, folder, progress)? {
+        return Ok(None);
+    }
     let path = folder.join("tokenizer.safetensors");
     save_vqvae(trainer.model(), &path, false)?;
-    Ok(path)
+    Ok(Some(path))
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
@@ -22,7 +21,8 @@ use crate::data::{
     TokenCacheWriter, VariantChoice, View,
 };
 use crate::grid::{Grid, Range, pictures};
-use crate::optim::{AdamW, EmaConfig, LrSchedule, OptimConfig, StepRates, ema_update, no_decay_var};
+use crate::learner::{Learner, Rules};
+use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_var};
 use crate::progress::Progress;
 use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::{Error, Result};
@@ -186,9 +186,7 @@ pub struct VarTrainer {
     folder: PathBuf,
     device: Device,
     tokenizer: VqVae,
-    model: Var,
-    average: Var,
-    optimizer: AdamW,
+    learner: Learner<Var>,
     tokens: TokenCache,
     order: BatchOrder,
 }
@@ -208,16 +206,22 @@ impl VarTrainer {
         config.validate()?;
         let sizes = config.model.for_tokenizer(&tokenizer, tokens.spec().class_names.len());
         let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
-        let average = model.valid();
-        let optimizer = config.optimizer.init(&model, no_decay_var);
+        let rules = Rules {
+            optimizer: config.optimizer.clone(),
+            learning_rate: config.learning_rate.clone(),
+            ema: config.ema.clone(),
+            no_decay: no_decay_var,
+            steps: config.run.steps,
+        };
+        let learner = Learner::new(model, rules);
         let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
         let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { config, folder, device, tokenizer, model, average, optimizer, tokens, order })
+        Ok(Self { config, folder, device, tokenizer, learner, tokens, order })
     }
 
     /// The transformer that the run is for: the moving average of the weights.
     pub fn model(&self) -> &Var {
-        &self.average
+        &self.learner.average
     }
 
     /// The tokenizer's file, configuration and classes belong to it.
@@ -231,12 +235,12 @@ impl VarTrainer {
         let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
         let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
         let labels = drop_labels(labels, self.config.class_dropout, rng);
-        let logits = self.model.forward(&labels, input, Some(rng))?;
+        let logits = self.learner.model.forward(&labels, input, Some(rng))?;
         let targets = tokens.sequence();
         let loss = cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing);
         let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
         let share = 1.0 / self.config.accumulate as f64;
-        Ok((GradientsParams::from_grads((loss * share).backward(), &self.model), metrics))
+        Ok((GradientsParams::from_grads((loss * share).backward(), &self.learner.model), metrics))
     }
 }
 
@@ -279,7 +283,7 @@ impl Trainer for VarTrainer {
         for part in indices.chunks(self.config.run.batch_size / self.config.accumulate) {
             let batch = self.tokens.batch(part, choice)?;
             let (grads, part) = self.backward(&batch, &mut rng, measure)?;
-            sum.accumulate(&self.model, grads);
+            sum.accumulate(&self.learner.model, grads);
             // Every part has the same names in the same order.
             match metrics.is_empty() {
                 true => metrics = part,
@@ -287,36 +291,24 @@ impl Trainer for VarTrainer {
             }
         }
         metrics.iter_mut().for_each(|(_, value)| *value /= self.config.accumulate as f64);
-        let steps = self.config.run.steps;
-        let rates = StepRates {
-            step,
-            learning_rate: self.config.learning_rate.at(step, steps),
-            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
-        };
-        let (model, norm) = self.optimizer.step(rates, self.model.clone(), sum.grads())?;
-        self.model = model;
-        self.average = ema_update(self.average.clone(), &self.model, self.config.ema.decay_at(step));
+        let rates = self.learner.update(step, sum.grads())?;
         if measure {
-            metrics.push(("grad_norm".into(), norm));
-            metrics.push(("learning_rate".into(), rates.learning_rate));
+            metrics.extend(rates);
         }
         Ok(metrics)
     }
 
     fn parts(&self) -> Vec<Part<'_>> {
-        vec![
-            Part::module("model", &self.model),
-            Part::module("average", &self.average),
-            Part::optimizer("optimizer", &self.optimizer),
-        ]
+        self.learner.parts()
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.model = checkpoint.module("model", self.model.clone())?;
-        self.average = checkpoint.module("average", self.average.clone())?;
-        let optimizer = self.config.optimizer.init(&self.model, no_decay_var);
-        self.optimizer = checkpoint.optimizer("optimizer", optimizer)?;
-        Ok(())
+        self.learner.restore(checkpoint)
+    }
+
+    fn data(&self) -> String {
+        let TokenCacheSpec { data, tokenizer, .. } = self.tokens.spec();
+        format!("{data} {tokenizer}")
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
@@ -326,7 +318,7 @@ impl Trainer for VarTrainer {
         let mut request = Request::new(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
-        let made = generate(&self.tokenizer, &self.average, &mut guidance, &request, &mut |_| {
+        let made = generate(&self.tokenizer, self.model(), &mut guidance, &request, &mut |_| {
             std::ops::ControlFlow::Continue(())
         })?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
@@ -343,7 +335,8 @@ impl Trainer for VarTrainer {
     }
 }
 
-/// Trains a transformer in `folder`, or goes on with what is there, and returns the file it is kept in.
+/// Trains a transformer in `folder`, or goes on with what is there, and returns the file it is kept in; none if
+/// `progress` ended the run before the last step.
 ///
 /// The pictures' tokens are kept in `tokens.safetensors` beside it, so they are encoded once.
 ///
@@ -354,7 +347,7 @@ pub fn train_var(
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
-) -> Result<PathBuf> {
+) -> Result<Option<PathBuf>> {
     config.validate()?;
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let dict = StateDict::open(&config.tokenizer)?;
@@ -362,7 +355,9 @@ pub fn train_var(
     let tokens = cached_tokens(&config.data, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
     let run_config = config.run.clone();
     let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
-    run(&mut trainer, &run_config, folder, progress)?;
+    if !run(&mut trainer, &run_config, folder, progress)? {
+        return Ok(None);
+    }
     let path = folder.join("transformer.safetensors");
     let usage = Usage {
         class_names: trainer.tokens.spec().class_names.clone(),
@@ -370,7 +365,7 @@ pub fn train_var(
         sampler: trainer.config.preview.sampler,
     };
     save_var(trainer.model(), &usage, &path, false)?;
-    Ok(path)
+    Ok(Some(path))
 }
 
 /// How many pictures are encoded at a time.
