@@ -236,10 +236,8 @@ impl StateDict {
 
     /// The models that a trainer's checkpoint holds; none for a bare state dict.
     pub fn sections(&self) -> Vec<Section> {
-        let holds = |prefix: &&str| {
-            self.entries.range((**prefix).to_owned()..).next().is_some_and(|(key, _)| key.starts_with(*prefix))
-        };
-        Section::ALL.into_iter().filter(|section| section.prefixes().iter().any(|prefix| holds(&prefix))).collect()
+        let holds = |prefix: &str| self.keys().any(|key| key.starts_with(prefix));
+        Section::ALL.into_iter().filter(|section| section.prefixes().iter().any(|prefix| holds(prefix))).collect()
     }
 
     /// The weights of one model: out of a trainer's nested dictionary if this is one, otherwise everything.
