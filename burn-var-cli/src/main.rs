@@ -1,65 +1,45 @@
 //! The `burn-var` command.
 
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+mod caption;
+mod classes;
+mod cli;
+mod commands;
+mod device;
+mod generator;
+mod memory;
+mod models;
+mod npz;
+mod output;
+mod progress;
+#[cfg(test)]
+mod reference;
 
-use burn::tensor::Device;
-use burn_var_train::config::read_toml;
-use burn_var_train::progress::{Progress, StepReport};
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use clap::Parser;
+use clap::error::ErrorKind;
 
-#[derive(Subcommand)]
-enum Command {
-    #[command(subcommand)]
-    Train(Train),
-}
+use crate::cli::Cli;
+use crate::output::{Output, UsageError};
 
-#[derive(Subcommand)]
-enum Train {
-    Tokenizer { config: PathBuf, out: PathBuf },
-    Var { config: PathBuf, out: PathBuf },
-}
-
-struct Lines;
-
-impl Progress for Lines {
-    fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()> {
-        if !report.figures.is_empty() {
-            let figures: Vec<String> =
-                report.figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-            println!(
-                "{}/{} {:.2}/s left {:.0?} {}",
-                report.step,
-                report.steps,
-                report.per_second.unwrap_or(0.0),
-                report.remaining.unwrap_or_default(),
-                figures.join(" ")
-            );
-        }
-        ControlFlow::Continue(())
+fn main() -> ExitCode {
+    memory::keep_freed_blocks();
+    let cli = Cli::parse();
+    let output = Output { json: cli.json, quiet: cli.quiet };
+    let level = if cli.quiet { tracing::Level::ERROR } else { tracing::Level::WARN };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).without_time().init();
+    match commands::run(cli, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<UsageError>() {
+            Some(usage) => {
+                // clap's own form and exit code.
+                let _ = clap::Error::raw(ErrorKind::ValueValidation, format!("{usage}\n")).print();
+                ExitCode::from(2)
+            }
+            None => {
+                eprintln!("error: {}", output::chain(&error));
+                ExitCode::FAILURE
+            }
+        },
     }
-
-    fn note(&mut self, text: &str) {
-        println!("{text}");
-    }
-}
-
-fn main() -> anyhow::Result<()> {
-    let device = Device::flex();
-    let path = match Cli::parse().command {
-        Command::Train(Train::Tokenizer { config, out }) => {
-            burn_var_train::tokenizer::train_tokenizer(read_toml(config)?, &out, &device, &mut Lines)?
-        }
-        Command::Train(Train::Var { config, out }) => {
-            burn_var_train::var::train_var(read_toml(config)?, &out, &device, &mut Lines)?
-        }
-    };
-    println!("{}", path.display());
-    Ok(())
 }

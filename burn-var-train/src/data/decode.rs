@@ -1,12 +1,14 @@
 //! From the bytes of a PNG, JPEG or WebP file to a crop of numbers.
 
 use std::io::Cursor;
+use std::path::Path;
 
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, ImageDecoder, ImageReader};
 
-use super::PictureShape;
 use super::view::Drawn;
+use super::{PictureShape, View};
+use crate::{Error, Result};
 
 /// A picture that takes more memory than this when decoded is refused: 134 million pixels of 4 bytes.
 const MAX_BYTES: u64 = 512 << 20;
@@ -42,6 +44,19 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
     }
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// Reads one picture: resized (Lanczos) so that it covers `shape`, and its middle cut out. Channel by channel and row by
+/// row, black as -1 and white as 1.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no picture, or a broken or a huge one.
+pub fn load_picture(path: &Path, shape: PictureShape) -> Result<Vec<f32>> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let picture = decode(&bytes).map_err(|reason| Error::format(path, reason))?;
+    let mut out = vec![0.0; shape.elements()];
+    crop(&picture, shape, 1.0, View::Fixed { mirrored: false }.draw(0), &mut out);
+    Ok(out)
 }
 
 /// Resizes a picture (Lanczos) so that it covers `ratio` times the shape, and cuts the drawn part out.

@@ -15,6 +15,7 @@ mod token_cache;
 mod view;
 
 pub use batch::{BatchLoader, PictureBatch, PrefetchedBatches};
+pub use decode::load_picture;
 pub use fingerprint::Fingerprint;
 pub use folder::FolderPictures;
 pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};

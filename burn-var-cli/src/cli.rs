@@ -1,0 +1,49 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bench, completions, convert, eval, info, reconstruct, sample, train};
+use crate::device::DeviceName;
+
+/// Next-scale autoregressive image generation: sample, reconstruct, train, measure.
+///
+/// Without a model of your own, every command uses the small one that is compiled in: it makes pictures of clothes, as
+/// in Fashion-MNIST. `burn-var sample` makes some.
+#[derive(Debug, Parser)]
+#[command(name = "burn-var", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Where to compute. All but the CPU's need a build with the feature of the same name.
+    #[arg(long, global = true, value_enum, default_value_t = DeviceName::default())]
+    pub(crate) device: DeviceName,
+    /// Print results as one JSON value.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print results and errors only, no progress.
+    #[arg(long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate pictures, class by class.
+    Sample(sample::Args),
+    /// Turn pictures into tokens and back, and say how near they come: PSNR and SSIM.
+    Reconstruct(reconstruct::Args),
+    /// Train a model, or go on with a run that was interrupted: the same command does both.
+    #[command(subcommand)]
+    Train(train::Command),
+    /// Measure a model against real pictures.
+    #[command(subcommand)]
+    Eval(eval::Command),
+    /// Show what is in a checkpoint or a folder of a training run.
+    Info(info::Args),
+    /// Write any readable checkpoint as a safetensors file with its configuration inside.
+    Convert(convert::Args),
+    /// Measure speed and memory, as medians of several runs.
+    Bench(bench::Args),
+    /// Print a script that completes this command in a shell.
+    Completions(completions::Args),
+}

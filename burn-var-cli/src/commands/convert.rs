@@ -1,0 +1,119 @@
+//! `burn-var convert`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use burn_var::Scales;
+use burn_var::pretrained::{
+    ModelConfig, Section, StateDict, Usage, load_classifier, load_var, load_vqvae, save_classifier, save_var,
+    save_vqvae, var_config, vqvae_config,
+};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::models::check_target;
+use crate::output::{Output, bytes, usage};
+
+/// Write any readable checkpoint as safetensors.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A checkpoint: safetensors or PyTorch, of a model alone or of a trainer.
+    input: PathBuf,
+    /// The file to write.
+    output: PathBuf,
+    /// Round weights to half precision: half the size.
+    #[arg(long)]
+    half: bool,
+    /// Which model to take of a file that holds several.
+    #[arg(long, value_enum)]
+    part: Option<Part>,
+    /// Names of a transformer's classes for the new file: a text file, one name a line.
+    #[arg(long, value_name = "FILE")]
+    class_names: Option<PathBuf>,
+    /// Sides of the token maps, of a file that does not tell.
+    #[arg(long, value_name = "SIDES", value_delimiter = ',')]
+    patch_nums: Option<Vec<usize>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    Tokenizer,
+    Transformer,
+    Classifier,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    file: PathBuf,
+    part: Part,
+    bytes: u64,
+    config: ModelConfig,
+}
+
+pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
+    check_target(&args.output)?;
+    let dict = StateDict::open(&args.input)?;
+    let scales = args.patch_nums.as_deref().map(Scales::square).transpose()?;
+    let part = match args.part {
+        Some(part) => part,
+        None => part_of(&dict)?,
+    };
+    if args.class_names.is_some() && part != Part::Transformer {
+        return Err(usage("--class-names is for transformers: others have no classes by name"));
+    }
+    let device = Device::default();
+    let (path, half) = (&args.output, args.half);
+    let config = match part {
+        Part::Tokenizer => {
+            let config = vqvae_config(&dict, scales.as_ref())?;
+            save_vqvae(&load_vqvae(&dict, &config, &device)?, path, half)?;
+            ModelConfig::VqVae(config)
+        }
+        Part::Transformer => {
+            let config = var_config(&dict, scales.as_ref())?;
+            let mut usage = Usage::of(&dict)?.unwrap_or_default();
+            if let Some(file) = &args.class_names {
+                usage.class_names = class_names(file, config.num_classes)?;
+            }
+            save_var(&load_var(&dict, &config, &device)?, &usage, path, half)?;
+            ModelConfig::Var(config)
+        }
+        Part::Classifier => {
+            let classifier = load_classifier(&dict, &device)?;
+            save_classifier(&classifier, path, half)?;
+            ModelConfig::Classifier(classifier.config().clone())
+        }
+    };
+    let length = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?.len();
+    let report = Report { file: path.clone(), part, bytes: length, config };
+    output.result(&report, || format!("{} ({})", path.display(), bytes(length)))
+}
+
+/// Which model a file holds, if it is one only.
+fn part_of(dict: &StateDict) -> Result<Part> {
+    match ModelConfig::of(dict)? {
+        Some(ModelConfig::VqVae(_)) => return Ok(Part::Tokenizer),
+        Some(ModelConfig::Var(_)) => return Ok(Part::Transformer),
+        Some(ModelConfig::Classifier(_)) => return Ok(Part::Classifier),
+        _ => {}
+    }
+    let sections = dict.sections();
+    let holds = |section: Section, key: &str| sections.contains(&section) || dict.contains(key);
+    match [holds(Section::VqVae, "quantize.embedding.weight"), holds(Section::Var, "pos_start")] {
+        [true, false] => Ok(Part::Tokenizer),
+        [false, true] => Ok(Part::Transformer),
+        [true, true] => Err(usage("the file holds a tokenizer and a transformer: choose with --part")),
+        [false, false] => bail!("`{}` holds no model that is known here", dict.origin().display()),
+    }
+}
+
+fn class_names(path: &Path, classes: usize) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+    if names.len() != classes {
+        bail!("`{}` has {} names, the model {classes} classes", path.display(), names.len());
+    }
+    Ok(names)
+}

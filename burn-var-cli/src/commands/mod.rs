@@ -1,0 +1,30 @@
+//! One file a subcommand.
+
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod eval;
+pub(crate) mod info;
+pub(crate) mod reconstruct;
+pub(crate) mod sample;
+pub(crate) mod train;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+use crate::output::Output;
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli, output: Output) -> Result<()> {
+    let device = cli.device.open()?;
+    match cli.command {
+        Command::Sample(args) => sample::run(&args, &device, output),
+        Command::Reconstruct(args) => reconstruct::run(&args, &device, output),
+        Command::Train(command) => train::run(&command, &device, output),
+        Command::Eval(command) => eval::run(&command, &device, output),
+        Command::Info(args) => info::run(&args, output),
+        Command::Convert(args) => convert::run(&args, output),
+        Command::Bench(args) => bench::run(&args, &device, output),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

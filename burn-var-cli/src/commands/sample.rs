@@ -1,0 +1,163 @@
+//! `burn-var sample`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use burn::tensor::Device;
+use burn_var::Tokenizer;
+use burn_var_train::grid::{Range, pictures, write_png};
+use image::RgbImage;
+use serde::Serialize;
+
+use crate::caption::{Row, sheet};
+use crate::classes::equal_parts;
+use crate::generator::{Batch, Generator, SamplingArgs, or_default};
+use crate::models::{PairArgs, check_target};
+use crate::npz;
+use crate::output::{Output, usage};
+
+/// The classes that are shown if none is asked for.
+const MOST_CLASSES: usize = 10;
+/// Pictures a class, if no number is asked for.
+const PER_CLASS: usize = 8;
+/// Pictures in a row of the sheet.
+const COLUMNS: usize = 16;
+
+/// Generate pictures, class by class.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Classes by name (or the beginning of one) or number; several with commas, or by repeating it. Default: all, and the first 10
+    /// of a model that has more.
+    #[arg(long = "class", value_name = "NAME|NUMBER", allow_hyphen_values = true)]
+    classes: Vec<String>,
+    /// Pictures in all, the classes in equal parts. [default: 8 a class]
+    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
+    /// The sheet of pictures, a PNG file. [default: burn-var-sample.png, none with --npz]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write `arr_0` (uint8, N x height x width x 3) and `arr_1` (int64 labels), as evaluation tools read them.
+    #[arg(long, value_name = "FILE")]
+    npz: Option<PathBuf>,
+    /// Show how each picture grows, a column a scale.
+    #[arg(long)]
+    scales: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    pictures: usize,
+    png: Option<PathBuf>,
+    npz: Option<PathBuf>,
+    classes: Vec<Class>,
+    settings: serde_json::Value,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Class {
+    label: usize,
+    name: String,
+    pictures: usize,
+}
+
+pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    let png = match (&args.out, &args.npz) {
+        (None, Some(_)) if args.scales => return Err(usage("--scales draws a sheet: give it a name with --out")),
+        (None, Some(_)) => None,
+        (out, _) => Some(or_default(out.as_ref(), "burn-var-sample.png")),
+    };
+    png.iter().chain(&args.npz).try_for_each(|path| check_target(path))?;
+    let generator = Generator::new(&args.model, &args.sampling, device)?;
+    let classes = generator.pair.classes();
+    let mut chosen = classes.find_all(&args.classes)?;
+    if chosen.is_empty() {
+        let most = if args.npz.is_some() { classes.count } else { MOST_CLASSES };
+        chosen = (0..classes.count.min(most)).collect();
+    }
+    let count = args.count.map_or(chosen.len() * if args.scales { 1 } else { PER_CLASS }, |count| count as usize);
+    let labels = equal_parts(&chosen, count);
+
+    let start = Instant::now();
+    let bar = output.bar(count, "pictures");
+    let mut rows: Vec<Row> = Vec::new();
+    let make = |rows: &mut Vec<Row>, take: &mut dyn FnMut(&RgbImage) -> Result<()>| {
+        generator.run(&labels, args.scales, |batch| {
+            let images = pictures(batch.images.clone(), Range::Signed)?;
+            images.iter().try_for_each(&mut *take)?;
+            if png.is_some() {
+                add_rows(rows, &batch, images, |label| classes.name(label))?;
+            }
+            bar.inc(batch.labels.len() as u64);
+            Ok(())
+        })
+    };
+    match &args.npz {
+        Some(path) => {
+            let [_, height, width] = generator.pair.tokenizer.picture_shape();
+            npz::write(path, &labels, [height, width], |take| make(&mut rows, take))?;
+        }
+        None => make(&mut rows, &mut |_| Ok(()))?,
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &png {
+        write_png(path, &sheet(&rows, &headings(&generator, args.scales))?)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let number = |class: &usize| labels.iter().filter(|label| *label == class).count();
+    chosen.sort_unstable();
+    chosen.dedup();
+    let report = Report {
+        pictures: count,
+        png,
+        npz: args.npz.clone(),
+        classes: chosen
+            .iter()
+            .map(|class| Class { label: *class, name: classes.name(*class), pictures: number(class) })
+            .collect(),
+        settings: generator.settings(),
+        seconds,
+    };
+    output.result(&report, || {
+        let files: Vec<String> = report.png.iter().chain(&report.npz).map(|path| path.display().to_string()).collect();
+        format!("{} pictures in {seconds:.1} s: {}", report.pictures, files.join(", "))
+    })
+}
+
+/// Puts a batch on the sheet: with stages a row a picture, else a row a class and a next one when it is full.
+fn add_rows(
+    rows: &mut Vec<Row>,
+    batch: &Batch<'_>,
+    images: Vec<RgbImage>,
+    name: impl Fn(usize) -> String,
+) -> Result<()> {
+    if !batch.stages.is_empty() {
+        let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
+        let stages = stages.collect::<Result<Vec<_>, _>>()?;
+        for (i, label) in batch.labels.iter().enumerate() {
+            let pictures = stages.iter().map(|stage| stage[i].clone()).collect();
+            rows.push(Row { caption: name(*label), pictures });
+        }
+        return Ok(());
+    }
+    for (label, image) in batch.labels.iter().zip(images) {
+        let name = name(*label);
+        let same = rows.iter().rev().find(|row| !row.caption.is_empty()).is_some_and(|row| row.caption == name);
+        match rows.last_mut() {
+            Some(row) if same && row.pictures.len() < COLUMNS => row.pictures.push(image),
+            _ => rows.push(Row { caption: if same { String::new() } else { name }, pictures: vec![image] }),
+        }
+    }
+    Ok(())
+}
+
+/// The sizes of the token maps over the columns of growing pictures.
+fn headings(generator: &Generator, scales: bool) -> Vec<String> {
+    let sizes = generator.pair.tokenizer.scales().sizes();
+    if scales { sizes.iter().map(|size| format!("{}x{}", size.height, size.width)).collect() } else { Vec::new() }
+}

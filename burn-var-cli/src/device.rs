@@ -1,0 +1,78 @@
+//! Where to compute.
+
+use anyhow::Result;
+use burn::tensor::Device;
+use clap::ValueEnum;
+
+use crate::output::usage;
+
+/// A device by its name on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceName {
+    /// The CPU, fast.
+    Flex,
+    /// The CPU, slow: for comparing results.
+    Ndarray,
+    /// A GPU, through WebGPU.
+    Wgpu,
+    /// A GPU, through Vulkan.
+    Vulkan,
+    /// A GPU of NVIDIA.
+    Cuda,
+}
+
+impl Default for DeviceName {
+    fn default() -> Self {
+        if cfg!(feature = "flex") { Self::Flex } else { Self::Ndarray }
+    }
+}
+
+impl DeviceName {
+    /// Opens the device, and makes sure that it computes.
+    pub(crate) fn open(self) -> Result<Device> {
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Flex => Ok(Device::flex()),
+            #[cfg(feature = "ndarray")]
+            #[allow(deprecated, reason = "it is here to compare results with")]
+            Self::Ndarray => Ok(Device::ndarray()),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => probe("wgpu", || Device::wgpu(burn::tensor::DeviceKind::default())),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => probe("vulkan", || Device::vulkan(burn::tensor::DeviceKind::default())),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => probe("cuda", || Device::cuda(0)),
+            #[allow(unreachable_patterns, reason = "with all features there is no other")]
+            other => {
+                let name = other.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+                Err(usage(format!(
+                    "this burn-var was built without the device `{name}`; build it with \
+                     `cargo build --release -p burn-var-cli --features {name}`"
+                )))
+            }
+        }
+    }
+}
+
+/// Burn panics where there is no such GPU: found out here, before any work, and said in words.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+fn probe(name: &str, open: impl Fn() -> Device + std::panic::UnwindSafe) -> Result<Device> {
+    use burn::tensor::Tensor;
+
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = std::panic::catch_unwind(|| {
+        let device = open();
+        Tensor::<1>::ones([1], &device).try_into_data().map(|_| device).map_err(|error| error.to_string())
+    });
+    std::panic::set_hook(hook);
+    let reason = match found {
+        Ok(Ok(device)) => return Ok(device),
+        Ok(Err(reason)) => reason,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given").to_owned()
+        }
+    };
+    anyhow::bail!("the device `{name}` does not work here: {reason}")
+}
