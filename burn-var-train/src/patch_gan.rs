@@ -76,7 +76,13 @@ impl PatchGanConfig {
             blocks: blocks.collect(),
             conv_out: conv([channels(self.layers), 1], 1),
         };
-        Ok(initialise(network, seed, |slot| if slot.shape.len() == 4 { Start::Normal(0.02) } else { Start::Keep }))
+        // Every parameter is filled: one that Burn has yet to fill shares its state with its clones, and to freeze a
+        // clone, as the tokenizer's term does, would freeze the discriminator as well.
+        Ok(initialise(network, seed, |slot| match slot.path {
+            path if path.ends_with("norm.weight") => Start::Constant(1.0),
+            path if path.ends_with("weight") => Start::Normal(0.02),
+            _ => Start::Constant(0.0),
+        }))
     }
 }
 
