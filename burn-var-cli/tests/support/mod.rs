@@ -1,0 +1,113 @@
+//! The real binary, tiny models and pictures to run it on.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use burn::tensor::Device;
+use burn_var::Scales;
+use burn_var::pretrained::{StateDict, Usage, save_var, save_vqvae};
+use burn_var::tokenizer::VqVaeConfig;
+use burn_var::transformer::{VarConfig, VarInit};
+use image::{Rgb, RgbImage};
+
+/// The command, in a folder of its own.
+pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_burn-var"));
+    command.current_dir(folder).args(args);
+    command
+}
+
+pub(crate) fn run(folder: &Path, args: &[&str]) -> Output {
+    command(folder, args).output().expect("the binary starts")
+}
+
+/// What a run that must go well printed.
+pub(crate) fn ok(folder: &Path, args: &[&str]) -> String {
+    let output = run(folder, args);
+    assert!(output.status.success(), "{args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The same with `--json`.
+pub(crate) fn json(folder: &Path, args: &[&str]) -> serde_json::Value {
+    let text = ok(folder, &[args, &["--json"]].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?} printed no JSON ({error}): {text}"))
+}
+
+/// What a run that must fail in order with this exit code said.
+pub(crate) fn fails(folder: &Path, code: i32, args: &[&str]) -> String {
+    let output = run(folder, args);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "exit code of {args:?}: {message}");
+    assert!(message.starts_with("error: "), "{args:?} says what is wrong: {message}");
+    assert!(!message.contains("panicked"), "{args:?} must not panic: {message}");
+    message
+}
+
+/// An untrained model of three classes that makes 16x16 pictures, in `tokenizer.safetensors` and
+/// `transformer.safetensors`.
+pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
+    let device = Device::flex();
+    let patch_nums = Scales::square(&[1, 2, 4]).expect("valid");
+    let tokenizer = VqVaeConfig {
+        image_channels,
+        ch: 32,
+        ch_mult: vec![1, 1, 1],
+        num_res_blocks: 1,
+        z_channels: 8,
+        vocab_size: 24,
+        ..VqVaeConfig::public(patch_nums.clone())
+    };
+    let mut tokenizer = tokenizer.init(1, &device).expect("valid");
+    // Codes of a trained size, so that pictures differ.
+    tokenizer.quantize.embedding.weight = tokenizer.quantize.embedding.weight.map(|codes| codes * 24.0);
+    save_vqvae(&tokenizer, folder.join("tokenizer.safetensors"), false).expect("written");
+    let transformer = VarConfig {
+        depth: 2,
+        embed_dim: 64,
+        num_heads: 2,
+        mlp_ratio: 2.0,
+        norm_eps: 1e-6,
+        shared_aln: true,
+        attn_l2_norm: true,
+        vocab_size: 24,
+        z_channels: 8,
+        num_classes: 3,
+        patch_nums,
+        drop_path_rate: 0.0,
+    };
+    let class_names = ["red fox", "Red panda", "newt"].map(str::to_owned).to_vec();
+    let usage = Usage { class_names, ..Usage::default() };
+    let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
+    save_var(&transformer, &usage, folder.join("transformer.safetensors"), false).expect("written");
+}
+
+/// A colour picture that depends on `salt`.
+pub(crate) fn picture(side: u32, salt: u32) -> RgbImage {
+    RgbImage::from_fn(side, side, |x, y| {
+        let wave = |a: u32, b: u32| ((x * a + y * b + salt * 37) % 256) as u8;
+        Rgb([wave(3, 5), wave(7 + salt % 3, 1), wave(1, 11)])
+    })
+}
+
+/// Two classes of colour pictures.
+pub(crate) fn pictures(folder: &Path, side: u32, per_class: u32) {
+    for (class, name) in ["stripes", "waves"].into_iter().enumerate() {
+        let class_folder = folder.join(name);
+        std::fs::create_dir_all(&class_folder).expect("folder");
+        for i in 0..per_class {
+            picture(side, i * 2 + class as u32).save(class_folder.join(format!("{i}.png"))).expect("written");
+        }
+    }
+}
+
+/// All tensors of two files are the same to the bit.
+pub(crate) fn assert_same_weights(a: &Path, b: &Path, what: &str) {
+    let [a, b] = [a, b].map(|path| StateDict::open(path).expect("a checkpoint"));
+    assert!(a.keys().eq(b.keys()), "{what}: names");
+    for key in a.keys() {
+        let [a, b] = [&a, &b].map(|dict| dict.tensor(key).expect("readable"));
+        assert!(a.as_bytes() == b.as_bytes(), "{what}: `{key}` differs");
+    }
+}
