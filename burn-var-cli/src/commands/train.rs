@@ -56,12 +56,12 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         Command::Tokenizer(_) => {
             let mut config: TokenizerConfig = read_toml(config)?;
             config.run.steps = steps.unwrap_or(config.run.steps);
-            Some(train_tokenizer(config, out, device, &mut progress)?)
+            train_tokenizer(config, out, device, &mut progress)?
         }
         Command::Var(_) => {
             let mut config: VarTrainConfig = read_toml(config)?;
             config.run.steps = steps.unwrap_or(config.run.steps);
-            Some(train_var(config, out, device, &mut progress)?)
+            train_var(config, out, device, &mut progress)?
         }
         Command::Classifier(_) => {
             let mut config: ClassifierTrainConfig = read_toml(config)?;
