@@ -46,6 +46,9 @@ fn row(text: &mut String, arg: &Arg) {
         (None, value) => value.unwrap_or_default(),
     };
     let mut help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+    if !help.ends_with(['.', ']']) {
+        help.push('.');
+    }
     let values = arg.get_possible_values();
     if arg.get_action().takes_values() && !values.is_empty() {
         let names: Vec<&str> = values.iter().map(|value| value.get_name()).collect();

@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use burn_var::pretrained::{StateDict, load_vqvae, save, vqvae_config};
+use burn_var::classifier::ClassifierConfig;
+use burn_var::pretrained::{StateDict, load_vqvae, save, save_classifier, vqvae_config};
+use burn_var::rng::Rng;
 use support::{assert_same_weights, fails, json, ok, picture, tiny_model};
 
 fn folder() -> tempfile::TempDir {
@@ -199,6 +201,43 @@ fn wrong_files_are_named() {
     assert!(fails(at, 2, &["sample", "--model", "empty"]).contains("tokenizer.safetensors"));
     assert!(fails(at, 1, &["info", "empty"]).contains("neither a checkpoint nor a training run"));
     assert!(fails(at, 2, &["sample", "--transformer", "transformer.safetensors"]).contains("belong together"));
+}
+
+/// IDX files of 16x16 pictures of noise in three classes.
+fn noise(folder: &Path, counts: [usize; 2]) {
+    for (prefix, count) in ["train", "t10k"].into_iter().zip(counts) {
+        let big_endian =
+            |numbers: &[usize]| numbers.iter().flat_map(|n| (*n as u32).to_be_bytes()).collect::<Vec<u8>>();
+        let mut rng = Rng::new(1, "noise", counts[0] as u64);
+        let pixels = (0..count * 256).map(|_| rng.below(256) as u8);
+        let images = [vec![0, 0, 8, 3], big_endian(&[count, 16, 16]), pixels.collect()].concat();
+        let labels = [vec![0, 0, 8, 1], big_endian(&[count]), (0..count).map(|i| (i % 3) as u8).collect()].concat();
+        fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("written");
+        fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("written");
+    }
+}
+
+#[test]
+fn measures_models_against_real_pictures() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny_model(at, 1);
+    noise(at, [60, 1120]);
+    let report = json(at, &["eval", "tokenizer", "--model", ".", "--data", "."]);
+    assert_eq!(report["pictures"], 1120, "{report}");
+    let share = report["codes_in_use"].as_f64().expect("a share");
+    assert!(share > 0.0 && share <= 1.0 && report["psnr"].as_f64().expect("dB") > 0.0, "{report}");
+
+    let config = ClassifierConfig { image_channels: 1, image_size: [16, 16], classes: 3, ch: 32 };
+    let classifier = config.init(1, &Device::flex()).expect("valid");
+    save_classifier(&classifier, at.join("classifier.safetensors"), true).expect("written");
+    let generated = ["eval", "generated", "--data", ".", "--classifier", "classifier.safetensors", "--count", "9"];
+    let report = json(at, &[&generated[..], &["--model", "."]].concat());
+    assert_eq!(report["generated"], 9, "{report}");
+    let [made, floor] = ["frechet", "frechet_floor"].map(|name| report[name].as_f64().expect("a distance"));
+    assert!(made > floor, "untrained pictures are farther from noise than noise: {report}");
+    let message = fails(at, 2, &generated);
+    assert!(message.contains("the classifier takes pictures of [1, 16, 16]"), "{message}");
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn survives_kills(folder: &Path, model: &str, weights: &str) {
     let whole = start.elapsed();
     let args = ["train", model, &config, "--out", "broken"];
     let (mut kills, mut in_save) = (0, 0);
-    for part in [0.1, 0.25, 0.4, 0.5, 0.3, 0.6] {
+    for part in [0.1, 0.2, 0.15, 0.25, 0.3, 0.4] {
         kills += u32::from(killed(folder, &args, When::After(whole.mul_f64(part))));
         if killed(folder, &args, When::InSave) {
             kills += 1;

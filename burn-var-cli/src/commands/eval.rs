@@ -1,6 +1,6 @@
 //! `burn-var eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -70,7 +70,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     }
 }
 
-fn open(data: &PathBuf, split: Split, shape: PictureShape) -> Result<BatchLoader> {
+fn open(data: &Path, split: Split, shape: PictureShape) -> Result<BatchLoader> {
     let source: Arc<dyn PictureSource> = open_pictures(data, split, &PictureOptions::default())?;
     Ok(BatchLoader::new(source, shape))
 }
