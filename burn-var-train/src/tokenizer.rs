@@ -152,7 +152,7 @@ impl TokenizerTrainer {
     }
 
     /// The tokenizer that the run is for: the moving average of the weights.
-    pub fn model(&self) -> &VqVae {
+    pub fn average(&self) -> &VqVae {
         &self.learner.average
     }
 
@@ -288,7 +288,7 @@ impl Trainer for TokenizerTrainer {
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
-        let model = self.model();
+        let model = self.average();
         let tokens = model.tokenize(self.shown.clone())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
@@ -333,6 +333,6 @@ pub fn train_tokenizer(
         return Ok(None);
     }
     let path = folder.join("tokenizer.safetensors");
-    save_vqvae(trainer.model(), &path, false)?;
+    save_vqvae(trainer.average(), &path, false)?;
     Ok(Some(path))
 }

@@ -220,7 +220,7 @@ impl VarTrainer {
     }
 
     /// The transformer that the run is for: the moving average of the weights.
-    pub fn model(&self) -> &Var {
+    pub fn average(&self) -> &Var {
         &self.learner.average
     }
 
@@ -318,7 +318,7 @@ impl Trainer for VarTrainer {
         let mut request = Request::new(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
-        let made = generate(&self.tokenizer, self.model(), &mut guidance, &request, &mut |_| {
+        let made = generate(&self.tokenizer, self.average(), &mut guidance, &request, &mut |_| {
             std::ops::ControlFlow::Continue(())
         })?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
@@ -364,7 +364,7 @@ pub fn train_var(
         cfg: CfgSchedule::Ramp(trainer.config.preview.cfg),
         sampler: trainer.config.preview.sampler,
     };
-    save_var(trainer.model(), &usage, &path, false)?;
+    save_var(trainer.average(), &usage, &path, false)?;
     Ok(Some(path))
 }
 

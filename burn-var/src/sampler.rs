@@ -189,11 +189,11 @@ mod tests {
     fn draws_follow_the_probabilities() {
         let row = [0.5f32.ln(), f32::NEG_INFINITY, 0.3f32.ln(), 0.2f32.ln()];
         let mut rng = Rng::new(3, "draws", 0);
-        let mut counts = [0; 4];
+        let mut counts = [0i32; 4];
         (0..10_000).for_each(|_| counts[pick(&row, rng.uniform())] += 1);
         assert_eq!(counts[1], 0, "a dropped entry was drawn");
         for (i, expected) in [(0, 5000), (2, 3000), (3, 2000)] {
-            assert!((counts[i] - expected as i32).abs() < 200, "entry {i} drawn {} times of {expected}", counts[i]);
+            assert!((counts[i] - expected).abs() < 200, "entry {i} drawn {} times of {expected}", counts[i]);
         }
     }
 

@@ -223,7 +223,7 @@ impl Block {
     ) -> Tensor<3> {
         let (cache, mask) = match context {
             Context::Cached(cache) => (Some(cache), None),
-            Context::Masked(mask) => (None, Some(mask)),
+            Context::Masked(mask) => (None, Some(mask.clone())),
         };
         let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
         let x = x + self.kept(self.attn.forward(h, cache, mask) * by.gamma1.clone(), drop);
@@ -249,7 +249,7 @@ enum Context<'a> {
     /// The scales before: generation.
     Cached(&'a mut KvCache),
     /// All scales at once under the block-causal mask: training.
-    Masked(Tensor<4>),
+    Masked(&'a Tensor<4>),
 }
 
 /// The adaptive norm before the head.
@@ -300,7 +300,7 @@ impl Var {
         let mut x = x + session.positions.clone();
         let mask = block_causal_mask(scales, &x.device());
         for (block, by) in self.blocks.iter().zip(&session.blocks) {
-            x = block.forward(x, by, Context::Masked(mask.clone()), &mut drop);
+            x = block.forward(x, by, Context::Masked(&mask), &mut drop);
         }
         Ok(self.head.forward(session.head.norm(x, self.config.norm_eps)))
     }
