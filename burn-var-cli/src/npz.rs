@@ -24,7 +24,11 @@ pub(crate) fn write(
     let failed = || format!("cannot write `{}`", path.display());
     let mut file = NpzWriter::new(BufWriter::new(File::create(&partial.0).with_context(failed)?));
     // More than 4 GB in one array is usual: 50,000 pictures of 256x256 are 9.8.
-    let options = FileOptions::default().compression_method(npyz::zip::CompressionMethod::Stored).large_file(true);
+    // No time of day either: the same command writes the same bytes.
+    let options = FileOptions::default()
+        .compression_method(npyz::zip::CompressionMethod::Stored)
+        .last_modified_time(npyz::zip::DateTime::default())
+        .large_file(true);
 
     let shape = [labels.len(), height, width, 3].map(|side| side as u64);
     let array = file.array("arr_0", options).with_context(failed)?;
