@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use burn::tensor::{BoolStore, DType, TensorData};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::Value;
 
 use super::StateDict;
 use super::state_dict::Entry;
@@ -139,6 +140,12 @@ fn partial_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }
 
+/// JSON with sorted keys: the notes come from a hash map, and the same model should give the same file.
+fn sorted_json(metadata: &Metadata) -> serde_json::Result<Vec<u8>> {
+    let entries: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_value(serde_json::to_value(metadata)?)?;
+    serde_json::to_vec(&entries)
+}
+
 fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
     let target = |dtype: DType| match dtype {
         DType::F64 | DType::F32 | DType::BF16 if options.half => DType::F16,
@@ -161,7 +168,7 @@ fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
     let notes: HashMap<_, _> = options.metadata.clone().into_iter().collect();
     let damaged = |error: String| Error::format(dict.origin(), error);
     let metadata = Metadata::new((!notes.is_empty()).then_some(notes), infos).map_err(|e| damaged(e.to_string()))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| damaged(e.to_string()))?;
+    let mut header = sorted_json(&metadata).map_err(|e| damaged(e.to_string()))?;
     header.resize(header.len().next_multiple_of(PREFIX as usize), b' ');
 
     let io = || Error::io("write", path);
@@ -247,6 +254,19 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no remains of the partial file");
+    }
+
+    #[test]
+    fn the_same_model_gives_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = ('a'..='h').map(|note| (note.to_string(), note.to_string())).collect();
+        let options = SaveOptions { half: false, metadata };
+        let bytes = |name: &str| {
+            let path = folder.path().join(name);
+            save(&dict(), &path, &options).unwrap();
+            std::fs::read(path).unwrap()
+        };
+        assert!(bytes("first") == bytes("second"), "two files of one dictionary with eight notes differ");
     }
 
     #[test]
