@@ -1,6 +1,7 @@
 //! Training of the next-scale transformer on a frozen tokenizer's tokens.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::activation::log_softmax;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{
-    BatchLoader, BatchOrder, Fingerprint, PictureShape, Split, TokenBatch, TokenCache, TokenCacheSpec,
+    BatchLoader, BatchOrder, Fingerprint, PictureShape, PictureSource, Split, TokenBatch, TokenCache, TokenCacheSpec,
     TokenCacheWriter, VariantChoice, View,
 };
 use crate::grid::{Grid, Range, pictures};
@@ -349,10 +350,13 @@ pub fn train_var(
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
     config.validate()?;
-    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let dict = StateDict::open(&config.tokenizer)?;
     let tokenizer = load_vqvae(&dict, &vqvae_config(&dict, None)?, device)?;
-    let tokens = cached_tokens(&config.data, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
+    let source = config.data.open(Split::Train)?;
+    // Only now: a wrong path is not to be kept as the run's configuration.
+    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
+    let tokens =
+        cached_tokens(source, config.data.mirror, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
     let run_config = config.run.clone();
     let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
     if !run(&mut trainer, &run_config, folder, progress)? {
@@ -373,13 +377,13 @@ const ENCODE_BATCH: usize = 64;
 
 /// The tokens of all training pictures, and of their mirror images if the run mirrors.
 fn cached_tokens(
-    data: &DataConfig,
+    source: Arc<dyn PictureSource>,
+    mirror: bool,
     tokenizer: &VqVae,
     path: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<TokenCache> {
-    let source = data.open(Split::Train)?;
     let [channels, height, width] = tokenizer.picture_shape();
     let shape = PictureShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
@@ -387,7 +391,7 @@ fn cached_tokens(
     let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
     let variants: Vec<View> = [false, true]
         .into_iter()
-        .filter(|&mirrored| !mirrored || data.mirror)
+        .filter(|&mirrored| !mirrored || mirror)
         .map(|mirrored| View::Fixed { mirrored })
         .collect();
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
