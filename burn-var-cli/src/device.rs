@@ -56,12 +56,12 @@ impl DeviceName {
 
 /// Burn panics where there is no such GPU: found out here, before any work, and said in words.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
-fn probe(name: &str, open: impl Fn() -> Device + std::panic::UnwindSafe) -> Result<Device> {
+fn probe(name: &str, open: impl FnOnce() -> Device + std::panic::UnwindSafe) -> Result<Device> {
     use burn::tensor::Tensor;
 
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let found = std::panic::catch_unwind(|| {
+    let found = std::panic::catch_unwind(move || {
         let device = open();
         Tensor::<1>::ones([1], &device).try_into_data().map(|_| device).map_err(|error| error.to_string())
     });

@@ -11,7 +11,7 @@ use burn_var::Tokenizer;
 use burn_var::pretrained::save_vqvae;
 use burn_var::rng::Rng;
 use burn_var::tokenizer::{VqVae, VqVaeConfig};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use self::adversary::{Adversary, Judgement};
 use self::losses::{Criterion, Pass};
@@ -40,7 +40,7 @@ pub struct TokenizerConfig {
     /// The tokenizer.
     pub model: VqVaeConfig,
     /// AdamW.
-    #[serde(default = "default_optimizer")]
+    #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
     pub optimizer: OptimConfig,
     /// Learning rate.
     #[serde(default)]
@@ -62,6 +62,10 @@ pub struct TokenizerConfig {
 /// AdamW as VQ-GAN uses it.
 fn default_optimizer() -> OptimConfig {
     OptimConfig { beta_1: 0.5, beta_2: 0.9, weight_decay: 0.0, clip_norm: Some(1.0), ..OptimConfig::default() }
+}
+
+fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
+    OptimConfig::over(default_optimizer(), section)
 }
 
 /// Codes that nothing chooses any more are moved to where the encoder needs some: onto residuals of the present batch.

@@ -13,7 +13,7 @@ use burn_var::sampler::Sampler;
 use burn_var::tokenizer::VqVae;
 use burn_var::transformer::{Var, VarConfig, VarInit, drop_labels};
 use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
@@ -44,7 +44,7 @@ pub struct VarTrainConfig {
     #[serde(default)]
     pub init: VarInit,
     /// AdamW.
-    #[serde(default = "default_optimizer")]
+    #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
     pub optimizer: OptimConfig,
     /// Learning rate.
     #[serde(default)]
@@ -69,6 +69,10 @@ pub struct VarTrainConfig {
 /// AdamW as VAR uses it.
 fn default_optimizer() -> OptimConfig {
     OptimConfig { beta_2: 0.95, weight_decay: 0.05, clip_norm: Some(2.0), ..OptimConfig::default() }
+}
+
+fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
+    OptimConfig::over(default_optimizer(), section)
 }
 
 fn default_class_dropout() -> f64 {

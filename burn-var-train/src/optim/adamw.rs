@@ -7,7 +7,8 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, AdamWState, GradientsParams, ModuleOptimizer, Optimizer};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Device, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::schedule::progress;
 use super::{clip_grad_norm, cosine_between};
@@ -28,7 +29,7 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Weight decay at the last step, on half a cosine from the first; the same as at the first when absent.
     pub weight_decay_end: Option<f64>,
-    /// The largest norm of all gradients together; no clipping when absent.
+    /// The largest norm of all gradients together; `inf` or none clips nothing.
     pub clip_norm: Option<f64>,
 }
 
@@ -50,18 +51,30 @@ impl OptimConfig {
             }
         }
         let end = self.weight_decay_end.unwrap_or(self.weight_decay);
-        let clip = self.clip_norm.unwrap_or(1.0);
         for (name, value, zero) in [
             ("optimizer.epsilon", self.epsilon, false),
             ("optimizer.weight_decay", self.weight_decay, true),
             ("optimizer.weight_decay_end", end, true),
-            ("optimizer.clip_norm", clip, false),
         ] {
             if !(value.is_finite() && (value > 0.0 || (zero && value == 0.0))) {
                 return Err(Error::config(name, value, if zero { "0 or more" } else { "a positive number" }));
             }
         }
-        Ok(())
+        match self.clip_norm {
+            Some(clip) if clip.is_nan() || clip <= 0.0 => {
+                Err(Error::config("optimizer.clip_norm", clip, "a positive number, or inf to clip nothing"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a section in which absent keys have the values of `defaults`, those of the trainer at hand: a section that
+    /// sets one key leaves the others as they are without any section.
+    pub(crate) fn over<'de, D: Deserializer<'de>>(defaults: Self, section: D) -> std::result::Result<Self, D::Error> {
+        let given = toml::Table::deserialize(section)?;
+        let mut table = toml::Table::try_from(defaults).map_err(D::Error::custom)?;
+        table.extend(given);
+        table.try_into().map_err(D::Error::custom)
     }
 
     /// The weight decay of zero-based `step` in a run of `steps`.
@@ -293,6 +306,19 @@ mod tests {
         for path in ["blocks.0.attn.mat_qkv.weight", "class_emb.weight", "head.weight", "shared_ada_lin.weight"] {
             assert!(!no_decay_var(path, 2), "`{path}` decays");
         }
+    }
+
+    #[test]
+    fn a_partial_section_keeps_the_trainers_defaults() {
+        let defaults = OptimConfig { beta_2: 0.95, clip_norm: Some(2.0), ..Default::default() };
+        let read = |text: &str| OptimConfig::over(defaults.clone(), toml::Deserializer::parse(text).expect("TOML"));
+        assert_eq!(read("").expect("empty"), defaults, "nothing set");
+        let expected = OptimConfig { weight_decay: 0.1, clip_norm: Some(f64::INFINITY), ..defaults.clone() };
+        let found = read("weight_decay = 0.1\nclip_norm = inf").expect("two keys");
+        assert_eq!(found, expected, "what is not set is as the trainer has it");
+        found.validate().expect("an infinite norm clips nothing");
+        let error = read("weight_dekay = 0.1").expect_err("misspelt").to_string();
+        assert!(error.contains("`weight_dekay`") && error.contains("`weight_decay`"), "names both: {error}");
     }
 
     #[test]

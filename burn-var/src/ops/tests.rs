@@ -120,10 +120,13 @@ fn modulated_layer_norm() {
 }
 
 /// `[channels_in, channels_out, kernel_height, kernel_width, height, width]` and geometry of convolutions.
-const CONVOLUTIONS: [([usize; 6], ConvSpec); 9] = [
+const CONVOLUTIONS: [([usize; 6], ConvSpec); 12] = [
     ([3, 5, 3, 3, 7, 9], ConvSpec::same(3)),
     ([3, 5, 3, 3, 1, 1], ConvSpec::same(3)),
     ([2, 3, 3, 3, 37, 41], ConvSpec::same(3)),
+    ([16, 17, 3, 3, 8, 4], ConvSpec::same(3)),
+    ([33, 19, 3, 3, 7, 10], ConvSpec::same(3)),
+    ([16, 16, 3, 3, 30, 61], ConvSpec::same(3)),
     ([3, 4, 1, 1, 5, 6], ConvSpec::same(1)),
     ([4, 3, 1, 1, 31, 33], ConvSpec::same(1)),
     ([3, 5, 3, 3, 8, 10], ConvSpec::halve()),

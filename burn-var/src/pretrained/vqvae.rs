@@ -30,7 +30,8 @@ pub fn vqvae_keys(config: &VqVaeConfig) -> KeyMap {
 ///
 /// Shapes do not tell the ladder of token maps, of which one set of weights serves several: `patch_nums` sets it, and
 /// replaces a configured one. Without, a file of ten scales is taken for the public model at 256 pixels. Nor do they
-/// tell `using_znorm`, `quant_resi` and `beta`, which get the published values.
+/// tell `using_znorm`, `quant_resi` and `beta`, which get the published values (`quant_resi` 0 where there are no phi
+/// convolutions).
 ///
 /// # Errors
 /// [`Error::Format`] if this is no tokenizer, [`Error::Config`] if the ladder has to be given.
@@ -76,6 +77,8 @@ pub fn vqvae_config(dict: &StateDict, patch_nums: Option<&Scales>) -> Result<VqV
             return Err(Error::config("patch_nums", found, "the ladder that this tokenizer was trained with"));
         }
     };
+    let public = VqVaeConfig::public(patch_nums);
+    let has_phi = separate + share_quant_resi > 0;
     let config = VqVaeConfig {
         image_channels,
         ch,
@@ -85,7 +88,8 @@ pub fn vqvae_config(dict: &StateDict, patch_nums: Option<&Scales>) -> Result<VqV
         vocab_size,
         share_quant_resi,
         quant_conv_ks,
-        ..VqVaeConfig::public(patch_nums)
+        quant_resi: if has_phi { public.quant_resi } else { 0.0 },
+        ..public
     };
     config.validate()?;
     Ok(config)
@@ -125,6 +129,16 @@ mod tests {
             quant_conv_ks: 1,
             ..VqVaeConfig::public(Scales::square(&[1, 2, 5]).unwrap())
         }
+    }
+
+    #[test]
+    fn without_a_share_there_are_no_phi_convolutions() {
+        let config = VqVaeConfig { quant_resi: 0.0, ..config(0) };
+        let model = config.init_zeros(&Device::flex()).unwrap();
+        let dict = export(&model, &vqvae_keys(&config)).unwrap();
+        assert!(dict.keys().all(|key| !key.contains("quant_resi")), "no keys");
+        assert_eq!(vqvae_config(&dict, Some(&config.patch_nums)).unwrap(), config, "read back from the shapes");
+        load_vqvae(&dict, &config, &Device::flex()).unwrap();
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Quantizer {
         let map = codes.swap_dims(1, 2).reshape([batch, channels, height, width]);
         // The original skips the last scale even where its size differs from the latent's; it never does here.
         let map = if k + 1 == scales.len() { map } else { Resize::Bicubic.apply(map, scales.finest()) };
-        if self.ratio < 1e-6 {
+        if self.quant_resi.is_empty() {
             return map;
         }
         let phi = &self.quant_resi[phi_index(self.quant_resi.len(), k, scales.len())];
@@ -114,7 +114,7 @@ impl Quantizer {
         for k in 0..scales.len() {
             let rows = Self::rows(&rest, k, scales);
             let ids = self.ids(rows.clone(), batch);
-            let added = self.contribution(self.embedding.forward(lift(ids.clone(), &latent)), k, scales);
+            let added = self.contribution(self.embedding.forward(ids.clone()), k, scales);
             rest = rest - added.clone().inner();
             let painted = match canvas {
                 Some(canvas) => canvas + added,
@@ -136,11 +136,6 @@ impl Quantizer {
         let loss = loss.unwrap_or_else(|| Tensor::zeros([1], &latent.device())) / scales.len() as f64;
         Quantized { canvas: straight, loss, tokens, residuals }
     }
-}
-
-/// Puts ids on the autodiff side if `like` is there.
-fn lift(ids: Tensor<2, Int>, like: &Tensor<4>) -> Tensor<2, Int> {
-    ids.to_device(&like.device())
 }
 
 /// Rows of length one; a zero row stays zero (epsilon 1e-12, as PyTorch's `normalize`).

@@ -49,6 +49,9 @@ fn default_image_channels() -> usize {
     3
 }
 
+/// A smaller share of the phi convolutions is none, and they do not exist; the original's constant.
+const NO_SHARE: f64 = 1e-6;
+
 fn default_quant_resi() -> f64 {
     0.5
 }
@@ -101,9 +104,13 @@ impl VqVaeConfig {
         self.ch_mult.iter().map(|factor| factor * self.ch).collect()
     }
 
-    /// Number of phi convolutions.
+    /// Number of phi convolutions; none where they have no share.
     pub fn phis(&self) -> usize {
-        if self.share_quant_resi == 0 { self.patch_nums.len() } else { self.share_quant_resi }
+        match self.share_quant_resi {
+            _ if self.quant_resi.abs() < NO_SHARE => 0,
+            0 => self.patch_nums.len(),
+            shared => shared,
+        }
     }
 
     /// Checks that the sizes fit each other.

@@ -62,6 +62,16 @@ impl Geometry {
         self.kernel == [1, 1] && self.stride == 1 && self.input == self.output
     }
 
+    /// Whether this is a 3x3 kernel that keeps height and width, its centre on the pixel.
+    pub(super) fn is_same_3x3(&self) -> bool {
+        self.kernel == [3, 3] && self.stride == 1 && self.input == self.output && self.offset == [1, 1]
+    }
+
+    /// With input and output channels exchanged; for kernels that keep height and width.
+    pub(super) fn swapped(&self) -> Self {
+        Self { channels_in: self.channels_out, channels_out: self.channels_in, ..*self }
+    }
+
     /// Cuts the output into bands of whole rows of about `pixels` pixels.
     pub(super) fn bands(&self, pixels: usize) -> Vec<Band> {
         let [height, width] = self.output;

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use super::{
     bridge::{Array, Kernel},
     columns::{Band, Geometry},
-    matrix::{View, multiply, multiply_into, transpose},
+    matrix::{Shared, View, multiply, multiply_into, transpose},
     simd::{sums, vectorised},
+    winograd,
 };
 use crate::ops::ConvSpec;
 
@@ -28,6 +29,7 @@ impl Kernel<3> for Conv2d {
 
     fn forward(&self, [x, weight, bias]: [Array; 3]) -> (Array, [Array; 2]) {
         let geometry = Geometry::new(x.dims(), weight.dims(), self.0);
+        let convolve = if winograd::pays(&geometry) { winograd::convolve } else { convolve };
         let out = convolve(&geometry, x.values(), weight.values(), bias.values());
         (Array::new(out, geometry.output_shape()), [x, weight])
     }
@@ -35,6 +37,10 @@ impl Kernel<3> for Conv2d {
     fn backward(&self, [x, weight]: [Array; 2], grad: Array, wanted: [bool; 3]) -> [Option<Array>; 3] {
         let geometry = Geometry::new(x.dims(), weight.dims(), self.0);
         let [want_x, want_weight, want_bias] = wanted;
+        let (input_gradient, weight_gradient): (Gradient, Gradient) = match winograd::pays(&geometry) {
+            true => (winograd::input_gradient, winograd::weight_gradient),
+            false => (input_gradient, weight_gradient),
+        };
         [
             want_x.then(|| Array::new(input_gradient(&geometry, weight.values(), grad.values()), x.shape())),
             want_weight.then(|| Array::new(weight_gradient(&geometry, x.values(), grad.values()), weight.shape())),
@@ -43,18 +49,8 @@ impl Kernel<3> for Conv2d {
     }
 }
 
-/// The memory of an output that several threads fill, each its own part.
-struct Shared(*mut f32);
-
-// SAFETY: a pointer may travel; whoever writes through it answers for the place.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// A method, so that closures borrow the whole and not the pointer, which could not be shared.
-    fn at(&self, index: usize) -> *mut f32 {
-        self.0.wrapping_add(index)
-    }
-}
+/// Of an input, from the sizes, the other input and the gradient of the output.
+type Gradient = fn(&Geometry, &[f32], &[f32]) -> Vec<f32>;
 
 fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     assert_eq!(bias.len(), g.channels_out, "conv2d: length of the bias");
@@ -63,7 +59,7 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     for _ in 0..g.batch {
         bias.iter().for_each(|&bias| out.extend(core::iter::repeat_n(bias, g.pixels_out())));
     }
-    let shared = Shared(out.as_mut_ptr());
+    let shared = Shared::new(&mut out);
     g.bands(BAND).par_iter().for_each_init(Vec::new, |columns, band| {
         let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
         let columns = inputs_of(g, x, band, columns);

@@ -57,6 +57,23 @@ pub(super) unsafe fn multiply(out: *mut f32, row_stride: usize, a: View<'_>, b: 
     }
 }
 
+/// The memory of an output that several threads fill, each its own part.
+pub(super) struct Shared(*mut f32);
+
+// SAFETY: a pointer may travel; whoever writes through it answers for the place.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(super) fn new(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr())
+    }
+
+    /// A method, so that closures borrow the whole and not the pointer, which could not be shared.
+    pub(super) fn at(&self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
 /// [`multiply`] into a slice of rows without gaps.
 pub(super) fn multiply_into(out: &mut [f32], a: View<'_>, b: View<'_>, accumulate: bool) {
     let [rows, columns] = [a.shape[0], b.shape[1]];

@@ -12,8 +12,10 @@ mod layer_norm;
 mod matrix;
 mod moments;
 mod pointwise;
+mod scratch;
 mod simd;
 mod softmax;
+mod winograd;
 
 pub(super) use attention::Attention;
 pub(super) use bridge::{run, supports};
