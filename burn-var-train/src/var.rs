@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, CfgSchedule, Guidance};
+use burn_var::ops;
 use burn_var::pretrained::{StateDict, Usage, load_vqvae, save_var, vqvae_config};
 use burn_var::rng::Rng;
 use burn_var::sampler::Sampler;
@@ -242,21 +242,11 @@ impl VarTrainer {
         let labels = drop_labels(labels, self.config.class_dropout, rng);
         let logits = self.learner.model.forward(&labels, input, Some(rng))?;
         let targets = tokens.sequence();
-        let loss = cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing);
+        let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing).mean();
         let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
         let share = 1.0 / self.config.accumulate as f64;
         Ok((GradientsParams::from_grads((loss * share).backward(), &self.learner.model), metrics))
     }
-}
-
-/// Mean cross-entropy over all positions, `[1]`; logits are `[batch, L, vocab]`, targets `[batch, L]`.
-fn cross_entropy(logits: Tensor<3>, targets: Tensor<2, Int>, smoothing: f64) -> Tensor<1> {
-    let log = log_softmax(logits, 2);
-    let chosen = log.clone().gather(2, targets.unsqueeze_dim(2)).mean().neg();
-    if smoothing == 0.0 {
-        return chosen;
-    }
-    chosen * (1.0 - smoothing) - log.mean() * smoothing
 }
 
 /// Loss and accuracy, of all tokens and of each scale.
@@ -265,8 +255,7 @@ fn per_scale(logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> R
         Ok(values.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
     };
     let targets = targets.clone();
-    let nll = log_softmax(logits.clone(), 2).gather(2, targets.clone().unsqueeze_dim(2)).neg();
-    let nll = read(nll.mean_dim(0).squeeze_dim::<2>(2))?; // one a position
+    let nll = read(ops::cross_entropy(logits.clone(), targets.clone(), 0.0).mean_dim(0))?; // one a position
     let hits = logits.clone().argmax(2).squeeze_dim::<2>(2).equal(targets).float();
     let hits = read(hits.mean_dim(0))?;
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;

@@ -76,6 +76,11 @@ impl GroupNorm {
     }
 }
 
+/// `[.., in]` to `[.., out]`.
+pub(crate) fn apply<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
+    ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))
+}
+
 /// A linear layer of zeros, not allocated before it is filled or used.
 pub(crate) fn linear(input: usize, output: usize, bias: bool, device: &Device) -> Linear {
     LinearConfig::new(input, output).with_bias(bias).with_initializer(Initializer::Zeros).init(device)

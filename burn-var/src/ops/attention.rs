@@ -26,3 +26,81 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
     let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
     module::attention(query, key, value, None, bias, options)
 }
+
+/// What becomes of queries and keys before they meet.
+#[derive(Clone, Debug)]
+pub enum QueryKeys {
+    /// Nothing; their products are multiplied by this.
+    Scaled(f64),
+    /// Both are brought to length one (epsilon 1e-12, as PyTorch's `normalize`), queries times the sharpness of their
+    /// head, `[heads]`.
+    Unit(Tensor<1>),
+}
+
+/// Multi-head self-attention from a joint projection, `[batch, tokens, 3 * width]` of queries, keys and values, to
+/// `[batch, tokens, width]`. Of the three, keys have no bias.
+///
+/// # Shapes
+/// - `q_bias`, `v_bias`: `[width]`, `width` a multiple of `heads`
+/// - `mask`: `[1, 1, tokens, tokens]`, added to the scores, a constant
+pub fn self_attention(
+    qkv: Tensor<3>,
+    q_bias: Tensor<1>,
+    v_bias: Tensor<1>,
+    heads: usize,
+    query_keys: QueryKeys,
+    mask: Option<Tensor<4>>,
+) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&qkv) && flex::supports(&q_bias) && flex::supports(&v_bias) && mask.iter().all(flex::supports) {
+        let mask = mask.unwrap_or_else(|| flex::absent(&qkv));
+        let (scale, sharpness) = match query_keys {
+            QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
+            QueryKeys::Unit(sharpness) => (None, sharpness),
+        };
+        let inputs = [
+            qkv.into_dispatch(),
+            q_bias.into_dispatch(),
+            v_bias.into_dispatch(),
+            sharpness.into_dispatch(),
+            mask.into_dispatch(),
+        ];
+        return flex::run(flex::SelfAttention { heads, scale }, inputs);
+    }
+    let [batch, tokens, width] = [qkv.dims()[0], qkv.dims()[1], q_bias.dims()[0]];
+    let (q, k, v, scale) = split_heads(qkv, q_bias, v_bias, heads, query_keys);
+    attention(q, k, v, mask, scale).swap_dims(1, 2).reshape([batch, tokens, width])
+}
+
+/// Queries, keys and values of each head as [`attention`] takes them, and the scale of their products; inputs as those
+/// of [`self_attention`].
+pub fn split_heads(
+    qkv: Tensor<3>,
+    q_bias: Tensor<1>,
+    v_bias: Tensor<1>,
+    heads: usize,
+    query_keys: QueryKeys,
+) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
+    let [batch, tokens, packed] = qkv.dims();
+    let width = packed / 3;
+    // Sliced before the heads are split: a permutation of the whole would copy it three times over.
+    let part = |i: usize, bias: Option<Tensor<1>>| {
+        let part = qkv.clone().narrow(2, i * width, width);
+        let part = match bias {
+            Some(bias) => part + bias.unsqueeze::<3>(),
+            None => part,
+        };
+        part.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+    };
+    let (q, k, v) = (part(0, Some(q_bias)), part(1, None), part(2, Some(v_bias)));
+    match query_keys {
+        QueryKeys::Scaled(scale) => (q, k, v, scale),
+        QueryKeys::Unit(sharpness) => (unit(q) * sharpness.reshape([1, heads, 1, 1]), unit(k), v, 1.0),
+    }
+}
+
+/// Vectors of length one along the last axis (epsilon 1e-12, as PyTorch's `normalize`).
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let length = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    x / length
+}

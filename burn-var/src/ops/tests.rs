@@ -1,7 +1,7 @@
 //! Every kernel against its generic form, forward and backward. The reference is the same public function on the same
 //! numbers in `f64`, where there is no kernel.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::*;
 
@@ -172,6 +172,75 @@ fn attention_with_every_kind_of_bias() {
                 let value = next(&mut inputs, [batch, heads, keys, value_channels]);
                 let bias = bias.map(|[batch, heads, queries]| next(&mut inputs, [batch, heads, queries, keys]));
                 attention(query, key, value, bias, 0.37)
+            });
+        }
+    }
+}
+
+#[test]
+fn linear_layers() {
+    for [rows, inputs, outputs] in [[1, 3, 5], [2, 130, 257], [700, 37, 70]] {
+        for bias in [true, false] {
+            let mut lengths = vec![3 * rows * inputs, inputs * outputs];
+            lengths.extend(bias.then_some(outputs));
+            agree(&format!("linear of {rows} x {inputs} x {outputs}, bias {bias}"), &lengths, |inputs_of| {
+                let mut inputs_of = inputs_of.into_iter();
+                let x = next(&mut inputs_of, [3, rows, inputs]);
+                let weight = next(&mut inputs_of, [inputs, outputs]);
+                linear(x, weight, bias.then(|| next(&mut inputs_of, [outputs])))
+            });
+        }
+    }
+}
+
+#[test]
+fn gated_residuals() {
+    for [batch, length, channels] in [[1, 1, 3], [3, 70, 37]] {
+        let len = batch * length * channels;
+        agree(&format!("gated_residual of {batch} x {length} x {channels}"), &[len, len, batch * channels], |inputs| {
+            let mut inputs = inputs.into_iter();
+            let [x, branch] = [(); 2].map(|()| next(&mut inputs, [batch, length, channels]));
+            gated_residual(x, branch, next(&mut inputs, [batch, 1, channels]))
+        });
+    }
+}
+
+#[test]
+fn cross_entropies() {
+    for (smoothing, classes) in [(0.0, 2), (0.1, 37), (1.0, 130)] {
+        let targets: Vec<i64> = (0..21).map(|i| i * i % classes as i64).collect();
+        agree(&format!("cross_entropy, {classes} classes, smoothing {smoothing}"), &[21 * classes], |inputs| {
+            let device = inputs[0].device().inner();
+            let targets = Tensor::<2, Int>::from_data(TensorData::new(targets.clone(), [3, 7]), &device);
+            cross_entropy(inputs[0].clone().reshape([3, 7, classes]), targets, smoothing)
+        });
+    }
+}
+
+#[test]
+fn self_attention_of_packed_heads() {
+    for ([batch, tokens, heads, channels], masked) in
+        [([1, 1, 1, 3], false), ([2, 9, 3, 5], true), ([1, 140, 2, 16], true)]
+    {
+        let width = heads * channels;
+        for unit in [true, false] {
+            let mut lengths = vec![batch * tokens * 3 * width, width, width];
+            lengths.extend(unit.then_some(heads));
+            agree(&format!("self_attention of {tokens} tokens, {heads} heads, unit {unit}"), &lengths, |inputs| {
+                let mut inputs = inputs.into_iter();
+                let qkv = next(&mut inputs, [batch, tokens, 3 * width]);
+                let [q_bias, v_bias] = [(); 2].map(|()| next(&mut inputs, [width]));
+                let query_keys = match unit {
+                    true => QueryKeys::Unit((next(&mut inputs, [heads]) * 0.3).exp()),
+                    false => QueryKeys::Scaled(0.3),
+                };
+                let mask = masked.then(|| {
+                    let causal =
+                        (0..tokens * tokens).map(|at| if at % tokens <= at / tokens { 0.0 } else { f32::NEG_INFINITY });
+                    let mask = TensorData::new(causal.collect::<Vec<f32>>(), [1, 1, tokens, tokens]);
+                    Tensor::<4>::from_data(mask, (&qkv.device().inner(), qkv.dtype()))
+                });
+                self_attention(qkv, q_bias, v_bias, heads, query_keys, mask)
             });
         }
     }

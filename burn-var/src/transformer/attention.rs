@@ -6,6 +6,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::VarConfig;
+use crate::ops::QueryKeys;
 use crate::{nn, ops};
 
 /// Keys and values of the scales so far, `[batch, heads, tokens, head_width]` each.
@@ -63,33 +64,20 @@ impl Attention {
     /// `[1, 1, tokens, keys]`, is added to the scores.
     pub fn forward(&self, x: Tensor<3>, cache: Option<&mut KvCache>, mask: Option<Tensor<4>>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
-        let head_width = width / self.heads;
-        let qkv = self.mat_qkv.forward(x);
-        // Sliced before the heads are split: a permutation of the whole would copy it three times over.
-        let part = |i: usize, bias: Option<&Param<Tensor<1>>>| {
-            let part = qkv.clone().narrow(2, i * width, width);
-            let part = match bias {
-                Some(bias) => part + bias.val().unsqueeze::<3>(),
-                None => part,
-            };
-            part.reshape([batch, tokens, self.heads, head_width]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+        let query_keys = match &self.scale_mul_1H11 {
+            Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
+            None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
         };
-        let (q, k, v) = (part(0, Some(&self.q_bias)), part(1, None), part(2, Some(&self.v_bias)));
-        let (q, k, scale) = match &self.scale_mul_1H11 {
-            Some(scale_mul) => (unit(q) * scale_mul.val().clamp_max(100f64.ln()).exp(), unit(k), 1.0),
-            None => (q, k, 0.25 / (head_width as f64).sqrt()),
+        let qkv = nn::apply(&self.mat_qkv, x);
+        let (q_bias, v_bias) = (self.q_bias.val(), self.v_bias.val());
+        let mixed = match cache {
+            None => ops::self_attention(qkv, q_bias, v_bias, self.heads, query_keys, mask),
+            Some(cache) => {
+                let (q, k, v, scale) = ops::split_heads(qkv, q_bias, v_bias, self.heads, query_keys);
+                let (k, v) = cache.extend(k, v);
+                ops::attention(q, k, v, mask, scale).swap_dims(1, 2).reshape([batch, tokens, width])
+            }
         };
-        let (k, v) = match cache {
-            Some(cache) => cache.extend(k, v),
-            None => (k, v),
-        };
-        let mixed = ops::attention(q, k, v, mask, scale).swap_dims(1, 2); // [batch, tokens, heads, head_width]
-        self.proj.forward(mixed.reshape([batch, tokens, width]))
+        nn::apply(&self.proj, mixed)
     }
-}
-
-/// Vectors of length one along the last axis (epsilon 1e-12, as PyTorch's `normalize`).
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let length = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
-    x / length
 }

@@ -203,7 +203,7 @@ impl Block {
 
     /// `active` is SiLU of the class embedding, `[batch, width]`; `shared` the shared projection of it.
     fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<2>>) -> BlockModulation {
-        let own = self.ada_lin.as_ref().map(|ada_lin| ada_lin.forward(active.clone()));
+        let own = self.ada_lin.as_ref().map(|ada_lin| nn::apply(ada_lin, active.clone()));
         let offset = self.ada_gss.as_ref().map(|ada_gss| ada_gss.val().flatten::<2>(0, 3).reshape([1, -1]));
         let packed = match (own, shared, offset) {
             (None, Some(shared), Some(offset)) => shared.clone() + offset,
@@ -226,21 +226,20 @@ impl Block {
             Context::Masked(mask) => (None, Some(mask.clone())),
         };
         let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
-        let x = x + self.kept(self.attn.forward(h, cache, mask) * by.gamma1.clone(), drop);
+        let x = ops::gated_residual(x, self.attn.forward(h, cache, mask), self.kept(by.gamma1.clone(), drop));
         let h = ops::layer_norm_modulate(x.clone(), by.scale2.clone(), by.shift2.clone(), self.epsilon);
-        let h = self.ffn.fc2.forward(ops::gelu_tanh(self.ffn.fc1.forward(h)));
-        x + self.kept(h * by.gamma2.clone(), drop)
+        let h = nn::apply(&self.ffn.fc2, ops::gelu_tanh(nn::apply(&self.ffn.fc1, h)));
+        ops::gated_residual(x, h, self.kept(by.gamma2.clone(), drop))
     }
 
-    /// Drop path: whole branches of some pictures are left out, the rest made larger by as much.
-    fn kept(&self, branch: Tensor<3>, drop: &mut Option<&mut Rng>) -> Tensor<3> {
-        let Some(rng) = drop.as_mut().filter(|_| self.drop_path > 0.0) else { return branch };
-        let batch = branch.dims()[0];
+    /// Drop path: the gates of some pictures' branches are closed, the rest opened wider by as much.
+    fn kept(&self, gate: Tensor<3>, drop: &mut Option<&mut Rng>) -> Tensor<3> {
+        let Some(rng) = drop.as_mut().filter(|_| self.drop_path > 0.0) else { return gate };
+        let batch = gate.dims()[0];
         let keep = 1.0 - self.drop_path;
         let factors: Vec<f32> =
             (0..batch).map(|_| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
-        let factors = Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), &branch.device());
-        branch * factors
+        gate.clone() * Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), &gate.device())
     }
 }
 
@@ -296,13 +295,13 @@ impl Var {
             return Err(Error::shape("teacher input", format!("{expected:?}"), input.dims()));
         }
         let start = self.start(&session);
-        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.word_embed.forward(input)], 1) };
+        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, nn::apply(&self.word_embed, input)], 1) };
         let mut x = x + session.positions.clone();
         let mask = block_causal_mask(scales, &x.device());
         for (block, by) in self.blocks.iter().zip(&session.blocks) {
             x = block.forward(x, by, Context::Masked(&mask), &mut drop);
         }
-        Ok(self.head.forward(session.head.norm(x, self.config.norm_eps)))
+        Ok(nn::apply(&self.head, session.head.norm(x, self.config.norm_eps)))
     }
 
     /// The first scale's tokens: class embedding plus start embedding, `[batch, tokens, width]`.
@@ -343,11 +342,11 @@ impl NextScale for Var {
         let count = levels.len();
         let levels = Tensor::<2, Int>::from_data(TensorData::new(levels, [1, count]), &device);
         let active = silu(condition.clone());
-        let shared = self.shared_ada_lin.as_ref().map(|shared| shared.forward(active.clone()));
+        let shared = self.shared_ada_lin.as_ref().map(|shared| nn::apply(shared, active.clone()));
         Ok(Session {
             positions: self.lvl_embed.forward(levels) + self.pos_1LC.val(),
             blocks: self.blocks.iter().map(|block| block.modulation(&active, shared.as_ref())).collect(),
-            head: HeadModulation::from_packed(self.head_nm.ada_lin.forward(active)),
+            head: HeadModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
             caches: vec![KvCache::default(); self.blocks.len()],
             condition,
         })
@@ -359,7 +358,7 @@ impl NextScale for Var {
         let tokens = if k == 0 {
             self.start(session)
         } else {
-            self.word_embed.forward(input.flatten::<3>(2, 3).swap_dims(1, 2)) // [batch, tokens, width]
+            nn::apply(&self.word_embed, input.flatten::<3>(2, 3).swap_dims(1, 2)) // [batch, tokens, width]
         };
         tokens + positions
     }
@@ -370,7 +369,7 @@ impl NextScale for Var {
         for ((block, by), cache) in self.blocks.iter().zip(blocks.iter()).zip(caches.iter_mut()) {
             x = block.forward(x, by, Context::Cached(cache), &mut None);
         }
-        self.head.forward(head.norm(x, self.config.norm_eps))
+        nn::apply(&self.head, head.norm(x, self.config.norm_eps))
     }
 }
 

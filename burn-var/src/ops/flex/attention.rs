@@ -2,7 +2,8 @@ use rayon::prelude::*;
 
 use super::{
     bridge::{Array, Kernel},
-    matrix::{View, multiply_into},
+    matrix::{View, multiply, multiply_into},
+    scratch::Scratch,
     simd::vectorised,
     softmax::{softmax_backward, softmax_inline},
 };
@@ -21,23 +22,20 @@ impl Kernel<4> for Attention {
     type Saved = [Array; 4];
 
     fn forward(&self, inputs: [Array; 4]) -> (Array, [Array; 4]) {
-        let heads = Heads::new(&inputs);
-        let [batch, head_count, queries, keys] = heads.scores;
-        let len = queries * heads.value_channels;
+        let heads = Heads::new(&inputs, self.scale);
+        let [batch, head_count, queries, _] = heads.scores;
+        let channels = heads.value_channels;
+        let len = queries * channels;
         let mut out = vec![0.0; batch * head_count * len];
-        out.par_chunks_mut(len.max(1)).enumerate().for_each_init(Vec::new, |weights, (index, out)| {
-            let head = heads.get(index);
-            for (first, rows) in heads.blocks() {
-                head.weights(first, rows, self.scale, weights);
-                let out = &mut out[first * heads.value_channels..];
-                multiply_into(out, View::new(weights, [rows, keys], keys), head.values(), false);
-            }
+        out.par_chunks_mut(len.max(1)).enumerate().for_each(|(index, out)| {
+            // SAFETY: the chunk holds a row of value channels for each query.
+            unsafe { heads.get(index).mix(out.as_mut_ptr(), channels) };
         });
-        (Array::new(out, [batch, head_count, queries, heads.value_channels]), inputs)
+        (Array::new(out, [batch, head_count, queries, channels]), inputs)
     }
 
     fn backward(&self, inputs: [Array; 4], grad: Array, wanted: [bool; 4]) -> [Option<Array>; 4] {
-        let heads = Heads::new(&inputs);
+        let heads = Heads::new(&inputs, self.scale);
         let [_, _, queries, keys] = heads.scores;
         let (channels, value_channels) = (heads.channels, heads.value_channels);
         let [mut query_grad, mut key_grad, mut value_grad] = [0, 1, 2].map(|i| vec![0.0; inputs[i].values().len()]);
@@ -46,31 +44,12 @@ impl Kernel<4> for Attention {
             .zip(key_grad.par_chunks_mut((keys * channels).max(1)))
             .zip(value_grad.par_chunks_mut((keys * value_channels).max(1)));
         let grads = grad.values().par_chunks((queries * value_channels).max(1));
-        let score_grads =
-            outputs.zip(grads).enumerate().map(|(index, (((query_grad, key_grad), value_grad), grad))| {
-                let head = heads.get(index);
-                let (mut weights, mut weight_grad) = (Vec::new(), vec![0.0; MAX_BLOCK.min(queries) * keys]);
-                let mut score_grads = Vec::new();
-                for (first, rows) in heads.blocks() {
-                    let grad = View::new(&grad[first * value_channels..], [rows, value_channels], value_channels);
-                    head.weights(first, rows, self.scale, &mut weights);
-                    let score_grad = &mut weight_grad[..rows * keys];
-                    multiply_into(score_grad, grad, head.values().transposed(), false);
-                    for (weights, score_grad) in weights.chunks(keys).zip(score_grad.chunks_mut(keys)) {
-                        softmax_backward(weights, score_grad);
-                    }
-                    if wanted[3] {
-                        score_grads.extend_from_slice(score_grad);
-                    }
-                    score_grad.iter_mut().for_each(|value| *value *= self.scale);
-                    let (weights, score_grad) =
-                        (View::new(&weights, [rows, keys], keys), View::new(score_grad, [rows, keys], keys));
-                    multiply_into(value_grad, weights.transposed(), grad, true);
-                    multiply_into(key_grad, score_grad.transposed(), head.queries(first, rows), true);
-                    multiply_into(&mut query_grad[first * channels..], score_grad, head.keys(), false);
-                }
-                score_grads
-            });
+        let score_grads = outputs.zip(grads).enumerate().map(|(index, (((query, key), value), grad))| {
+            let mut scores = Vec::new();
+            let grad = View::new(grad, [queries, value_channels], value_channels);
+            heads.get(index).backward(grad, [query, key, value], wanted[3].then_some(&mut scores));
+            scores
+        });
         let score_grads = score_grads.collect::<Vec<_>>();
         let [query, key, value, bias] = &inputs;
         [
@@ -82,9 +61,10 @@ impl Kernel<4> for Attention {
     }
 }
 
-/// The inputs of an attention, cut into heads.
+/// The inputs of an attention, to be cut into heads.
 struct Heads<'a> {
     inputs: [&'a [f32]; 4],
+    scale: f32,
     /// Batch, heads, queries, keys.
     scores: [usize; 4],
     /// The same of the bias, 1 where it is broadcast; never along the keys.
@@ -96,7 +76,7 @@ struct Heads<'a> {
 impl<'a> Heads<'a> {
     /// # Panics
     /// When shapes do not fit together.
-    fn new(inputs: &'a [Array; 4]) -> Self {
+    fn new(inputs: &'a [Array; 4], scale: f32) -> Self {
         let [query, key, value, bias] = inputs.each_ref().map(Array::dims::<4>);
         let ([batch, heads, queries, channels], [.., keys, value_channels]) = (query, value);
         assert_eq!(key, [batch, heads, keys, channels], "attention: shape of the keys");
@@ -105,18 +85,21 @@ impl<'a> Heads<'a> {
         let fits = bias.iter().zip(scores).take(3).all(|(&bias, size)| bias == size || bias == 1) && bias[3] == keys;
         assert!(fits, "attention: a bias of shape {bias:?} does not fit scores of shape {scores:?}");
         let inputs = inputs.each_ref().map(Array::values);
-        Self { inputs, scores, bias, channels, value_channels }
+        Self { inputs, scale, scores, bias, channels, value_channels }
     }
 
-    /// First query and size of blocks as even as can be.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> {
-        let queries = self.scores[2];
-        let rows = queries.div_ceil(queries.div_ceil(MAX_BLOCK).max(1)).max(1);
-        (0..queries).step_by(rows).map(move |first| (first, rows.min(queries - first)))
-    }
-
-    fn get(&self, index: usize) -> Head<'_> {
-        Head { heads: self, index }
+    fn get(&self, index: usize) -> Head<'a> {
+        let [_, _, queries, keys] = self.scores;
+        let matrix = |input: usize, rows: usize, columns: usize| &self.inputs[input][index * rows * columns..];
+        Head {
+            query: matrix(0, queries, self.channels),
+            key: matrix(1, keys, self.channels),
+            value: matrix(2, keys, self.value_channels),
+            bias: &self.inputs[3][self.bias_row(index, 0)..],
+            bias_step: if self.bias[2] == 1 { 0 } else { keys },
+            sizes: [queries, keys, self.channels, self.value_channels],
+            scale: self.scale,
+        }
     }
 
     /// Where in the bias the row of a query begins.
@@ -142,37 +125,86 @@ impl<'a> Heads<'a> {
 }
 
 /// One head of one image.
-struct Head<'a> {
-    heads: &'a Heads<'a>,
-    index: usize,
+pub(super) struct Head<'a> {
+    /// `[queries, channels]`, `[keys, channels]`, `[keys, value_channels]`.
+    pub(super) query: &'a [f32],
+    pub(super) key: &'a [f32],
+    pub(super) value: &'a [f32],
+    /// Rows of what is added to the scores, `bias_step` apart; none at all when empty.
+    pub(super) bias: &'a [f32],
+    pub(super) bias_step: usize,
+    /// Queries, keys, channels, value channels.
+    pub(super) sizes: [usize; 4],
+    pub(super) scale: f32,
 }
 
 impl Head<'_> {
-    fn matrix(&self, input: usize, rows: usize, columns: usize) -> View<'_> {
-        View::new(&self.heads.inputs[input][self.index * rows * columns..], [rows, columns], columns)
-    }
-
-    fn queries(&self, first: usize, rows: usize) -> View<'_> {
-        let Heads { inputs, scores: [_, _, queries, _], channels, .. } = self.heads;
-        View::new(&inputs[0][(self.index * queries + first) * channels..], [rows, *channels], *channels)
+    /// First query and size of blocks as even as can be.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let queries = self.sizes[0];
+        let rows = queries.div_ceil(queries.div_ceil(MAX_BLOCK).max(1)).max(1);
+        (0..queries).step_by(rows).map(move |first| (first, rows.min(queries - first)))
     }
 
     fn keys(&self) -> View<'_> {
-        self.matrix(1, self.heads.scores[3], self.heads.channels)
+        View::new(self.key, [self.sizes[1], self.sizes[2]], self.sizes[2])
     }
 
     fn values(&self) -> View<'_> {
-        self.matrix(2, self.heads.scores[3], self.heads.value_channels)
+        View::new(self.value, [self.sizes[1], self.sizes[3]], self.sizes[3])
+    }
+
+    fn queries(&self, first: usize, rows: usize) -> View<'_> {
+        View::new(&self.query[first * self.sizes[2]..], [rows, self.sizes[2]], self.sizes[2])
     }
 
     /// Attention weights of some queries: softmax of scaled products plus bias.
-    fn weights(&self, first: usize, rows: usize, scale: f32, weights: &mut Vec<f32>) {
-        let keys = self.heads.scores[3];
-        weights.resize(rows * keys, 0.0);
-        multiply_into(weights, self.queries(first, rows), self.keys().transposed(), false);
+    fn weights(&self, first: usize, rows: usize) -> Scratch {
+        let keys = self.sizes[1];
+        let mut weights = Scratch::new(rows * keys);
+        multiply_into(&mut weights, self.queries(first, rows), self.keys().transposed(), false);
         for (row, weights) in weights.chunks_mut(keys).enumerate() {
-            let bias = &self.heads.inputs[3][self.heads.bias_row(self.index, first + row)..][..keys];
-            scores_to_weights(weights, scale, bias);
+            match self.bias.is_empty() {
+                true => scaled_to_weights(weights, self.scale),
+                false => scores_to_weights(weights, self.scale, &self.bias[(first + row) * self.bias_step..][..keys]),
+            }
+        }
+        weights
+    }
+
+    /// Writes the mixed values, a row for each query, `row_stride` values apart.
+    ///
+    /// # Safety
+    /// `out` must be valid for writes of these rows, and nobody else may use them meanwhile.
+    pub(super) unsafe fn mix(&self, out: *mut f32, row_stride: usize) {
+        for (first, rows) in self.blocks() {
+            let weights = self.weights(first, rows);
+            let weights = View::new(&weights, [rows, self.sizes[1]], self.sizes[1]);
+            // SAFETY: rows of the output, which the caller vouches for.
+            unsafe { multiply(out.wrapping_add(first * row_stride), row_stride, weights, self.values(), false) };
+        }
+    }
+
+    /// Adds the gradients of keys and values to zeros, and writes that of the queries; appends that of the scores.
+    pub(super) fn backward(&self, grad: View<'_>, grads: [&mut [f32]; 3], mut scores: Option<&mut Vec<f32>>) {
+        let [query_grad, key_grad, value_grad] = grads;
+        let [_, keys, channels, _] = self.sizes;
+        for (first, rows) in self.blocks() {
+            let grad = grad.rows(first..first + rows);
+            let weights = self.weights(first, rows);
+            let mut score_grad = Scratch::new(rows * keys);
+            multiply_into(&mut score_grad, grad, self.values().transposed(), false);
+            for (weights, score_grad) in weights.chunks(keys).zip(score_grad.chunks_mut(keys)) {
+                softmax_backward(weights, score_grad);
+            }
+            if let Some(scores) = &mut scores {
+                scores.extend_from_slice(&score_grad);
+            }
+            score_grad.iter_mut().for_each(|value| *value *= self.scale);
+            let [weights, score_grad] = [&weights, &score_grad].map(|values| View::new(values, [rows, keys], keys));
+            multiply_into(value_grad, weights.transposed(), grad, true);
+            multiply_into(key_grad, score_grad.transposed(), self.queries(first, rows), true);
+            multiply_into(&mut query_grad[first * channels..], score_grad, self.keys(), false);
         }
     }
 }
@@ -181,6 +213,13 @@ vectorised! {
     fn scores_to_weights(scores: &mut [f32], scale: f32, bias: &[f32]) {
         for (score, &bias) in scores.iter_mut().zip(bias) {
             *score = *score * scale + bias;
+        }
+        softmax_inline(scores);
+    }
+
+    fn scaled_to_weights(scores: &mut [f32], scale: f32) {
+        for score in scores.iter_mut() {
+            *score *= scale;
         }
         softmax_inline(scores);
     }

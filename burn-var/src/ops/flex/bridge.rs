@@ -101,6 +101,11 @@ pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     flex && tensor.dtype() == DType::F32
 }
 
+/// Stands for an input that a kernel is told not to read.
+pub(in crate::ops) fn absent<const D: usize, const E: usize>(like: &Tensor<D>) -> Tensor<E> {
+    Tensor::zeros([0; E], (&like.device().inner(), DType::F32))
+}
+
 /// Runs a kernel on tensors that [`supports`] has accepted. Plain tensors among tracked ones are constants.
 pub(in crate::ops) fn run<K: Kernel<N>, const N: usize, const D: usize>(
     kernel: K,

@@ -59,7 +59,7 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     for _ in 0..g.batch {
         bias.iter().for_each(|&bias| out.extend(core::iter::repeat_n(bias, g.pixels_out())));
     }
-    let shared = Shared::new(&mut out);
+    let shared = Shared::new(out.as_mut_ptr());
     g.bands(BAND).par_iter().for_each_init(Vec::new, |columns, band| {
         let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
         let columns = inputs_of(g, x, band, columns);

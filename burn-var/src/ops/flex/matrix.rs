@@ -1,5 +1,7 @@
 //! Matrix products on one thread, through the `gemm` crate.
 
+use core::ops::Range;
+
 /// A matrix in somebody else's memory.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -14,6 +16,19 @@ impl<'a> View<'a> {
         let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
         assert!(values.len() >= needed, "{} values do not hold {rows} rows of {columns}", values.len());
         Self { values, shape: [rows, columns], strides: [row_stride, 1] }
+    }
+
+    pub(super) fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    pub(super) fn rows(self, range: Range<usize>) -> Self {
+        let values = &self.values[range.start * self.strides[0]..];
+        Self { values, shape: [range.len(), self.shape[1]], ..self }
+    }
+
+    pub(super) fn columns(self, range: Range<usize>) -> Self {
+        self.transposed().rows(range).transposed()
     }
 
     pub(super) fn transposed(self) -> Self {
@@ -64,8 +79,8 @@ pub(super) struct Shared(*mut f32);
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    pub(super) fn new(values: &mut [f32]) -> Self {
-        Self(values.as_mut_ptr())
+    pub(super) fn new(first: *mut f32) -> Self {
+        Self(first)
     }
 
     /// A method, so that closures borrow the whole and not the pointer, which could not be shared.

@@ -63,7 +63,7 @@ pub(super) fn softmax_backward_inline(y: &[f32], grad: &mut [f32]) {
 }
 
 #[inline(always)]
-fn largest(x: &[f32]) -> f32 {
+pub(super) fn largest(x: &[f32]) -> f32 {
     const LANES: usize = 16;
     let max = |a: f32, b: f32| if b > a { b } else { a };
     let (full, rest) = x.as_chunks::<LANES>();

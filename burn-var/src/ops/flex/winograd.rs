@@ -91,14 +91,14 @@ fn run(g: &Geometry, x: &[f32], [inputs, outputs]: [usize; 2], weights: &[f32], 
     assert_eq!(bias.len(), outputs, "conv2d: length of the bias");
     let tiles = Tiles::new(g);
     let mut out = vec![0.0; g.batch * outputs * g.pixels_out()];
-    let shared = Shared::new(&mut out);
+    let shared = Shared::new(out.as_mut_ptr());
     for band in tiles.bands([inputs, outputs]) {
         let count = band.len() * tiles.across;
         let stride = stride(count);
         let v = tiles.transform(x, inputs, &band, Patch::Inputs);
         let v = &*v;
         let mut m = Scratch::new(outputs * stride);
-        let products = Shared::new(&mut m);
+        let products = Shared::new(m.as_mut_ptr());
         (0..POINTS).into_par_iter().for_each(|point| {
             let u = View::new(&weights[point * outputs * inputs..], [outputs, inputs], inputs);
             let v = View::new(&v[point * count..], [inputs, count], stride);
@@ -118,7 +118,7 @@ fn run(g: &Geometry, x: &[f32], [inputs, outputs]: [usize; 2], weights: &[f32], 
 fn transformed_weights(g: &Geometry, kernel: impl Fn(usize, usize) -> [f32; 9] + Sync) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     let mut all = vec![0.0; POINTS * outputs * inputs];
-    let shared = Shared::new(&mut all);
+    let shared = Shared::new(all.as_mut_ptr());
     (0..outputs).into_par_iter().for_each(|output| {
         for input in 0..inputs {
             for (point, value) in weights(kernel(output, input)).into_iter().enumerate() {
@@ -257,13 +257,7 @@ impl Tiles {
     ///
     /// # Safety
     /// `plane(image)` must point to `height * width` values, of which nobody else uses the rows of the band.
-    unsafe fn write(
-        &self,
-        products: &[f32],
-        bias: f32,
-        band: &Range<usize>,
-        plane: impl Fn(usize) -> *mut f32,
-    ) {
+    unsafe fn write(&self, products: &[f32], bias: f32, band: &Range<usize>, plane: impl Fn(usize) -> *mut f32) {
         let count = band.len() * self.across;
         let mut pixels = Scratch::new(OUT * OUT * count);
         both_axes::<IN, OUT>(products, &mut pixels, count, output_line);

@@ -1,0 +1,240 @@
+use rayon::prelude::*;
+
+use super::{
+    attention::Head,
+    bridge::{Array, Kernel},
+    matrix::{Shared, View},
+    scratch::Scratch,
+    simd::{sums, vectorised},
+};
+
+/// Shortest length that a vector is divided by.
+const EPSILON: f32 = 1e-12;
+
+/// Self-attention from packed queries, keys and values; biases of queries and values; sharpness of each head; mask. One
+/// head of one image per task, which reads and writes the packed tensors in place of copies with the heads apart.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) struct SelfAttention {
+    pub(in crate::ops) heads: usize,
+    /// Scale of the scores; where there is none, queries and keys have length one and the sharpness is read.
+    pub(in crate::ops) scale: Option<f32>,
+}
+
+impl Kernel<5> for SelfAttention {
+    type Saved = [Array; 5];
+
+    fn forward(&self, inputs: [Array; 5]) -> (Array, [Array; 5]) {
+        let packed = Packed::new(self, &inputs);
+        let Packed { batch, tokens, width, .. } = packed;
+        let mut out: Vec<f32> = Vec::with_capacity(batch * tokens * width);
+        let shared = Shared::new(out.as_mut_ptr());
+        (0..batch * self.heads).into_par_iter().for_each(|index| {
+            let parts = packed.parts(index);
+            let first = packed.first(index, width);
+            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            unsafe { packed.head(&parts).mix(shared.at(first), width) };
+        });
+        // SAFETY: the heads of all images cover the output.
+        unsafe { out.set_len(batch * tokens * width) };
+        (Array::new(out, [batch, tokens, width]), inputs)
+    }
+
+    fn backward(&self, inputs: [Array; 5], grad: Array, wanted: [bool; 5]) -> [Option<Array>; 5] {
+        let packed = Packed::new(self, &inputs);
+        let Packed { batch, tokens, width, channels, .. } = packed;
+        let mut out: Vec<f32> = Vec::with_capacity(batch * tokens * 3 * width);
+        let shared = Shared::new(out.as_mut_ptr());
+        // Of each task: gradients of its share of both biases and of its head's sharpness.
+        let sums = (0..batch * self.heads).into_par_iter().map(|index| {
+            let parts = packed.parts(index);
+            let grad = View::new(&grad.values()[packed.first(index, width)..], [tokens, channels], width);
+            let mut grads = [(); 3].map(|()| Scratch::new(tokens * channels));
+            grads[1].fill(0.0);
+            grads[2].fill(0.0);
+            let [query, key, value] = grads.each_mut().map(|grads| &mut **grads);
+            packed.head(&parts).backward(grad, [query, key, value], None);
+            let mut sums = vec![0.0; 2 * channels + 1];
+            let (bias_sums, sharpness_sum) = sums.split_at_mut(2 * channels);
+            let (q_sum, v_sum) = bias_sums.split_at_mut(channels);
+            for token in 0..tokens {
+                let row = token * channels..(token + 1) * channels;
+                let [query, key, value] = [0, 1, 2].map(|part| {
+                    let first = packed.first_of(index, token) + part * width;
+                    // SAFETY: the channels of this head in this row are no other task's, and written whole below.
+                    unsafe { core::slice::from_raw_parts_mut(shared.at(first), channels) }
+                });
+                query.copy_from_slice(&grads[0][row.clone()]);
+                key.copy_from_slice(&grads[1][row.clone()]);
+                value.copy_from_slice(&grads[2][row.clone()]);
+                if self.scale.is_none() {
+                    let sharpness = packed.sharpness(index);
+                    let (unit, length) = (&parts.query[row.clone()], parts.lengths[token]);
+                    sharpness_sum[0] += unit_backward(unit, sharpness, length, query);
+                    unit_backward(&parts.key[row], 1.0, parts.lengths[tokens + token], key);
+                }
+                add(query, q_sum);
+                add(value, v_sum);
+            }
+            sums
+        });
+        let sums = sums.collect::<Vec<_>>();
+        // SAFETY: the tasks cover all heads of all tokens.
+        unsafe { out.set_len(batch * tokens * 3 * width) };
+        let total = |from: usize, len: usize| {
+            let mut total = vec![0.0; self.heads * len];
+            for sums in sums.chunks(self.heads) {
+                for (total, sums) in total.chunks_mut(len).zip(sums) {
+                    add(&sums[from..from + len], total);
+                }
+            }
+            total
+        };
+        [
+            wanted[0].then(|| Array::new(out, [batch, tokens, 3 * width])),
+            wanted[1].then(|| Array::new(total(0, channels), [width])),
+            wanted[2].then(|| Array::new(total(channels, channels), [width])),
+            (wanted[3] && self.scale.is_none()).then(|| Array::new(total(2 * channels, 1), [self.heads])),
+            None,
+        ]
+    }
+}
+
+/// The inputs of a self-attention.
+struct Packed<'a> {
+    kernel: &'a SelfAttention,
+    qkv: &'a [f32],
+    q_bias: &'a [f32],
+    v_bias: &'a [f32],
+    sharpness: &'a [f32],
+    mask: &'a [f32],
+    batch: usize,
+    tokens: usize,
+    width: usize,
+    /// Of a head.
+    channels: usize,
+}
+
+/// Queries, keys and values of one head, ready to meet.
+struct Parts {
+    query: Scratch,
+    key: Scratch,
+    value: Scratch,
+    /// Of the queries, then of the keys, before they were brought to one.
+    lengths: Scratch,
+}
+
+impl<'a> Packed<'a> {
+    /// # Panics
+    /// When shapes do not fit together.
+    fn new(kernel: &'a SelfAttention, inputs: &'a [Array; 5]) -> Self {
+        let [batch, tokens, packed] = inputs[0].dims();
+        let [qkv, q_bias, v_bias, sharpness, mask] = inputs.each_ref().map(Array::values);
+        let width = packed / 3;
+        assert!(
+            packed == 3 * width && kernel.heads > 0 && width.is_multiple_of(kernel.heads),
+            "self_attention: {packed} channels are not three times a width for {} heads",
+            kernel.heads
+        );
+        assert!(q_bias.len() == width && v_bias.len() == width, "self_attention: length of a bias, width {width}");
+        assert!(
+            kernel.scale.is_some() || sharpness.len() == kernel.heads,
+            "self_attention: a sharpness for each of {} heads",
+            kernel.heads
+        );
+        assert!(
+            mask.is_empty() || mask.len() == tokens * tokens,
+            "self_attention: a mask of shape {:?} for {tokens} tokens",
+            inputs[4].shape()
+        );
+        let channels = width / kernel.heads;
+        Self { kernel, qkv, q_bias, v_bias, sharpness, mask, batch, tokens, width, channels }
+    }
+
+    /// Where a head's channels begin in rows of `width`.
+    fn first(&self, index: usize, width: usize) -> usize {
+        index / self.kernel.heads * self.tokens * width + index % self.kernel.heads * self.channels
+    }
+
+    /// Where the query of a token begins.
+    fn first_of(&self, index: usize, token: usize) -> usize {
+        self.first(index, 3 * self.width) + token * 3 * self.width
+    }
+
+    fn sharpness(&self, index: usize) -> f32 {
+        self.sharpness[index % self.kernel.heads]
+    }
+
+    fn parts(&self, index: usize) -> Parts {
+        let len = self.tokens * self.channels;
+        let mut parts = Parts {
+            query: Scratch::new(len),
+            key: Scratch::new(len),
+            value: Scratch::new(len),
+            lengths: Scratch::new(2 * self.tokens),
+        };
+        let channels = index % self.kernel.heads * self.channels..(index % self.kernel.heads + 1) * self.channels;
+        let (q_bias, v_bias) = (&self.q_bias[channels.clone()], &self.v_bias[channels]);
+        for token in 0..self.tokens {
+            let row = token * self.channels..(token + 1) * self.channels;
+            let [query, key, value] =
+                [0, 1, 2].map(|part| &self.qkv[self.first_of(index, token) + part * self.width..][..self.channels]);
+            sum(query, q_bias, &mut parts.query[row.clone()]);
+            parts.key[row.clone()].copy_from_slice(key);
+            sum(value, v_bias, &mut parts.value[row.clone()]);
+            if self.kernel.scale.is_none() {
+                parts.lengths[token] = to_length(self.sharpness(index), &mut parts.query[row.clone()]);
+                parts.lengths[self.tokens + token] = to_length(1.0, &mut parts.key[row]);
+            }
+        }
+        parts
+    }
+
+    fn head<'b>(&'b self, parts: &'b Parts) -> Head<'b> {
+        Head {
+            query: &parts.query,
+            key: &parts.key,
+            value: &parts.value,
+            bias: self.mask,
+            bias_step: self.tokens,
+            sizes: [self.tokens, self.tokens, self.channels, self.channels],
+            scale: self.kernel.scale.unwrap_or(1.0),
+        }
+    }
+}
+
+vectorised! {
+    fn sum(a: &[f32], b: &[f32], out: &mut [f32]) {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            *out = a + b;
+        }
+    }
+
+    fn add(from: &[f32], to: &mut [f32]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to += from;
+        }
+    }
+
+    /// Brings a vector to a length, and returns the one it had.
+    fn to_length(length: f32, x: &mut [f32]) -> f32 {
+        let [square] = sums(x, x, |x, _| [x * x]);
+        let before = (square.sqrt() as f32).max(EPSILON);
+        let factor = length / before;
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+        before
+    }
+
+    /// Turns the gradient of `y = length x / before` into that of `x`, and returns that of `length`.
+    fn unit_backward(y: &[f32], length: f32, before: f32, grad: &mut [f32]) -> f32 {
+        let [dot] = sums(y, grad, |y, grad| [y * grad]).map(|dot| dot as f32 / length);
+        // The component along the vector changes nothing but its length, unless that is below the smallest.
+        let along = if before > EPSILON { dot / length } else { 0.0 };
+        let factor = length / before;
+        for (grad, &y) in grad.iter_mut().zip(y) {
+            *grad = (*grad - y * along) * factor;
+        }
+        dot
+    }
+}
