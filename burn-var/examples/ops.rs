@@ -112,5 +112,5 @@ fn attention(inputs: Inputs) -> Tensor<4> {
 
 fn our_attention(inputs: Inputs) -> Tensor<4> {
     let [query, key, value, bias] = [0, 1, 2, 3].map(|index: usize| inputs[index].clone());
-    ops::attention(query, key, value, Some(bias), 0.125)
+    ops::attention(query, key, value, Some(bias), 0.125).unsqueeze()
 }

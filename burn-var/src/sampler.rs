@@ -4,6 +4,7 @@
 //! backend and in every batch (as far as the logits agree).
 
 use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
@@ -73,14 +74,13 @@ impl Sampler {
         }
         let device = logits.device();
         let mut values = logits.try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
-        let mut ids = vec![0i64; batch * tokens];
-        let pictures = values.chunks_mut(tokens * vocab).zip(ids.chunks_mut(tokens)).zip(rngs.iter_mut());
-        for ((rows, ids), rng) in pictures {
-            for (row, id) in rows.chunks_mut(vocab).zip(ids) {
-                self.filter(row)?;
-                *id = pick(row, rng.uniform()) as i64;
-            }
-        }
+        // Drawn before the rows are shared out among threads, so that each stream is used in order.
+        let uniforms: Vec<f64> = rngs.iter_mut().flat_map(|rng| (0..tokens).map(|_| rng.uniform())).collect();
+        let ids = values.par_chunks_mut(vocab).zip(uniforms).map(|(row, u)| {
+            self.filter(row)?;
+            Ok(pick(row, u) as i64)
+        });
+        let ids = ids.collect::<Result<Vec<_>>>()?;
         let codes = self.more_smooth.then(|| mixture(values, [batch, tokens, vocab], rngs, ratio, codebook));
         Ok(Drawn { ids: Tensor::from_data(TensorData::new(ids, [batch, tokens]), &device), codes })
     }
@@ -111,12 +111,15 @@ impl Sampler {
         }
         if self.top_p > 0.0 {
             let probabilities = softmax(row);
-            let mut order: Vec<usize> = (0..row.len()).filter(|&i| row[i] > f32::NEG_INFINITY).collect();
-            order.sort_by(|&a, &b| row[a].total_cmp(&row[b]));
+            // Logit and place in one number, which sorts faster than places by their logits.
+            let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+            let mut order: Vec<u64> = kept.map(|(i, &logit)| u64::from(ascending(logit)) << 32 | i as u64).collect();
+            order.sort_unstable();
             let mut sum = 0.0;
             // The largest is the last of the order, and stays whatever it weighs.
             let (_, smaller) = order.split_last().unwrap_or((&0, &[]));
-            for &i in smaller {
+            for &entry in smaller {
+                let i = (entry & u64::from(u32::MAX)) as usize;
                 sum += probabilities[i];
                 if sum > 1.0 - self.top_p {
                     break;
@@ -126,6 +129,12 @@ impl Sampler {
         }
         Ok(())
     }
+}
+
+/// A number that sorts as [`f32::total_cmp`] does.
+fn ascending(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_sign_negative() { !bits } else { bits | 1 << 31 }
 }
 
 /// Softmax of a row in f64; entries of minus infinity get 0.
@@ -140,12 +149,13 @@ pub fn softmax(row: &[f32]) -> Vec<f64> {
 /// The entry where the running sum of the softmax of `row` passes `u`, a number in `[0, 1)`.
 fn pick(row: &[f32], u: f64) -> usize {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32| f64::from(logit - largest).exp();
-    let target = u * row.iter().map(|&logit| weight(logit)).sum::<f64>();
+    let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+    let weights: Vec<(usize, f64)> = kept.map(|(i, &logit)| (i, f64::from(logit - largest).exp())).collect();
+    let target = u * weights.iter().map(|(_, weight)| weight).sum::<f64>();
     let mut sum = 0.0;
     let mut last = 0;
-    for (i, &logit) in row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY) {
-        sum += weight(logit);
+    for (i, weight) in weights {
+        sum += weight;
         last = i;
         if sum > target {
             break;

@@ -12,23 +12,25 @@ use super::flex;
 /// - `key`: `[batch, heads, keys, channels]`
 /// - `value`: `[batch, heads, keys, value_channels]`
 /// - `bias`: `[batch, heads, queries, keys]`, any of the first three may be 1
-/// - output: `[batch, heads, queries, value_channels]`
-pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<4> {
+/// - output: `[batch, queries, heads * value_channels]`, the heads of a query side by side
+pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if [&query, &key, &value].into_iter().chain(&bias).all(flex::supports) {
-        let none = || Tensor::zeros([1, 1, 1, key.dims()[2]], (&key.device().inner(), key.dtype()));
-        let bias = bias.unwrap_or_else(none);
+        let bias = bias.unwrap_or_else(|| flex::absent(&key));
         return flex::run(
             flex::Attention { scale: scale as f32 },
             [query, key, value, bias].map(Tensor::into_dispatch),
         );
     }
+    let ([batch, heads, queries, _], value_channels) = (query.dims(), value.dims()[3]);
     let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
-    module::attention(query, key, value, None, bias, options)
+    let mixed = module::attention(query, key, value, None, bias, options);
+    mixed.swap_dims(1, 2).reshape([batch, queries, heads * value_channels])
 }
 
 /// What becomes of queries and keys before they meet.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one lives for one call")]
 pub enum QueryKeys {
     /// Nothing; their products are multiplied by this.
     Scaled(f64),
@@ -67,9 +69,8 @@ pub fn self_attention(
         ];
         return flex::run(flex::SelfAttention { heads, scale }, inputs);
     }
-    let [batch, tokens, width] = [qkv.dims()[0], qkv.dims()[1], q_bias.dims()[0]];
     let (q, k, v, scale) = split_heads(qkv, q_bias, v_bias, heads, query_keys);
-    attention(q, k, v, mask, scale).swap_dims(1, 2).reshape([batch, tokens, width])
+    attention(q, k, v, mask, scale)
 }
 
 /// Queries, keys and values of each head as [`attention`] takes them, and the scale of their products; inputs as those
@@ -81,6 +82,15 @@ pub fn split_heads(
     heads: usize,
     query_keys: QueryKeys,
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
+    #[cfg(feature = "flex")]
+    if flex::is_plain(&qkv) {
+        let (scale, sharpness) = match query_keys {
+            QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
+            QueryKeys::Unit(sharpness) => (None, sharpness),
+        };
+        let [q, k, v] = flex::SelfAttention { heads, scale }.split(qkv, q_bias, v_bias, sharpness);
+        return (q, k, v, scale.map_or(1.0, f64::from));
+    }
     let [batch, tokens, packed] = qkv.dims();
     let width = packed / 3;
     // Sliced before the heads are split: a permutation of the whole would copy it three times over.

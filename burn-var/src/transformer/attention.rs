@@ -63,7 +63,7 @@ impl Attention {
     /// `[batch, tokens, width]`, unchanged in shape. With a cache, the tokens also see all that it holds; `mask`,
     /// `[1, 1, tokens, keys]`, is added to the scores.
     pub fn forward(&self, x: Tensor<3>, cache: Option<&mut KvCache>, mask: Option<Tensor<4>>) -> Tensor<3> {
-        let [batch, tokens, width] = x.dims();
+        let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {
             Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
             None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
@@ -75,7 +75,7 @@ impl Attention {
             Some(cache) => {
                 let (q, k, v, scale) = ops::split_heads(qkv, q_bias, v_bias, self.heads, query_keys);
                 let (k, v) = cache.extend(k, v);
-                ops::attention(q, k, v, mask, scale).swap_dims(1, 2).reshape([batch, tokens, width])
+                ops::attention(q, k, v, mask, scale)
             }
         };
         nn::apply(&self.proj, mixed)

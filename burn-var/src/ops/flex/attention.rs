@@ -2,7 +2,7 @@ use rayon::prelude::*;
 
 use super::{
     bridge::{Array, Kernel},
-    matrix::{View, multiply, multiply_into},
+    matrix::{Shared, View, multiply, multiply_into},
     scratch::Scratch,
     simd::vectorised,
     softmax::{softmax_backward, softmax_inline},
@@ -24,29 +24,31 @@ impl Kernel<4> for Attention {
     fn forward(&self, inputs: [Array; 4]) -> (Array, [Array; 4]) {
         let heads = Heads::new(&inputs, self.scale);
         let [batch, head_count, queries, _] = heads.scores;
-        let channels = heads.value_channels;
-        let len = queries * channels;
-        let mut out = vec![0.0; batch * head_count * len];
-        out.par_chunks_mut(len.max(1)).enumerate().for_each(|(index, out)| {
-            // SAFETY: the chunk holds a row of value channels for each query.
-            unsafe { heads.get(index).mix(out.as_mut_ptr(), channels) };
+        let width = head_count * heads.value_channels;
+        let mut out: Vec<f32> = Vec::with_capacity(batch * queries * width);
+        let shared = Shared::new(out.as_mut_ptr());
+        (0..batch * head_count).into_par_iter().for_each(|index| {
+            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            unsafe { heads.get(index).mix(shared.at(heads.first_output(index)), width) };
         });
-        (Array::new(out, [batch, head_count, queries, channels]), inputs)
+        // SAFETY: the heads of all images cover the output.
+        unsafe { out.set_len(batch * queries * width) };
+        (Array::new(out, [batch, queries, width]), inputs)
     }
 
     fn backward(&self, inputs: [Array; 4], grad: Array, wanted: [bool; 4]) -> [Option<Array>; 4] {
         let heads = Heads::new(&inputs, self.scale);
-        let [_, _, queries, keys] = heads.scores;
+        let [_, head_count, queries, keys] = heads.scores;
         let (channels, value_channels) = (heads.channels, heads.value_channels);
         let [mut query_grad, mut key_grad, mut value_grad] = [0, 1, 2].map(|i| vec![0.0; inputs[i].values().len()]);
         let outputs = query_grad
             .par_chunks_mut((queries * channels).max(1))
             .zip(key_grad.par_chunks_mut((keys * channels).max(1)))
             .zip(value_grad.par_chunks_mut((keys * value_channels).max(1)));
-        let grads = grad.values().par_chunks((queries * value_channels).max(1));
-        let score_grads = outputs.zip(grads).enumerate().map(|(index, (((query, key), value), grad))| {
+        let score_grads = outputs.enumerate().map(|(index, ((query, key), value))| {
             let mut scores = Vec::new();
-            let grad = View::new(grad, [queries, value_channels], value_channels);
+            let grad = &grad.values()[heads.first_output(index)..];
+            let grad = View::new(grad, [queries, value_channels], head_count * value_channels);
             heads.get(index).backward(grad, [query, key, value], wanted[3].then_some(&mut scores));
             scores
         });
@@ -82,7 +84,8 @@ impl<'a> Heads<'a> {
         assert_eq!(key, [batch, heads, keys, channels], "attention: shape of the keys");
         assert_eq!(value, [batch, heads, keys, value_channels], "attention: shape of the values");
         let scores = [batch, heads, queries, keys];
-        let fits = bias.iter().zip(scores).take(3).all(|(&bias, size)| bias == size || bias == 1) && bias[3] == keys;
+        let fits = bias == [0; 4]
+            || bias.iter().zip(scores).take(3).all(|(&bias, size)| bias == size || bias == 1) && bias[3] == keys;
         assert!(fits, "attention: a bias of shape {bias:?} does not fit scores of shape {scores:?}");
         let inputs = inputs.each_ref().map(Array::values);
         Self { inputs, scale, scores, bias, channels, value_channels }
@@ -95,11 +98,17 @@ impl<'a> Heads<'a> {
             query: matrix(0, queries, self.channels),
             key: matrix(1, keys, self.channels),
             value: matrix(2, keys, self.value_channels),
-            bias: &self.inputs[3][self.bias_row(index, 0)..],
+            bias: if self.inputs[3].is_empty() { &[] } else { &self.inputs[3][self.bias_row(index, 0)..] },
             bias_step: if self.bias[2] == 1 { 0 } else { keys },
             sizes: [queries, keys, self.channels, self.value_channels],
             scale: self.scale,
         }
+    }
+
+    /// Where the outputs of a head's first query begin.
+    fn first_output(&self, index: usize) -> usize {
+        let [_, heads, queries, _] = self.scores;
+        (index / heads * queries * heads + index % heads) * self.value_channels
     }
 
     /// Where in the bias the row of a query begins.

@@ -71,6 +71,23 @@ impl Array {
     }
 }
 
+impl<const D: usize> From<Tensor<D>> for Array {
+    /// The values alone, without a graph.
+    ///
+    /// # Panics
+    /// When [`supports`] would not accept the tensor.
+    fn from(tensor: Tensor<D>) -> Self {
+        tracked(tensor.into_dispatch()).into_primitive().into()
+    }
+}
+
+impl<const D: usize> From<Array> for Tensor<D> {
+    fn from(array: Array) -> Self {
+        let kind = DispatchTensorKind::Flex(BackendTensor::Float(array.0));
+        Self::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+    }
+}
+
 impl From<FlexTensor> for Array {
     fn from(tensor: FlexTensor) -> Self {
         Self(tensor.to_contiguous())
@@ -101,6 +118,11 @@ pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     flex && tensor.dtype() == DType::F32
 }
 
+/// Whether a tensor is one that [`supports`] accepts, off the autodiff graph.
+pub(in crate::ops) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
+    supports(tensor) && !tensor.device().is_autodiff()
+}
+
 /// Stands for an input that a kernel is told not to read.
 pub(in crate::ops) fn absent<const D: usize, const E: usize>(like: &Tensor<D>) -> Tensor<E> {
     Tensor::zeros([0; E], (&like.device().inner(), DType::F32))
@@ -115,8 +137,7 @@ pub(in crate::ops) fn run<K: Kernel<N>, const N: usize, const D: usize>(
         inputs.iter().fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.autodiff));
     let kind = match autodiff {
         DispatchAutodiffContext::Disabled => {
-            let (output, _) = kernel.forward(inputs.map(|input| Array::from(tracked(input).into_primitive())));
-            DispatchTensorKind::Flex(BackendTensor::Float(output.0))
+            return kernel.forward(inputs.map(|input| Array::from(tracked(input).into_primitive()))).0.into();
         }
         DispatchAutodiffContext::Enabled(strategy) => {
             let inputs = inputs.map(tracked);

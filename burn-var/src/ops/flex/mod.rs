@@ -22,7 +22,7 @@ mod softmax;
 mod winograd;
 
 pub(super) use attention::Attention;
-pub(super) use bridge::{absent, run, supports};
+pub(super) use bridge::{absent, is_plain, run, supports};
 pub(super) use conv::Conv2d;
 pub(super) use cross_entropy::CrossEntropy;
 pub(super) use group_norm::GroupNorm;

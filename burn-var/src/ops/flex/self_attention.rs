@@ -1,3 +1,4 @@
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::{
@@ -99,6 +100,28 @@ impl Kernel<5> for SelfAttention {
     }
 }
 
+impl SelfAttention {
+    /// Queries, keys and values of each head, `[batch, heads, tokens, channels]`, off the graph.
+    pub(in crate::ops) fn split(
+        &self,
+        qkv: Tensor<3>,
+        q_bias: Tensor<1>,
+        v_bias: Tensor<1>,
+        sharpness: Tensor<1>,
+    ) -> [Tensor<4>; 3] {
+        let inputs = [qkv.into(), q_bias.into(), v_bias.into(), sharpness.into(), Array::new(Vec::new(), [0])];
+        let packed = Packed::new(self, &inputs);
+        let Packed { batch, tokens, channels, .. } = packed;
+        let len = tokens * channels;
+        let mut parts = [(); 3].map(|()| vec![0.0; batch * self.heads * len]);
+        let [queries, keys, values] = parts.each_mut().map(|part| part.par_chunks_mut(len.max(1)));
+        queries.zip(keys).zip(values).enumerate().for_each(|(index, ((query, key), value))| {
+            packed.fill(index, [query, key, value], &mut Scratch::new(2 * tokens));
+        });
+        parts.map(|part| Array::new(part, [batch, self.heads, tokens, channels]).into())
+    }
+}
+
 /// The inputs of a self-attention.
 struct Packed<'a> {
     kernel: &'a SelfAttention,
@@ -166,27 +189,28 @@ impl<'a> Packed<'a> {
 
     fn parts(&self, index: usize) -> Parts {
         let len = self.tokens * self.channels;
-        let mut parts = Parts {
-            query: Scratch::new(len),
-            key: Scratch::new(len),
-            value: Scratch::new(len),
-            lengths: Scratch::new(2 * self.tokens),
-        };
+        let [mut query, mut key, mut value] = [(); 3].map(|()| Scratch::new(len));
+        let mut lengths = Scratch::new(2 * self.tokens);
+        self.fill(index, [&mut query, &mut key, &mut value], &mut lengths);
+        Parts { query, key, value, lengths }
+    }
+
+    /// Writes `[tokens, channels]` of queries, keys and values, and the lengths they had.
+    fn fill(&self, index: usize, [queries, keys, values]: [&mut [f32]; 3], lengths: &mut [f32]) {
         let channels = index % self.kernel.heads * self.channels..(index % self.kernel.heads + 1) * self.channels;
         let (q_bias, v_bias) = (&self.q_bias[channels.clone()], &self.v_bias[channels]);
         for token in 0..self.tokens {
             let row = token * self.channels..(token + 1) * self.channels;
             let [query, key, value] =
                 [0, 1, 2].map(|part| &self.qkv[self.first_of(index, token) + part * self.width..][..self.channels]);
-            sum(query, q_bias, &mut parts.query[row.clone()]);
-            parts.key[row.clone()].copy_from_slice(key);
-            sum(value, v_bias, &mut parts.value[row.clone()]);
+            sum(query, q_bias, &mut queries[row.clone()]);
+            keys[row.clone()].copy_from_slice(key);
+            sum(value, v_bias, &mut values[row.clone()]);
             if self.kernel.scale.is_none() {
-                parts.lengths[token] = to_length(self.sharpness(index), &mut parts.query[row.clone()]);
-                parts.lengths[self.tokens + token] = to_length(1.0, &mut parts.key[row]);
+                lengths[token] = to_length(self.sharpness(index), &mut queries[row.clone()]);
+                lengths[self.tokens + token] = to_length(1.0, &mut keys[row]);
             }
         }
-        parts
     }
 
     fn head<'b>(&'b self, parts: &'b Parts) -> Head<'b> {
