@@ -12,6 +12,15 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::silu(x)
 }
 
+/// GELU, `x * Phi(x)` with the distribution function of the standard normal: PyTorch's default.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) {
+        return flex::run(flex::Pointwise::Gelu, [x.into_dispatch()]);
+    }
+    activation::gelu(x)
+}
+
 /// GELU in its tanh form, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: PyTorch's `approximate="tanh"`.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]

@@ -40,21 +40,21 @@ pub enum QueryKeys {
 }
 
 /// Multi-head self-attention from a joint projection, `[batch, tokens, 3 * width]` of queries, keys and values, to
-/// `[batch, tokens, width]`. Of the three, keys have no bias.
+/// `[batch, tokens, width]`, `width` a multiple of `heads`.
 ///
 /// # Shapes
-/// - `q_bias`, `v_bias`: `[width]`, `width` a multiple of `heads`
+/// - `biases`: of queries and values, `[width]` each; where they are absent, the projection has its own
 /// - `mask`: `[1, 1, tokens, tokens]`, added to the scores, a constant
 pub fn self_attention(
     qkv: Tensor<3>,
-    q_bias: Tensor<1>,
-    v_bias: Tensor<1>,
+    biases: Option<[Tensor<1>; 2]>,
     heads: usize,
     query_keys: QueryKeys,
     mask: Option<Tensor<4>>,
 ) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if flex::supports(&qkv) && flex::supports(&q_bias) && flex::supports(&v_bias) && mask.iter().all(flex::supports) {
+    if flex::supports(&qkv) && biases.iter().flatten().all(flex::supports) && mask.iter().all(flex::supports) {
+        let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(&qkv)));
         let mask = mask.unwrap_or_else(|| flex::absent(&qkv));
         let (scale, sharpness) = match query_keys {
             QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
@@ -69,7 +69,7 @@ pub fn self_attention(
         ];
         return flex::run(flex::SelfAttention { heads, scale }, inputs);
     }
-    let (q, k, v, scale) = split_heads(qkv, q_bias, v_bias, heads, query_keys);
+    let (q, k, v, scale) = split_heads(qkv, biases, heads, query_keys);
     attention(q, k, v, mask, scale)
 }
 
@@ -77,13 +77,13 @@ pub fn self_attention(
 /// of [`self_attention`].
 pub fn split_heads(
     qkv: Tensor<3>,
-    q_bias: Tensor<1>,
-    v_bias: Tensor<1>,
+    biases: Option<[Tensor<1>; 2]>,
     heads: usize,
     query_keys: QueryKeys,
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
     #[cfg(feature = "flex")]
     if flex::is_plain(&qkv) {
+        let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(&qkv)));
         let (scale, sharpness) = match query_keys {
             QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
             QueryKeys::Unit(sharpness) => (None, sharpness),
@@ -102,7 +102,8 @@ pub fn split_heads(
         };
         part.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
     };
-    let (q, k, v) = (part(0, Some(q_bias)), part(1, None), part(2, Some(v_bias)));
+    let [q_bias, v_bias] = biases.map_or([None, None], |biases| biases.map(Some));
+    let (q, k, v) = (part(0, q_bias), part(1, None), part(2, v_bias));
     match query_keys {
         QueryKeys::Scaled(scale) => (q, k, v, scale),
         QueryKeys::Unit(sharpness) => (unit(q) * sharpness.reshape([1, heads, 1, 1]), unit(k), v, 1.0),

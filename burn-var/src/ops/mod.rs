@@ -19,11 +19,11 @@ mod softmax;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-pub use activation::{gelu_tanh, silu};
+pub use activation::{gelu, gelu_tanh, silu};
 pub use attention::{QueryKeys, attention, self_attention, split_heads};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 pub use loss::cross_entropy;
-pub use norm::{group_norm, group_norm_silu, layer_norm_modulate};
+pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate};
 pub use residual::gated_residual;
 pub use softmax::softmax;

@@ -41,10 +41,25 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
 pub fn layer_norm_modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, eps: f64) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) && flex::supports(&scale) && flex::supports(&shift) {
-        let kernel = flex::LayerNormModulate { eps };
+        let kernel = flex::LayerNorm { eps, offset: 1.0 };
         return flex::run(kernel, [x.into_dispatch(), scale.into_dispatch(), shift.into_dispatch()]);
     }
     standardise(x, eps) * (scale + 1.0) + shift
+}
+
+/// Layer normalisation over the last axis, then every channel its `weight` and `bias`.
+///
+/// # Shapes
+/// - `x` and output: `[batch, length, channels]`
+/// - `weight`, `bias`: `[channels]`
+pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
+    let [weight, bias] = [weight, bias].map(Tensor::unsqueeze::<3>);
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&weight) && flex::supports(&bias) {
+        let kernel = flex::LayerNorm { eps, offset: 0.0 };
+        return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+    }
+    standardise(x, eps) * weight + bias
 }
 
 /// Mean 0 and biased variance 1 along the last axis.

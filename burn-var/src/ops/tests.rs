@@ -61,6 +61,7 @@ fn next<const D: usize>(inputs: &mut impl Iterator<Item = Tensor<1>>, shape: [us
 #[test]
 fn pointwise_functions() {
     agree("silu", &[33_001], |x| silu(x[0].clone() * 4.0));
+    agree("gelu", &[33_001], |x| gelu(x[0].clone() * 2.0));
     agree("gelu_tanh", &[33_001], |x| gelu_tanh(x[0].clone() * 2.0));
 }
 
@@ -83,7 +84,7 @@ fn softmax_of_infinities_and_nan() {
 #[test]
 fn pointwise_functions_keep_nan() {
     let x = || Tensor::<1>::from_floats([f32::NAN, 0.0, f32::INFINITY, -200.0], &Device::flex());
-    for (name, y) in [("silu", silu(x())), ("gelu_tanh", gelu_tanh(x()))] {
+    for (name, y) in [("silu", silu(x())), ("gelu", gelu(x())), ("gelu_tanh", gelu_tanh(x()))] {
         let y: Vec<f32> = y.into_data().try_to_vec().expect("f32");
         assert!(y[0].is_nan(), "{name} hides a NaN");
         assert_eq!(y[1..], [0.0, f32::INFINITY, 0.0], "{name} at 0, inf, -200");
@@ -117,6 +118,28 @@ fn modulated_layer_norm() {
             layer_norm_modulate(x, scale, shift, 1e-6)
         });
     }
+}
+
+#[test]
+fn layer_norm_with_weights() {
+    for [batch, length, channels] in [[1, 1, 3], [3, 70, 37]] {
+        agree(
+            &format!("layer_norm of {batch} x {length} x {channels}"),
+            &[batch * length * channels, channels, channels],
+            |inputs| {
+                let mut inputs = inputs.into_iter();
+                let x = next(&mut inputs, [batch, length, channels]);
+                layer_norm(x, next(&mut inputs, [channels]), next(&mut inputs, [channels]), 1e-6)
+            },
+        );
+    }
+}
+
+#[test]
+fn self_attention_without_biases() {
+    agree("self_attention without biases", &[2 * 9 * 3 * 12], |inputs| {
+        self_attention(inputs[0].clone().reshape([2, 9, 36]), None, 3, QueryKeys::Scaled(0.5), None)
+    });
 }
 
 /// `[channels_in, channels_out, kernel_height, kernel_width, height, width]` and geometry of convolutions.
@@ -240,7 +263,7 @@ fn self_attention_of_packed_heads() {
                     let mask = TensorData::new(causal.collect::<Vec<f32>>(), [1, 1, tokens, tokens]);
                     Tensor::<4>::from_data(mask, (&qkv.device().inner(), qkv.dtype()))
                 });
-                self_attention(qkv, q_bias, v_bias, heads, query_keys, mask)
+                self_attention(qkv, Some([q_bias, v_bias]), heads, query_keys, mask)
             });
         }
     }

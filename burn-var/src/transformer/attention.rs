@@ -69,11 +69,11 @@ impl Attention {
             None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
         };
         let qkv = nn::apply(&self.mat_qkv, x);
-        let (q_bias, v_bias) = (self.q_bias.val(), self.v_bias.val());
+        let biases = Some([self.q_bias.val(), self.v_bias.val()]);
         let mixed = match cache {
-            None => ops::self_attention(qkv, q_bias, v_bias, self.heads, query_keys, mask),
+            None => ops::self_attention(qkv, biases, self.heads, query_keys, mask),
             Some(cache) => {
-                let (q, k, v, scale) = ops::split_heads(qkv, q_bias, v_bias, self.heads, query_keys);
+                let (q, k, v, scale) = ops::split_heads(qkv, biases, self.heads, query_keys);
                 let (k, v) = cache.extend(k, v);
                 ops::attention(q, k, v, mask, scale)
             }

@@ -1,6 +1,6 @@
 use core::ops::Range;
 
-use super::simd::vectorised;
+use super::linear::add;
 use crate::ops::ConvSpec;
 
 /// Sizes of a convolution.
@@ -207,14 +207,6 @@ impl TapView {
         for row in line.chunks_exact_mut(width).take(self.rows.end).skip(self.rows.start) {
             row[..self.columns.start].fill(0.0);
             row[self.columns.end..].fill(0.0);
-        }
-    }
-}
-
-vectorised! {
-    fn add(from: &[f32], to: &mut [f32]) {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to += from;
         }
     }
 }

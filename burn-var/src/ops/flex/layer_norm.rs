@@ -1,28 +1,46 @@
 use super::{
     bridge::{Array, Kernel},
+    linear::add,
     moments::moments_inline,
     simd::{sums, vectorised},
 };
 
-/// Layer norm of `[batch, length, channels]`, times one plus a scale, plus a shift, both `[batch, 1, channels]`.
+/// Rows a thread works on at a time.
+const ROWS: usize = 64;
+
+/// Layer norm of `[batch, length, channels]`, times an offset plus a scale, plus a shift; these are `[batch, 1, channels]`
+/// or the same for all, `[1, 1, channels]`.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ops) struct LayerNormModulate {
+pub(in crate::ops) struct LayerNorm {
     pub(in crate::ops) eps: f64,
+    pub(in crate::ops) offset: f32,
 }
 
-impl Kernel<3> for LayerNormModulate {
+impl LayerNorm {
+    /// Where the scale and shift of an image begin.
+    fn first(scale: &Array, image: usize) -> usize {
+        let [images, _, channels] = scale.dims();
+        if images == 1 { 0 } else { image * channels }
+    }
+}
+
+impl Kernel<3> for LayerNorm {
     /// The input and the scale.
     type Saved = [Array; 2];
 
     fn forward(&self, [x, scale, shift]: [Array; 3]) -> (Array, [Array; 2]) {
         let [batch, length, channels] = x.dims();
+        let images = scale.dims::<3>()[0];
+        assert!(images == batch || images == 1, "layer_norm: {images} scales for {batch} images");
         for modulation in [&scale, &shift] {
-            assert_eq!(modulation.dims(), [batch, 1, channels], "layer_norm_modulate: shape of the scale or shift");
+            assert_eq!(modulation.dims(), [images, 1, channels], "layer_norm: shape of the scale or shift");
         }
-        let (out, _) = x.clone().update(channels, |row, values| {
-            let first = row / length * channels;
-            let [scale, shift] = [&scale, &shift].map(|values| &values.values()[first..][..channels]);
-            normalise(scale, shift, self.eps, values);
+        let (out, _) = x.clone().update(ROWS * channels, |piece, values| {
+            for (row, values) in (piece * ROWS..).zip(values.chunks_mut(channels)) {
+                let first = Self::first(&scale, row / length);
+                let [scale, shift] = [&scale, &shift].map(|values| &values.values()[first..][..channels]);
+                normalise(scale, shift, self.offset, self.eps, values);
+            }
         });
         (out, [x, scale])
     }
@@ -31,15 +49,18 @@ impl Kernel<3> for LayerNormModulate {
         let [_, length, channels] = x.dims();
         let len = length * channels;
         let (out, modulation_grads) = grad.update(len, |image, grads| {
-            let scale = &scale.values()[image * channels..][..channels];
+            let scale = &scale.values()[Self::first(&scale, image)..][..channels];
             let [mut scale_grad, mut shift_grad] = [(); 2].map(|()| vec![0.0; channels]);
             for (x, grad) in x.values()[image * len..].chunks(channels).zip(grads.chunks_mut(channels)) {
-                normalise_backward(x, scale, self.eps, grad, &mut scale_grad, &mut shift_grad);
+                normalise_backward(x, scale, self.offset, self.eps, grad, &mut scale_grad, &mut shift_grad);
             }
             [scale_grad, shift_grad]
         });
         let gather = |which: usize| {
-            let values = modulation_grads.iter().flat_map(|grads| &grads[which]).copied().collect();
+            let mut values = vec![0.0; scale.values().len()];
+            for (image, grads) in modulation_grads.iter().enumerate() {
+                add(&grads[which], &mut values[Self::first(&scale, image)..][..channels]);
+            }
             Array::new(values, scale.shape())
         };
         let [want_x, want_scale, want_shift] = wanted;
@@ -48,10 +69,10 @@ impl Kernel<3> for LayerNormModulate {
 }
 
 vectorised! {
-    fn normalise(scale: &[f32], shift: &[f32], eps: f64, values: &mut [f32]) {
+    fn normalise(scale: &[f32], shift: &[f32], offset: f32, eps: f64, values: &mut [f32]) {
         let moments = moments_inline(values, eps);
         for ((value, &scale), &shift) in values.iter_mut().zip(scale).zip(shift) {
-            *value = (*value - moments.mean) * moments.scale * (1.0 + scale) + shift;
+            *value = (*value - moments.mean) * moments.scale * (offset + scale) + shift;
         }
     }
 
@@ -59,6 +80,7 @@ vectorised! {
     fn normalise_backward(
         x: &[f32],
         scale: &[f32],
+        offset: f32,
         eps: f64,
         grad: &mut [f32],
         scale_grad: &mut [f32],
@@ -70,7 +92,7 @@ vectorised! {
         for (((scale_grad, shift_grad), (grad, &scale)), &x) in sums_of_rows.zip(grad.iter_mut().zip(scale)).zip(x) {
             *scale_grad += *grad * standard(x);
             *shift_grad += *grad;
-            *grad *= 1.0 + scale;
+            *grad *= offset + scale;
         }
         let means = sums(x, grad, |x, grad| [grad, grad * standard(x)]).map(|sum| (sum / x.len() as f64) as f32);
         let [mean_g, mean_gx] = means;

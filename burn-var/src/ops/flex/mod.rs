@@ -26,7 +26,7 @@ pub(super) use bridge::{absent, is_plain, run, supports};
 pub(super) use conv::Conv2d;
 pub(super) use cross_entropy::CrossEntropy;
 pub(super) use group_norm::GroupNorm;
-pub(super) use layer_norm::LayerNormModulate;
+pub(super) use layer_norm::LayerNorm;
 pub(super) use linear::Linear;
 pub(super) use pointwise::Pointwise;
 pub(super) use residual::GatedResidual;

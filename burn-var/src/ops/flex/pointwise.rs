@@ -1,6 +1,6 @@
 use super::{
     bridge::{Array, Kernel},
-    simd::{sigmoid, vectorised},
+    simd::{exp, normal_cdf, sigmoid, vectorised},
 };
 
 /// Elements a thread works on at a time.
@@ -10,6 +10,7 @@ const PIECE: usize = 1 << 13;
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) enum Pointwise {
     Silu,
+    Gelu,
     GeluTanh,
 }
 
@@ -19,6 +20,7 @@ impl Kernel<1> for Pointwise {
     fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
         let apply = match self {
             Self::Silu => silu,
+            Self::Gelu => gelu,
             Self::GeluTanh => gelu_tanh,
         };
         let (out, _) = x.clone().update(PIECE, |_, values| apply(values));
@@ -28,6 +30,7 @@ impl Kernel<1> for Pointwise {
     fn backward(&self, x: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
         let apply = match self {
             Self::Silu => silu_backward,
+            Self::Gelu => gelu_backward,
             Self::GeluTanh => gelu_tanh_backward,
         };
         let (out, _) = grad.update(PIECE, |piece, grad| apply(&x.values()[piece * PIECE..], grad));
@@ -48,6 +51,8 @@ fn gelu_gate(x: f32) -> f32 {
     sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
 }
 
+/// `1 / sqrt(2 pi)`.
+const NORMAL_PEAK: f32 = 0.398_942_3;
 /// `2 sqrt(2 / pi)`.
 const GELU_SCALE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
@@ -62,6 +67,19 @@ vectorised! {
     fn silu_backward(x: &[f32], grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
             *grad *= silu_slope(x);
+        }
+    }
+
+    fn gelu(values: &mut [f32]) {
+        for value in values {
+            *value *= normal_cdf(*value);
+        }
+    }
+
+    fn gelu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            let density = NORMAL_PEAK * exp(-0.5 * x * x);
+            *grad *= normal_cdf(x) + x * density;
         }
     }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use super::{
     attention::Head,
     bridge::{Array, Kernel},
+    linear::add,
     matrix::{Shared, View},
     scratch::Scratch,
     simd::{sums, vectorised},
@@ -12,7 +13,7 @@ use super::{
 /// Shortest length that a vector is divided by.
 const EPSILON: f32 = 1e-12;
 
-/// Self-attention from packed queries, keys and values; biases of queries and values; sharpness of each head; mask. One
+/// Self-attention from packed queries, keys and values; biases of queries and values or none; sharpness of each head; mask. One
 /// head of one image per task, which reads and writes the packed tensors in place of copies with the heads apart.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct SelfAttention {
@@ -158,7 +159,8 @@ impl<'a> Packed<'a> {
             "self_attention: {packed} channels are not three times a width for {} heads",
             kernel.heads
         );
-        assert!(q_bias.len() == width && v_bias.len() == width, "self_attention: length of a bias, width {width}");
+        let fits = |bias: &[f32]| bias.is_empty() || bias.len() == width;
+        assert!(fits(q_bias) && fits(v_bias), "self_attention: length of a bias, width {width}");
         assert!(
             kernel.scale.is_some() || sharpness.len() == kernel.heads,
             "self_attention: a sharpness for each of {} heads",
@@ -198,14 +200,16 @@ impl<'a> Packed<'a> {
     /// Writes `[tokens, channels]` of queries, keys and values, and the lengths they had.
     fn fill(&self, index: usize, [queries, keys, values]: [&mut [f32]; 3], lengths: &mut [f32]) {
         let channels = index % self.kernel.heads * self.channels..(index % self.kernel.heads + 1) * self.channels;
-        let (q_bias, v_bias) = (&self.q_bias[channels.clone()], &self.v_bias[channels]);
+        let [q_bias, v_bias] = [self.q_bias, self.v_bias].map(|bias| bias.get(channels.clone()).unwrap_or_default());
         for token in 0..self.tokens {
             let row = token * self.channels..(token + 1) * self.channels;
             let [query, key, value] =
                 [0, 1, 2].map(|part| &self.qkv[self.first_of(index, token) + part * self.width..][..self.channels]);
-            sum(query, q_bias, &mut queries[row.clone()]);
+            queries[row.clone()].copy_from_slice(query);
+            add(q_bias, &mut queries[row.clone()]);
             keys[row.clone()].copy_from_slice(key);
-            sum(value, v_bias, &mut values[row.clone()]);
+            values[row.clone()].copy_from_slice(value);
+            add(v_bias, &mut values[row.clone()]);
             if self.kernel.scale.is_none() {
                 lengths[token] = to_length(self.sharpness(index), &mut queries[row.clone()]);
                 lengths[self.tokens + token] = to_length(1.0, &mut keys[row]);
@@ -227,18 +231,6 @@ impl<'a> Packed<'a> {
 }
 
 vectorised! {
-    fn sum(a: &[f32], b: &[f32], out: &mut [f32]) {
-        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-            *out = a + b;
-        }
-    }
-
-    fn add(from: &[f32], to: &mut [f32]) {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to += from;
-        }
-    }
-
     /// Brings a vector to a length, and returns the one it had.
     fn to_length(length: f32, x: &mut [f32]) -> f32 {
         let [square] = sums(x, x, |x, _| [x * x]);
