@@ -1,6 +1,7 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
 pub mod classifier;
+pub mod encoder;
 mod error;
 mod generate;
 pub mod guidance;

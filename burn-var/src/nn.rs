@@ -76,6 +76,29 @@ impl GroupNorm {
     }
 }
 
+/// Layer norm over the last axis.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[channels]`.
+    pub bias: Param<Tensor<1>>,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    /// Scale one, shift zero.
+    pub fn new(channels: usize, epsilon: f64, device: &Device) -> Self {
+        let weight = Initializer::Ones.init([channels], device);
+        Self { weight, bias: zeros([channels], device), epsilon }
+    }
+
+    /// Normalises `[batch, length, channels]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), self.epsilon)
+    }
+}
+
 /// `[.., in]` to `[.., out]`.
 pub(crate) fn apply<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
     ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StateDict;
 use crate::classifier::ClassifierConfig;
+use crate::encoder::VitConfig;
 use crate::tokenizer::VqVaeConfig;
 use crate::transformer::VarConfig;
 use crate::{Error, Result};
@@ -24,6 +25,8 @@ pub enum ModelConfig {
     Var(VarConfig),
     /// A classifier that judges generated pictures.
     Classifier(ClassifierConfig),
+    /// A vision transformer that turns pictures into features.
+    Vit(VitConfig),
 }
 
 impl ModelConfig {
