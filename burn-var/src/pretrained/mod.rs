@@ -27,5 +27,5 @@ pub use safetensors::{SaveOptions, save};
 pub use state_dict::{Section, StateDict};
 pub use usage::Usage;
 pub use var::{load_var, save_var, var_config, var_keys};
-pub use vit::{load_vit, save_vit, vit_config};
+pub use vit::{load_vit, save_vit, vit_config, vit_keys};
 pub use vqvae::{load_vqvae, save_vqvae, vqvae_config, vqvae_keys};

@@ -13,7 +13,8 @@ const MODEL: &str = "DINO vision transformer";
 /// Width of a head in all published sizes; shapes do not tell it.
 const HEAD_WIDTH: usize = 64;
 
-fn keys() -> KeyMap {
+/// The names in DINO's and timm's files: those of the module itself.
+pub fn vit_keys() -> KeyMap {
     KeyMap::identity(MODEL)
 }
 
@@ -58,7 +59,7 @@ pub fn vit_config(dict: &StateDict) -> Result<VitConfig> {
 /// # Errors
 /// [`Error::Weights`] if they do not fit `config`; see [`vit_config`] and [`load`].
 pub fn load_vit(dict: &StateDict, config: &VitConfig, device: &Device) -> Result<Vit> {
-    Ok(load(config.init_zeros(device)?, dict, &keys(), LoadOptions::default())?.0)
+    Ok(load(config.init_zeros(device)?, dict, &vit_keys(), LoadOptions::default())?.0)
 }
 
 /// Writes a vision transformer as safetensors under DINO's names, its configuration inside; `half` rounds to half
@@ -68,5 +69,5 @@ pub fn load_vit(dict: &StateDict, config: &VitConfig, device: &Device) -> Result
 /// As [`save`].
 pub fn save_vit(model: &Vit, path: impl AsRef<Path>, half: bool) -> Result<()> {
     let metadata = ModelConfig::Vit(model.config().clone()).metadata()?;
-    save(&export(model, &keys())?, path, &SaveOptions { half, metadata })
+    save(&export(model, &vit_keys())?, path, &SaveOptions { half, metadata })
 }

@@ -4,6 +4,7 @@
 //! whatever their sizes and flags; a kind without a reader is named as not covered, and does not fail.
 
 mod checkpoints;
+mod dino;
 mod frechet;
 mod interp;
 mod lpips;
@@ -23,7 +24,7 @@ use burn_var_tests::golden::{self, Case};
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
 /// Kinds of cases by name.
-const READERS: [(&str, Reader); 8] = [
+const READERS: [(&str, Reader); 9] = [
     ("interp", interp::read),
     ("sampling", sampling::read),
     ("phi_select", phi_select::read),
@@ -32,6 +33,7 @@ const READERS: [(&str, Reader); 8] = [
     ("checkpoints", checkpoints::read),
     ("frechet", frechet::read),
     ("lpips", lpips::read),
+    ("dino", dino::read),
 ];
 
 /// Runs all cases of a kind on a device, and fails with all that differs.
@@ -94,6 +96,11 @@ macro_rules! on_device {
             #[test]
             fn parity_frechet() {
                 super::run("frechet", &$device);
+            }
+
+            #[test]
+            fn parity_dino() {
+                super::run("dino", &$device);
             }
 
             #[test]

@@ -1,0 +1,62 @@
+//! DINO's vision transformer, against timm and facebookresearch/dino.
+
+use burn::tensor::{Device, Tensor};
+use burn_var::encoder::VitConfig;
+use burn_var::pretrained::{load_vit, vit_keys};
+use burn_var::resize::Resize;
+use burn_var::{MapSize, Result};
+use burn_var_tests::checks::Checks;
+use burn_var_tests::golden::{Array, Case};
+use burn_var_tests::weightgen::WeightGen;
+
+/// The transformer's configuration, whose fields the case spells its own way.
+fn config(case: &Case) -> VitConfig {
+    VitConfig {
+        image_size: case.get("/config/img"),
+        image_channels: 3,
+        patch_size: case.get("/config/patch"),
+        embed_dim: case.get("/config/embed_dim"),
+        depth: case.get("/config/depth"),
+        num_heads: case.get("/config/heads"),
+        mlp_ratio: case.get("/config/mlp_ratio"),
+        norm_eps: case.get("/config/ln_eps"),
+        mean: case.get("/config/mean"),
+        std: case.get("/config/std"),
+    }
+}
+
+pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let config = config(case);
+    let recipe: WeightGen = case.get("/weightgen/vit");
+    let weights = recipe.for_module(&config.init_zeros(device)?, &vit_keys());
+    let vit = load_vit(&weights, &config, device)?;
+
+    let step = case.find("/subsample").unwrap_or(1);
+    let image: Tensor<4> = case.tensor("image", device);
+    let side = config.image_size;
+    let resized = Resize::Area.apply((image.clone() + 1.0) * 0.5, MapSize { height: side, width: side });
+    checks.array("resized", "resized/normalized", every(step, resized)?);
+    let prepared = vit.prepare(image)?;
+    checks.array("normalized", "resized/normalized", every(step, prepared.clone())?);
+    let hooks: Vec<usize> = case.get("/config/hooks");
+    let features = vit.features(prepared, &hooks)?;
+    let layers = features.blocks.into_iter().chain([features.embedding]);
+    for (i, tokens) in layers.enumerate() {
+        let cls = tokens.clone().narrow(1, 0, 1);
+        let patches = tokens.clone().narrow(1, 1, tokens.dims()[1] - 1);
+        checks.array(&format!("feat_{i}"), "feat_*/cls/tokens", every(step, (patches + cls).swap_dims(1, 2))?);
+    }
+    checks.floats("cls", "feat_*/cls/tokens", features.tokens.clone().narrow(1, 0, 1).squeeze_dim::<2>(1));
+    checks.array("tokens", "feat_*/cls/tokens", every(step, features.tokens)?);
+    // Outputs of the discriminator's heads on these features, which do not exist yet.
+    checks.skip("logits");
+    checks.skip("dimage");
+    Ok(())
+}
+
+/// Every `step`-th value.
+fn every<const D: usize>(step: usize, tensor: Tensor<D>) -> Result<Array> {
+    let values = tensor.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read features"))?;
+    let values: Vec<f64> = values.into_iter().step_by(step).collect();
+    Ok(Array { shape: vec![values.len()], values })
+}
