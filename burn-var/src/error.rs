@@ -109,3 +109,14 @@ impl Error {
         Error::Config { name: name.into(), found: found.to_string(), expected: expected.into() }
     }
 }
+
+/// Refuses sizes of 0.
+///
+/// # Errors
+/// [`Error::Config`] naming the first.
+pub(crate) fn require_positive(sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((name, size)) => Err(Error::config(*name, size, "at least 1")),
+        None => Ok(()),
+    }
+}

@@ -5,6 +5,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::error::require_positive;
 use crate::init::{Start, initialise};
 use crate::nn::{self, Conv2d, LayerNorm};
 use crate::ops::{self, ConvSpec, QueryKeys};
@@ -96,11 +97,7 @@ impl VitConfig {
             ("depth", self.depth),
             ("num_heads", self.num_heads),
         ];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::config(name, value, "at least 1"));
-            }
-        }
+        require_positive(&positive)?;
         if ![1, 3].contains(&self.image_channels) {
             return Err(Error::config("image_channels", self.image_channels, "1 (grey) or 3 (red, green, blue)"));
         }
@@ -269,13 +266,14 @@ impl Vit {
         }
         let embedding = self.embed(images)?;
         let mut x = embedding.clone();
-        let mut outputs = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        let mut outputs = vec![None; blocks.len()];
+        for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(x);
-            outputs.push(x.clone());
+            for (output, _) in outputs.iter_mut().zip(blocks).filter(|(_, wanted)| **wanted == i) {
+                *output = Some(x.clone());
+            }
         }
-        let blocks = blocks.iter().map(|&block| outputs[block].clone()).collect();
-        Ok(VitFeatures { embedding, blocks, tokens: self.norm.forward(x) })
+        Ok(VitFeatures { embedding, blocks: outputs.into_iter().flatten().collect(), tokens: self.norm.forward(x) })
     }
 
     /// The class token of prepared pictures after the final norm, `[batch, embed_dim]`: what DINO calls features.

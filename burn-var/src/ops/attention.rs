@@ -53,21 +53,11 @@ pub fn self_attention(
     mask: Option<Tensor<4>>,
 ) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if flex::supports(&qkv) && biases.iter().flatten().all(flex::supports) && mask.iter().all(flex::supports) {
-        let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(&qkv)));
+    if flex::supports(&qkv) && vectors(&biases, &query_keys).all(flex::supports) && mask.iter().all(flex::supports) {
         let mask = mask.unwrap_or_else(|| flex::absent(&qkv));
-        let (scale, sharpness) = match query_keys {
-            QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
-            QueryKeys::Unit(sharpness) => (None, sharpness),
-        };
-        let inputs = [
-            qkv.into_dispatch(),
-            q_bias.into_dispatch(),
-            v_bias.into_dispatch(),
-            sharpness.into_dispatch(),
-            mask.into_dispatch(),
-        ];
-        return flex::run(flex::SelfAttention { heads, scale }, inputs);
+        let (kernel, vectors) = packed(&qkv, biases, heads, query_keys);
+        let [q_bias, v_bias, sharpness] = vectors.map(Tensor::into_dispatch);
+        return flex::run(kernel, [qkv.into_dispatch(), q_bias, v_bias, sharpness, mask.into_dispatch()]);
     }
     let (q, k, v, scale) = split_heads(qkv, biases, heads, query_keys);
     attention(q, k, v, mask, scale)
@@ -82,14 +72,14 @@ pub fn split_heads(
     query_keys: QueryKeys,
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
     #[cfg(feature = "flex")]
-    if flex::is_plain(&qkv) {
-        let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(&qkv)));
-        let (scale, sharpness) = match query_keys {
-            QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(&qkv)),
-            QueryKeys::Unit(sharpness) => (None, sharpness),
+    if flex::is_plain(&qkv) && vectors(&biases, &query_keys).all(flex::is_plain) {
+        let scale = match &query_keys {
+            QueryKeys::Scaled(scale) => *scale,
+            QueryKeys::Unit(_) => 1.0,
         };
-        let [q, k, v] = flex::SelfAttention { heads, scale }.split(qkv, q_bias, v_bias, sharpness);
-        return (q, k, v, scale.map_or(1.0, f64::from));
+        let (kernel, vectors) = packed(&qkv, biases, heads, query_keys);
+        let [q, k, v] = kernel.split(qkv, vectors);
+        return (q, k, v, scale);
     }
     let [batch, tokens, packed] = qkv.dims();
     let width = packed / 3;
@@ -108,6 +98,32 @@ pub fn split_heads(
         QueryKeys::Scaled(scale) => (q, k, v, scale),
         QueryKeys::Unit(sharpness) => (unit(q) * sharpness.reshape([1, heads, 1, 1]), unit(k), v, 1.0),
     }
+}
+
+/// All that goes into a self-attention besides the joint projection and the mask.
+#[cfg(feature = "flex")]
+fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) -> impl Iterator<Item = &'a Tensor<1>> {
+    let sharpness = match query_keys {
+        QueryKeys::Scaled(_) => None,
+        QueryKeys::Unit(sharpness) => Some(sharpness),
+    };
+    biases.iter().flatten().chain(sharpness)
+}
+
+/// The kernel, and what it takes of both biases and the sharpness.
+#[cfg(feature = "flex")]
+fn packed(
+    qkv: &Tensor<3>,
+    biases: Option<[Tensor<1>; 2]>,
+    heads: usize,
+    query_keys: QueryKeys,
+) -> (flex::SelfAttention, [Tensor<1>; 3]) {
+    let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(qkv)));
+    let (scale, sharpness) = match query_keys {
+        QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(qkv)),
+        QueryKeys::Unit(sharpness) => (None, sharpness),
+    };
+    (flex::SelfAttention { heads, scale }, [q_bias, v_bias, sharpness])
 }
 
 /// Vectors of length one along the last axis (epsilon 1e-12, as PyTorch's `normalize`).

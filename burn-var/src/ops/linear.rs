@@ -13,9 +13,8 @@ use super::flex;
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) && flex::supports(&weight) && bias.as_ref().is_none_or(flex::supports) {
-        let kernel = flex::Linear { has_bias: bias.is_some() };
         let bias = bias.unwrap_or_else(|| flex::absent(&x));
-        return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+        return flex::run(flex::Linear, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
     }
     module::linear(x, weight, bias)
 }

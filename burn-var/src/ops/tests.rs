@@ -299,6 +299,16 @@ fn only_tracked_inputs_get_a_gradient() {
 }
 
 #[test]
+fn split_heads_keeps_the_gradient_of_a_bias_alone() {
+    let device = Device::flex();
+    let qkv = Tensor::<3>::from_data(TensorData::new(noise(2 * 4 * 18, 1), [2, 4, 18]), &device);
+    let bias = |seed| Tensor::<1>::from_data(TensorData::new(noise(6, seed), [6]), &device.clone().autodiff());
+    let q_bias = bias(2).require_grad();
+    let (q, ..) = split_heads(qkv, Some([q_bias.clone(), bias(3)]), 2, QueryKeys::Scaled(0.3));
+    assert!(q_bias.grad(&q.sum().backward()).is_some(), "the bias has a gradient though the projection is plain");
+}
+
+#[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let size = [16, 24, 3, 3, 24, 24];
     let inputs = [noise(9 * 16 * 24 * 24, 1), noise(24 * 16 * 9, 2), noise(24, 3), noise(24, 4), noise(24, 5)];

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Decoder, Encoder, Quantized, Quantizer, Tokenizer};
+use crate::error::require_positive;
 use crate::init::{Start, fan_in_bound, initialise};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
@@ -124,11 +125,7 @@ impl VqVaeConfig {
             ("z_channels", self.z_channels),
             ("vocab_size", self.vocab_size),
         ];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::config(name, value, "at least 1"));
-            }
-        }
+        require_positive(&positive)?;
         if self.ch == 0 || !self.ch.is_multiple_of(GroupNorm::GROUPS) {
             return Err(Error::config("ch", self.ch, format!("a multiple of {}, the norm groups", GroupNorm::GROUPS)));
         }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{Attention, BlockModulation, HeadModulation, KvCache, Label, NextScale, Session};
+use crate::error::require_positive;
 use crate::init::{Start, initialise};
 use crate::rng::Rng;
 use crate::{Error, Result, Scales, nn, ops};
@@ -92,11 +93,7 @@ impl VarConfig {
             ("z_channels", self.z_channels),
             ("num_classes", self.num_classes),
         ];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::config(name, value, "at least 1"));
-            }
-        }
+        require_positive(&positive)?;
         if !self.embed_dim.is_multiple_of(self.num_heads) {
             return Err(Error::config(
                 "num_heads",

@@ -1,6 +1,6 @@
 use core::ops::Range;
 
-use super::linear::add;
+use super::simd::add;
 use crate::ops::ConvSpec;
 
 /// Sizes of a convolution.

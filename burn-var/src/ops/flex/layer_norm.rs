@@ -1,8 +1,7 @@
 use super::{
     bridge::{Array, Kernel},
-    linear::add,
     moments::moments_inline,
-    simd::{sums, vectorised},
+    simd::{add, sums, vectorised},
 };
 
 /// Rows a thread works on at a time.

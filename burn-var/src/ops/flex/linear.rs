@@ -6,7 +6,7 @@ use super::{
     bridge::{Array, Kernel},
     matrix::{Shared, View, multiply, transpose},
     scratch::Scratch,
-    simd::vectorised,
+    simd::add,
 };
 
 /// Rows of a piece of a product, about.
@@ -16,11 +16,9 @@ const COLUMNS: usize = 64;
 /// Pieces for which columns are cut where there are few rows.
 const PIECES: usize = 8;
 
-/// `x weight + bias` over the last axis; without a bias that input is not read.
+/// `x weight + bias` over the last axis; an absent bias is empty.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ops) struct Linear {
-    pub(in crate::ops) has_bias: bool,
-}
+pub(in crate::ops) struct Linear;
 
 impl Kernel<3> for Linear {
     /// The input and the weight.
@@ -32,7 +30,7 @@ impl Kernel<3> for Linear {
         let last = shape.num_dims() - 1;
         assert_eq!(shape[last], inputs, "linear: channels of the input, weight {:?}", weight.shape());
         shape[last] = outputs;
-        let bias = self.has_bias.then(|| bias.values());
+        let bias = Some(bias.values()).filter(|bias| !bias.is_empty());
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: length of the bias");
         let rows = x.values().len() / inputs.max(1);
         let x_view = View::new(x.values(), [rows, inputs], inputs);
@@ -55,13 +53,13 @@ impl Kernel<3> for Linear {
             let x = View::new(x.values(), [rows, inputs], inputs).transposed();
             Array::new(product(x, grads, None), weight.shape())
         });
-        let bias_grad = (self.has_bias && want_bias).then(|| Array::new(column_sums(&grad, outputs), [outputs]));
+        let bias_grad = want_bias.then(|| Array::new(column_sums(&grad, outputs), [outputs]));
         [x_grad, weight_grad, bias_grad]
     }
 }
 
 /// `a b + bias`, piece by piece on all threads.
-pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let ([rows, _], [_, columns]) = (a.shape(), b.shape());
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared::new(out.as_mut_ptr());
@@ -106,12 +104,4 @@ fn column_sums(grad: &Array, columns: usize) -> Vec<f32> {
     let mut total = vec![0.0; columns];
     parts.iter().for_each(|part| add(part, &mut total));
     total
-}
-
-vectorised! {
-    pub(super) fn add(from: &[f32], to: &mut [f32]) {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to += from;
-        }
-    }
 }

@@ -4,10 +4,9 @@ use rayon::prelude::*;
 use super::{
     attention::Head,
     bridge::{Array, Kernel},
-    linear::add,
     matrix::{Shared, View},
     scratch::Scratch,
-    simd::{sums, vectorised},
+    simd::{add, sums, vectorised},
 };
 
 /// Shortest length that a vector is divided by.
@@ -102,15 +101,11 @@ impl Kernel<5> for SelfAttention {
 }
 
 impl SelfAttention {
-    /// Queries, keys and values of each head, `[batch, heads, tokens, channels]`, off the graph.
-    pub(in crate::ops) fn split(
-        &self,
-        qkv: Tensor<3>,
-        q_bias: Tensor<1>,
-        v_bias: Tensor<1>,
-        sharpness: Tensor<1>,
-    ) -> [Tensor<4>; 3] {
-        let inputs = [qkv.into(), q_bias.into(), v_bias.into(), sharpness.into(), Array::new(Vec::new(), [0])];
+    /// Queries, keys and values of each head, `[batch, heads, tokens, channels]`, off the graph. `vectors` are both
+    /// biases and the sharpness.
+    pub(in crate::ops) fn split(&self, qkv: Tensor<3>, vectors: [Tensor<1>; 3]) -> [Tensor<4>; 3] {
+        let [q_bias, v_bias, sharpness] = vectors.map(Array::from);
+        let inputs = [qkv.into(), q_bias, v_bias, sharpness, Array::new(Vec::new(), [0])];
         let packed = Packed::new(self, &inputs);
         let Packed { batch, tokens, channels, .. } = packed;
         let len = tokens * channels;

@@ -147,6 +147,14 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+vectorised! {
+    pub(in crate::ops::flex) fn add(from: &[f32], to: &mut [f32]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to += from;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
