@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::pretrained::{ModelConfig, StateDict, Usage, load_var, load_vqvae, var_config, vqvae_config};
+use burn_var::pretrained::{
+    LoadOptions, ModelConfig, StateDict, Usage, WeightType, load_var_with, load_vqvae, var_config, vqvae_config,
+};
 use burn_var::tokenizer::VqVae;
 use burn_var::transformer::{Var, VarConfig};
 use burn_var::{Scales, check_pair};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::classes::Classes;
 use crate::output::usage;
@@ -43,6 +45,28 @@ pub(crate) struct PairArgs {
     /// The transformer: a safetensors file of this project, or a public `.pth` file.
     #[arg(long, value_name = "FILE")]
     pub(crate) transformer: Option<PathBuf>,
+    /// How the transformer's weights are held: half precision takes half the memory; its pictures differ a little.
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub(crate) weights: Weights,
+}
+
+/// [`WeightType`], as the command line names it.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Weights {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Weights> for WeightType {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::F32 => Self::F32,
+            Weights::F16 => Self::F16,
+            Weights::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// A tokenizer and a transformer that fit each other.
@@ -104,9 +128,10 @@ impl PairArgs {
         // A public tokenizer's file does not tell the ladder: it is the transformer's.
         let scales = scales.or_else(|| ladder_of(&tokenizer, &config));
         let tokenizer_config = vqvae_config(&tokenizer, scales.as_ref())?;
+        let options = LoadOptions { linear: self.weights.into(), ..Default::default() };
         let pair = Pair {
             tokenizer: load_vqvae(&tokenizer, &tokenizer_config, device)?,
-            transformer: load_var(&transformer, &config, device)?,
+            transformer: load_var_with(&transformer, &config, options, device)?,
             usage: Usage::of(&transformer)?.unwrap_or_default(),
         };
         check_pair(&pair.tokenizer, &pair.transformer)

@@ -49,8 +49,11 @@ impl<M: Module> Learner<M> {
             learning_rate: learning_rate.at(step, *steps),
             weight_decay: optimizer.weight_decay_at(step, *steps),
         };
+        let optimizer = tracing::trace_span!("part", op = "Optimizer", pass = "").entered();
         let (model, norm) = self.optimizer.step(rates, self.model.clone(), grads)?;
+        drop(optimizer);
         self.model = model;
+        let _average = tracing::trace_span!("part", op = "MovingAverage", pass = "").entered();
         self.average = ema_update(self.average.clone(), &self.model, ema.decay_at(step));
         Ok(vec![("grad_norm".into(), norm), ("learning_rate".into(), rates.learning_rate)])
     }

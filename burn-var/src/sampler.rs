@@ -68,6 +68,7 @@ impl Sampler {
     /// # Errors
     /// [`Error::Device`] if the logits can't be read, [`Error::NonFinite`] if one is not a number.
     pub fn draw(&self, logits: Tensor<3>, rngs: &mut [Rng], ratio: f64, codebook: &Tensor<2>) -> Result<Drawn> {
+        let _span = tracing::trace_span!("part", op = "Sampler", pass = "forward").entered();
         let [batch, tokens, vocab] = logits.dims();
         if batch != rngs.len() {
             return Err(Error::shape("logits", format!("[{}, tokens, vocab]", rngs.len()), logits.dims()));

@@ -81,3 +81,29 @@ fn a_converted_file_holds_the_same() {
         }
     }
 }
+
+/// `files/*.pth` were made by one Python dictionary, saved once in each of PyTorch's formats.
+#[test]
+fn every_layout_of_a_tensor_is_read_from_both_formats_of_torch_save() {
+    for name in ["archive.pth", "legacy.pth"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("files").join(name);
+        let dict = StateDict::open(path).unwrap_or_else(|error| panic!("{error}"));
+        let read = |key: &str| {
+            let data = dict.tensor(&format!("model.a.{key}")).unwrap_or_else(|error| panic!("{error}"));
+            (data.shape().to_vec(), data.try_into_vec_as::<f32>().expect("numbers"))
+        };
+        let (shape, base) = read("weight");
+        assert_eq!(shape, [6, 5], "{name}");
+        assert_eq!(base[..2], [-1.125_839_8, -1.152_360_2], "values in {name}");
+        assert_eq!(read("view"), (vec![2, 5], base[5..15].to_vec()), "a part of a larger storage in {name}");
+        let turned = (0..30).map(|i| base[i % 6 * 5 + i / 6]).collect();
+        assert_eq!(read("turned"), (vec![5, 6], turned), "a transposed view in {name}");
+        assert_eq!(read("double"), (vec![5], base[..5].to_vec()), "double precision in {name}");
+        for (key, error) in [("half", 1e-3), ("bf16", 8e-3)] {
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * b.abs();
+            assert!(read(key).1.iter().zip(&base).all(near), "{key} in {name}");
+        }
+        assert_eq!(read("ids"), (vec![4], vec![0.0, 1.0, 2.0, 3.0]), "integers in {name}");
+        assert_eq!(read("steps").1, [7.0], "a scalar in {name}");
+    }
+}

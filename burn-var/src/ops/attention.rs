@@ -65,22 +65,12 @@ pub fn self_attention(
 
 /// Queries, keys and values of each head as [`attention`] takes them, and the scale of their products; inputs as those
 /// of [`self_attention`].
-pub fn split_heads(
+pub(super) fn split_heads(
     qkv: Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
     heads: usize,
     query_keys: QueryKeys,
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
-    #[cfg(feature = "flex")]
-    if flex::is_plain(&qkv) && vectors(&biases, &query_keys).all(flex::is_plain) {
-        let scale = match &query_keys {
-            QueryKeys::Scaled(scale) => *scale,
-            QueryKeys::Unit(_) => 1.0,
-        };
-        let (kernel, vectors) = packed(&qkv, biases, heads, query_keys);
-        let [q, k, v] = kernel.split(qkv, vectors);
-        return (q, k, v, scale);
-    }
     let [batch, tokens, packed] = qkv.dims();
     let width = packed / 3;
     // Sliced before the heads are split: a permutation of the whole would copy it three times over.
@@ -102,7 +92,10 @@ pub fn split_heads(
 
 /// All that goes into a self-attention besides the joint projection and the mask.
 #[cfg(feature = "flex")]
-fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) -> impl Iterator<Item = &'a Tensor<1>> {
+pub(super) fn vectors<'a>(
+    biases: &'a Option<[Tensor<1>; 2]>,
+    query_keys: &'a QueryKeys,
+) -> impl Iterator<Item = &'a Tensor<1>> {
     let sharpness = match query_keys {
         QueryKeys::Scaled(_) => None,
         QueryKeys::Unit(sharpness) => Some(sharpness),
@@ -112,7 +105,7 @@ fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) ->
 
 /// The kernel, and what it takes of both biases and the sharpness.
 #[cfg(feature = "flex")]
-fn packed(
+pub(super) fn packed(
     qkv: &Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
     heads: usize,

@@ -5,16 +5,27 @@ use super::flex;
 
 /// Linear layer: `x weight + bias` over the last axis.
 ///
+/// A weight of another floating-point type than `x`, half precision to save memory, is brought to that of `x`; sums are
+/// in the latter.
+///
 /// # Shapes
 /// - `x`: `[.., inputs]`
 /// - `weight`: `[inputs, outputs]`, Burn's layout and the transpose of PyTorch's
-/// - `bias`: `[outputs]`
+/// - `bias`: `[outputs]`, of the type of `x`
 /// - output: `[.., outputs]`
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) && flex::supports(&weight) && bias.as_ref().is_none_or(flex::supports) {
         let bias = bias.unwrap_or_else(|| flex::absent(&x));
         return flex::run(flex::Linear, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
+    }
+    #[cfg(feature = "flex")]
+    if flex::is_plain(&x) && flex::is_half(&weight) && bias.as_ref().is_none_or(flex::is_plain) {
+        return flex::half_linear(x, weight, bias);
+    }
+    if weight.dtype() != x.dtype() {
+        let weight = weight.cast(x.dtype());
+        return linear(x, weight, bias);
     }
     module::linear(x, weight, bias)
 }

@@ -8,6 +8,7 @@
 
 mod activation;
 mod attention;
+mod cached_attention;
 mod conv;
 #[cfg(feature = "flex")]
 mod flex;
@@ -20,7 +21,8 @@ mod softmax;
 mod tests;
 
 pub use activation::{gelu, gelu_tanh, silu};
-pub use attention::{QueryKeys, attention, self_attention, split_heads};
+pub use attention::{QueryKeys, attention, self_attention};
+pub use cached_attention::{KvCache, cached_attention};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 pub use loss::cross_entropy;

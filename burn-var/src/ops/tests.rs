@@ -269,6 +269,28 @@ fn self_attention_of_packed_heads() {
     }
 }
 
+/// Against the same weights, rounded, in single precision; few rows go another way than many.
+#[test]
+fn linear_layers_with_weights_in_half_precision() {
+    let device = Device::flex();
+    let tensor = |len, seed| Tensor::<1>::from_data(TensorData::new(noise(len, seed), [len]), &device);
+    for (rows, inputs, outputs) in [(1, 5, 3), (3, 300, 1000), (63, 70, 33), (64, 70, 33), (200, 513, 65)] {
+        for half in [DType::F16, DType::BF16] {
+            for bias in [None, Some(tensor(outputs, 3))] {
+                let (x, weight) = (tensor(rows * inputs, 1), tensor(inputs * outputs, 2));
+                let (x, weight) = (x.reshape([rows, 1, inputs]), weight.reshape([inputs, outputs]).cast(half));
+                let expected = linear(x.clone(), weight.clone().cast(DType::F32), bias.clone());
+                let size = expected.clone().abs().max().into_scalar::<f32>();
+                let tracked = linear(x.clone().autodiff(), weight.clone(), bias.clone()).inner();
+                for found in [linear(x.clone(), weight, bias), tracked] {
+                    let error = (found - expected.clone()).abs().max().into_scalar::<f32>();
+                    assert!(error <= 1e-6 * size, "{rows} x {inputs} x {outputs}, {half:?}: off by {error:e}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn inputs_that_are_views() {
     let device = Device::flex();
@@ -298,14 +320,85 @@ fn only_tracked_inputs_get_a_gradient() {
     assert!(constant.grad(&grads).is_none(), "a constant has no gradient");
 }
 
+/// What a block of tokens after another sees is what a mask would let it see; on the graph (in `f64`, without a
+/// kernel), off it, and when it goes off and on.
 #[test]
-fn split_heads_keeps_the_gradient_of_a_bias_alone() {
+fn cached_attention_sees_what_is_in_the_cache() {
+    let (heads, blocks) = (3, [1, 4, 7]);
+    let (tokens, width) = (blocks.iter().sum::<usize>(), heads * 5);
+    let numbers = |shape: &[usize], seed| TensorData::new(noise(shape.iter().product(), seed), shape.to_vec());
+    let (qkv, biases) = (numbers(&[2, tokens, 3 * width], 1), [2, 3].map(|seed| numbers(&[width], seed)));
+    let mix = |device: &Device, dtype, capacity, tracked: [bool; 3]| -> Vec<f64> {
+        let biases = biases.each_ref().map(|bias| Tensor::<1>::from_data(bias.clone(), (device, dtype)));
+        let sharpness = Tensor::<1>::from_data([1.0, 2.0, 0.5], (device, dtype));
+        let qkv = Tensor::<3>::from_data(qkv.clone(), (device, dtype));
+        let mut cache = KvCache::new(capacity);
+        let mut first = 0;
+        let outputs = blocks.iter().zip(tracked).map(|(&count, tracked)| {
+            let block = qkv.clone().narrow(1, first, count);
+            let block = if tracked { block.autodiff() } else { block };
+            first += count;
+            let query_keys = QueryKeys::Unit(sharpness.clone());
+            let mixed = cached_attention(block, Some(biases.clone()), heads, query_keys, &mut cache);
+            if tracked { mixed.inner() } else { mixed }
+        });
+        let outputs = Tensor::cat(outputs.collect(), 1);
+        assert_eq!(cache.tokens(), tokens, "all tokens are in the cache");
+        outputs.into_data().iter().collect()
+    };
+    let device = Device::flex();
+    let exact = {
+        let levels: Vec<usize> = blocks.iter().enumerate().flat_map(|(level, &count)| vec![level; count]).collect();
+        let hidden = |at: usize| levels[at / tokens] < levels[at % tokens];
+        let mask: Vec<f32> = (0..tokens * tokens).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let place = (&device, DType::F64);
+        let mask = Tensor::from_data(TensorData::new(mask, [1, 1, tokens, tokens]), place);
+        let biases = biases.each_ref().map(|bias| Tensor::<1>::from_data(bias.clone(), place));
+        let query_keys = QueryKeys::Unit(Tensor::from_data([1.0, 2.0, 0.5], place));
+        let qkv = Tensor::<3>::from_data(qkv.clone(), place);
+        let mixed = self_attention(qkv, Some(biases), heads, query_keys, Some(mask));
+        mixed.into_data().iter::<f64>().collect::<Vec<_>>()
+    };
+    let plain = [false; 3];
+    for (name, dtype, capacity, tracked) in [
+        ("in double precision", DType::F64, tokens, plain),
+        ("with room for all", DType::F32, tokens, plain),
+        ("with room for some", DType::F32, 2, plain),
+        ("off and on the graph", DType::F32, tokens, [false, true, true]),
+    ] {
+        let found = mix(&device, dtype, capacity, tracked);
+        let error = found.iter().zip(&exact).map(|(found, exact)| (found - exact).abs()).fold(0.0, f64::max);
+        assert!(error < 1e-5, "{name}: off by {error:e}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_cache_goes_its_own_way() {
+    let device = Device::flex();
+    let block = |seed| Tensor::<3>::from_data(TensorData::new(noise(2 * 18, seed), [1, 2, 18]), &device);
+    let mix = |seed, cache: &mut KvCache| {
+        cached_attention(block(seed), None, 2, QueryKeys::Scaled(0.3), cache).into_data().try_into_vec::<f32>().unwrap()
+    };
+    let mut one = KvCache::new(8);
+    mix(1, &mut one);
+    let mut other = one.clone();
+    let (a, b) = (mix(2, &mut one), mix(3, &mut other));
+    assert_ne!(a, b, "they hold other tokens now");
+    let mut alone = KvCache::new(8);
+    mix(1, &mut alone);
+    mix(2, &mut alone);
+    assert_eq!(mix(4, &mut one), mix(4, &mut alone), "one has seen nothing of the other");
+}
+
+#[test]
+fn cached_attention_keeps_the_gradient_of_a_bias_alone() {
     let device = Device::flex();
     let qkv = Tensor::<3>::from_data(TensorData::new(noise(2 * 4 * 18, 1), [2, 4, 18]), &device);
     let bias = |seed| Tensor::<1>::from_data(TensorData::new(noise(6, seed), [6]), &device.clone().autodiff());
     let q_bias = bias(2).require_grad();
-    let (q, ..) = split_heads(qkv, Some([q_bias.clone(), bias(3)]), 2, QueryKeys::Scaled(0.3));
-    assert!(q_bias.grad(&q.sum().backward()).is_some(), "the bias has a gradient though the projection is plain");
+    let biases = Some([q_bias.clone(), bias(3)]);
+    let mixed = cached_attention(qkv, biases, 2, QueryKeys::Scaled(0.3), &mut KvCache::new(4));
+    assert!(q_bias.grad(&mixed.sum().backward()).is_some(), "the bias has a gradient though the projection is plain");
 }
 
 #[test]

@@ -17,8 +17,57 @@ pub struct LoadOptions {
     pub allow_missing: bool,
     /// Tensors that the module has no place for are left aside.
     pub allow_unused: bool,
-    /// Parameters take the file's floating-point type, where otherwise they become f32.
-    pub keep_dtype: bool,
+    /// How the weights of linear layers, nearly all of a transformer, are held. All else is in single precision.
+    pub linear: WeightType,
+}
+
+/// A floating-point type of weights. Sums are in single precision whichever it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WeightType {
+    /// Single precision, 4 bytes: the type of the published results, and the only one to train in.
+    #[default]
+    F32,
+    /// Half precision, 2 bytes, 11 significant bits.
+    F16,
+    /// The upper half of single precision, 2 bytes, 8 significant bits.
+    Bf16,
+}
+
+impl WeightType {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Holds the weights of all linear layers as `linear` says.
+pub fn cast_linear<M: Module>(module: M, linear: WeightType) -> M {
+    module.map(&mut Caster { path: Path::default(), linear })
+}
+
+struct Caster {
+    path: Path,
+    linear: WeightType,
+}
+
+impl ModuleMapper for Caster {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.path.is_transposed() {
+            true => param.map(|weight| weight.cast(self.linear.dtype())),
+            false => param,
+        }
+    }
 }
 
 /// Fills the float parameters of `module` from `dict`, whose names `map` knows.
@@ -153,10 +202,7 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn read(&self, key: &str) -> Result<TensorData> {
         let data = self.dict.tensor(key)?;
-        let dtype = match data.dtype() {
-            dtype @ (DType::F16 | DType::BF16 | DType::F64) if self.options.keep_dtype => dtype,
-            _ => DType::F32,
-        };
+        let dtype = if self.path.is_transposed() { self.options.linear.dtype() } else { DType::F32 };
         let damaged = |reason: String| Error::format(self.dict.origin(), format!("tensor `{key}`: {reason}"));
         let data = data.try_cast(dtype).map_err(|error| damaged(error.to_string()))?;
         if self.path.is_transposed() { transpose(data).map_err(damaged) } else { Ok(data) }
@@ -343,18 +389,26 @@ mod tests {
     }
 
     #[test]
-    fn half_files_become_single_or_stay() {
+    fn linear_weights_are_held_as_asked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("half.safetensors");
         let half = super::super::SaveOptions { half: true, ..Default::default() };
         super::super::save(&dict(&FULL), &path, &half).unwrap();
         let file = StateDict::open(&path).unwrap();
-        let (net, _) = load(lazy_net(&device()), &file, &map(), LoadOptions::default()).unwrap();
-        assert_eq!(net.fc.weight.val().dtype(), DType::F32, "single by default");
-        assert_eq!(values(&net.fc.weight), [0., 3., 1., 4., 2., 5.], "values");
-        let keep = LoadOptions { keep_dtype: true, ..Default::default() };
-        let (net, _) = load(lazy_net(&Device::flex()), &file, &map(), keep).unwrap();
-        assert_eq!(net.fc.weight.val().dtype(), DType::F16, "half where asked for");
+        for (linear, dtype) in
+            [(WeightType::F32, DType::F32), (WeightType::F16, DType::F16), (WeightType::Bf16, DType::BF16)]
+        {
+            let options = LoadOptions { linear, ..Default::default() };
+            let (loaded, _) = load(lazy_net(&Device::flex()), &file, &map(), options).unwrap();
+            let (single, _) = load(lazy_net(&Device::flex()), &file, &map(), LoadOptions::default()).unwrap();
+            for net in [loaded, cast_linear(single, linear)] {
+                assert_eq!(net.fc.weight.val().dtype(), dtype, "the weight of a linear layer");
+                assert_eq!(net.fc.bias.as_ref().unwrap().val().dtype(), DType::F32, "its bias");
+                assert_eq!(net.pos.val().dtype(), DType::F32, "another matrix");
+                let weight = net.fc.weight.val().cast(DType::F32).into_data().try_into_vec::<f32>().unwrap();
+                assert_eq!(weight, [0., 3., 1., 4., 2., 5.], "values");
+            }
+        }
     }
 
     #[test]

@@ -20,12 +20,12 @@ mod vqvae;
 
 pub use classifier::{load_classifier, save_classifier};
 pub use key_map::KeyMap;
-pub use load::{LoadOptions, export, load};
+pub use load::{LoadOptions, WeightType, cast_linear, export, load};
 pub use model_config::ModelConfig;
 pub use report::{LoadReport, MisShaped};
 pub use safetensors::{SaveOptions, save};
 pub use state_dict::{Section, StateDict};
 pub use usage::Usage;
-pub use var::{load_var, save_var, var_config, var_keys};
+pub use var::{load_var, load_var_with, save_var, var_config, var_keys};
 pub use vit::{load_vit, save_vit, vit_config, vit_keys};
 pub use vqvae::{load_vqvae, save_vqvae, vqvae_config, vqvae_keys};

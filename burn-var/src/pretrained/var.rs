@@ -92,13 +92,21 @@ fn ladder(dict: &StateDict) -> Result<Scales> {
     }
 }
 
-/// A transformer with the weights of a checkpoint, strictly.
+/// A transformer with the weights of a checkpoint, strictly, in single precision.
 ///
 /// # Errors
 /// [`Error::Weights`] if they do not fit `config`; see [`var_config`] and [`load`].
 pub fn load_var(dict: &StateDict, config: &VarConfig, device: &Device) -> Result<Var> {
+    load_var_with(dict, config, LoadOptions::default(), device)
+}
+
+/// As [`load_var`], with options: weights in half precision take half the memory.
+///
+/// # Errors
+/// As [`load_var`].
+pub fn load_var_with(dict: &StateDict, config: &VarConfig, options: LoadOptions, device: &Device) -> Result<Var> {
     let weights = dict.section(Section::Var)?;
-    Ok(load(config.init_zeros(device)?, &weights, &var_keys(), LoadOptions::default())?.0)
+    Ok(load(config.init_zeros(device)?, &weights, &var_keys(), options)?.0)
 }
 
 /// Writes a transformer as safetensors under VAR's names, its configuration and `usage` inside; `half` rounds to half

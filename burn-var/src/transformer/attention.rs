@@ -6,29 +6,16 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::VarConfig;
-use crate::ops::QueryKeys;
+use crate::ops::{KvCache, QueryKeys};
 use crate::{nn, ops};
 
-/// Keys and values of the scales so far, `[batch, heads, tokens, head_width]` each.
-#[derive(Debug, Clone, Default)]
-pub struct KvCache {
-    entries: Option<(Tensor<4>, Tensor<4>)>,
-}
-
-impl KvCache {
-    /// Adds a block of tokens, and returns all keys and values.
-    pub fn extend(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let all = match self.entries.take() {
-            None => (keys, values),
-            Some((k, v)) => (Tensor::cat(vec![k, keys], 2), Tensor::cat(vec![v, values], 2)),
-        };
-        self.entries = Some(all.clone());
-        all
-    }
-
-    pub(super) fn truncate(self, batch: usize) -> Self {
-        Self { entries: self.entries.map(|(k, v)| (k.narrow(0, 0, batch), v.narrow(0, 0, batch))) }
-    }
+/// What tokens see besides one another.
+#[derive(Debug)]
+pub enum Context<'a> {
+    /// The scales before: generation.
+    Cached(&'a mut KvCache),
+    /// All scales at once under a mask, `[1, 1, tokens, tokens]`, that is added to the scores: training.
+    Masked(&'a Tensor<4>),
 }
 
 /// Multi-head self-attention. Field names are the checkpoints'.
@@ -60,9 +47,8 @@ impl Attention {
         }
     }
 
-    /// `[batch, tokens, width]`, unchanged in shape. With a cache, the tokens also see all that it holds; `mask`,
-    /// `[1, 1, tokens, keys]`, is added to the scores.
-    pub fn forward(&self, x: Tensor<3>, cache: Option<&mut KvCache>, mask: Option<Tensor<4>>) -> Tensor<3> {
+    /// `[batch, tokens, width]`, unchanged in shape.
+    pub fn forward(&self, x: Tensor<3>, context: Context<'_>) -> Tensor<3> {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {
             Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
@@ -70,13 +56,9 @@ impl Attention {
         };
         let qkv = nn::apply(&self.mat_qkv, x);
         let biases = Some([self.q_bias.val(), self.v_bias.val()]);
-        let mixed = match cache {
-            None => ops::self_attention(qkv, biases, self.heads, query_keys, mask),
-            Some(cache) => {
-                let (q, k, v, scale) = ops::split_heads(qkv, biases, self.heads, query_keys);
-                let (k, v) = cache.extend(k, v);
-                ops::attention(q, k, v, mask, scale)
-            }
+        let mixed = match context {
+            Context::Masked(mask) => ops::self_attention(qkv, biases, self.heads, query_keys, Some(mask.clone())),
+            Context::Cached(cache) => ops::cached_attention(qkv, biases, self.heads, query_keys, cache),
         };
         nn::apply(&self.proj, mixed)
     }

@@ -7,11 +7,12 @@ mod var;
 
 use burn::tensor::Tensor;
 
-pub use attention::{Attention, KvCache};
+pub use attention::{Attention, Context};
 pub use modulation::{BlockModulation, HeadModulation};
 pub use preset::VarPreset;
 pub use var::{Var, VarConfig, VarInit, drop_labels};
 
+use crate::ops::KvCache;
 use crate::{Result, Scales};
 
 /// A class to condition on, or `None` for the null class that classifier-free guidance contrasts with.

@@ -7,9 +7,10 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{Attention, BlockModulation, HeadModulation, KvCache, Label, NextScale, Session};
+use super::{Attention, BlockModulation, Context, HeadModulation, Label, NextScale, Session};
 use crate::error::require_positive;
 use crate::init::{Start, initialise};
+use crate::ops::KvCache;
 use crate::rng::Rng;
 use crate::{Error, Result, Scales, nn, ops};
 
@@ -218,12 +219,8 @@ impl Block {
         context: Context<'_>,
         drop: &mut Option<&mut Rng>,
     ) -> Tensor<3> {
-        let (cache, mask) = match context {
-            Context::Cached(cache) => (Some(cache), None),
-            Context::Masked(mask) => (None, Some(mask.clone())),
-        };
         let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
-        let x = ops::gated_residual(x, self.attn.forward(h, cache, mask), self.kept(by.gamma1.clone(), drop));
+        let x = ops::gated_residual(x, self.attn.forward(h, context), self.kept(by.gamma1.clone(), drop));
         let h = ops::layer_norm_modulate(x.clone(), by.scale2.clone(), by.shift2.clone(), self.epsilon);
         let h = nn::apply(&self.ffn.fc2, ops::gelu_tanh(nn::apply(&self.ffn.fc1, h)));
         ops::gated_residual(x, h, self.kept(by.gamma2.clone(), drop))
@@ -238,14 +235,6 @@ impl Block {
             (0..batch).map(|_| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
         gate.clone() * Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), &gate.device())
     }
-}
-
-/// Where a block's keys come from besides its own tokens.
-enum Context<'a> {
-    /// The scales before: generation.
-    Cached(&'a mut KvCache),
-    /// All scales at once under the block-causal mask: training.
-    Masked(&'a Tensor<4>),
 }
 
 /// The adaptive norm before the head.
@@ -344,7 +333,7 @@ impl NextScale for Var {
             positions: self.lvl_embed.forward(levels) + self.pos_1LC.val(),
             blocks: self.blocks.iter().map(|block| block.modulation(&active, shared.as_ref())).collect(),
             head: HeadModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
-            caches: vec![KvCache::default(); self.blocks.len()],
+            caches: vec![KvCache::new(self.config.patch_nums.tokens()); self.blocks.len()],
             condition,
         })
     }

@@ -40,6 +40,11 @@ impl Array {
         self.0.storage()
     }
 
+    /// The values to be changed in place; copied first if somebody else holds them too.
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+        self.0.storage_mut()
+    }
+
     /// Runs `change` in parallel on every piece of `len` values, given its number and the values, and returns what it
     /// returned in the order of the pieces. Reuses the memory of a tensor that nobody else holds.
     pub(super) fn update<R: Send>(
@@ -128,11 +133,19 @@ pub(in crate::ops) fn absent<const D: usize, const E: usize>(like: &Tensor<D>) -
     Tensor::zeros([0; E], (&like.device().inner(), DType::F32))
 }
 
+/// A span that a profiler can time; nobody listens otherwise.
+pub(in crate::ops) fn span<K>(pass: &str) -> tracing::span::EnteredSpan {
+    let name = core::any::type_name::<K>();
+    let name = name.rsplit("::").next().unwrap_or(name);
+    tracing::trace_span!("kernel", op = name, pass).entered()
+}
+
 /// Runs a kernel on tensors that [`supports`] has accepted. Plain tensors among tracked ones are constants.
 pub(in crate::ops) fn run<K: Kernel<N>, const N: usize, const D: usize>(
     kernel: K,
     inputs: [DispatchTensor; N],
 ) -> Tensor<D> {
+    let _span = span::<K>("forward");
     let autodiff =
         inputs.iter().fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.autodiff));
     let kind = match autodiff {
@@ -184,6 +197,7 @@ impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Step<K> {
     type State = (K, K::Saved);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let _span = span::<K>("backward");
         let grad = Array::from(grads.consume::<Flex>(&ops.node));
         let (kernel, saved) = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);

@@ -59,7 +59,7 @@ impl Kernel<3> for Linear {
 }
 
 /// `a b + bias`, piece by piece on all threads.
-fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let ([rows, _], [_, columns]) = (a.shape(), b.shape());
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared::new(out.as_mut_ptr());

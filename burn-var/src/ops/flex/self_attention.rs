@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use super::{
     attention::Head,
-    bridge::{Array, Kernel},
+    bridge::{Array, Kernel, span},
     matrix::{Shared, View},
     scratch::Scratch,
     simd::{add, sums, vectorised},
@@ -101,20 +101,49 @@ impl Kernel<5> for SelfAttention {
 }
 
 impl SelfAttention {
-    /// Queries, keys and values of each head, `[batch, heads, tokens, channels]`, off the graph. `vectors` are both
-    /// biases and the sharpness.
-    pub(in crate::ops) fn split(&self, qkv: Tensor<3>, vectors: [Tensor<1>; 3]) -> [Tensor<4>; 3] {
+    /// The output for tokens that also see the first `held` tokens of `memory`, keys and values
+    /// `[batch, heads, capacity, channels]`, off the graph; their own are written behind those. `vectors` are both biases
+    /// and the sharpness.
+    pub(in crate::ops) fn cached(
+        &self,
+        qkv: Tensor<3>,
+        vectors: [Tensor<1>; 3],
+        memory: [Tensor<4>; 2],
+        held: usize,
+    ) -> (Tensor<3>, [Tensor<4>; 2]) {
+        let _span = span::<Self>("forward");
         let [q_bias, v_bias, sharpness] = vectors.map(Array::from);
         let inputs = [qkv.into(), q_bias, v_bias, sharpness, Array::new(Vec::new(), [0])];
         let packed = Packed::new(self, &inputs);
-        let Packed { batch, tokens, channels, .. } = packed;
-        let len = tokens * channels;
-        let mut parts = [(); 3].map(|()| vec![0.0; batch * self.heads * len]);
-        let [queries, keys, values] = parts.each_mut().map(|part| part.par_chunks_mut(len.max(1)));
-        queries.zip(keys).zip(values).enumerate().for_each(|(index, ((query, key), value))| {
-            packed.fill(index, [query, key, value], &mut Scratch::new(2 * tokens));
+        let Packed { batch, tokens, width, channels, .. } = packed;
+        let mut memory = memory.map(Array::from);
+        let [_, _, capacity, _] = memory[0].dims();
+        let (first, all) = (held * channels, held + tokens);
+        assert!(all <= capacity, "cached_attention: {all} tokens in memory for {capacity}");
+        for memory in &memory {
+            assert_eq!(memory.dims(), [batch, self.heads, capacity, channels], "cached_attention: shape of the memory");
+        }
+        let mut out: Vec<f32> = Vec::with_capacity(batch * tokens * width);
+        let shared = Shared::new(out.as_mut_ptr());
+        let [keys, values] = memory.each_mut().map(|part| part.values_mut().par_chunks_mut(capacity * channels));
+        keys.zip(values).enumerate().for_each(|(index, (key, value))| {
+            let [mut query, mut lengths] = [tokens * channels, 2 * tokens].map(Scratch::new);
+            packed.fill(index, [&mut query, &mut key[first..], &mut value[first..]], &mut lengths);
+            let head = Head {
+                query: &query,
+                key,
+                value,
+                bias: &[],
+                bias_step: 0,
+                sizes: [tokens, all, channels, channels],
+                scale: packed.scale(),
+            };
+            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            unsafe { head.mix(shared.at(packed.first(index, width)), width) };
         });
-        parts.map(|part| Array::new(part, [batch, self.heads, tokens, channels]).into())
+        // SAFETY: the heads of all images cover the output.
+        unsafe { out.set_len(batch * tokens * width) };
+        (Array::new(out, [batch, tokens, width]).into(), memory.map(Tensor::from))
     }
 }
 
@@ -220,8 +249,12 @@ impl<'a> Packed<'a> {
             bias: self.mask,
             bias_step: self.tokens,
             sizes: [self.tokens, self.tokens, self.channels, self.channels],
-            scale: self.kernel.scale.unwrap_or(1.0),
+            scale: self.scale(),
         }
+    }
+
+    fn scale(&self) -> f32 {
+        self.kernel.scale.unwrap_or(1.0)
     }
 }
 

@@ -1,0 +1,275 @@
+//! `burn-var bench`
+
+mod made_up;
+mod profile;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use burn::tensor::{Device, Distribution, Tensor};
+use burn_var::encoder::VitConfig;
+use burn_var::transformer::VarPreset;
+use burn_var::{MapSize, Tokenizer};
+use burn_var_train::run::Trainer;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use self::profile::{Share, profile};
+use crate::classes::equal_parts;
+use crate::generator::{Generator, SamplingArgs};
+use crate::memory;
+use crate::models::PairArgs;
+use crate::output::{Output, bytes};
+
+/// Measure speed and memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure, several with commas. [default: sample,train-tokenizer,train-var; with --preset sample]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<What>,
+    /// A published size, d16 to d36, with random weights, in place of a model; minutes a run on a CPU.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "tokenizer", "transformer"])]
+    preset: Option<VarPreset>,
+    /// Timed runs, after one that is not timed; medians are shown.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Pictures in a training step. [default: 32, or 1 above 64 pixels]
+    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
+    train_batch: Option<u32>,
+    /// Show where the time of one more run goes, by operation. On flex alone: other devices work on their own time.
+    #[arg(long)]
+    profile: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Pictures a second, by stage.
+    Sample,
+    /// Pictures to tokens.
+    Encode,
+    /// The last canvas to pictures.
+    Decode,
+    /// A training step of the tokenizer.
+    TrainTokenizer,
+    /// A training step of the transformer.
+    TrainVar,
+    /// DINO ViT-S/16 with random weights, pictures of 224 pixels.
+    Dino,
+    /// The same, with the gradient for the pictures.
+    DinoBackward,
+    /// A matrix product of 2048 x 2048 numbers: what the machine can do.
+    Matmul,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    device: String,
+    threads: usize,
+    results: Vec<Measured>,
+    /// Bytes, of the whole process; `None` where the system does not say.
+    peak_memory: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    name: &'static str,
+    unit: &'static str,
+    /// Pictures in a run.
+    batch: usize,
+    median: f64,
+    runs: Vec<f64>,
+    /// Bytes, of the process until then.
+    peak_memory: Option<u64>,
+    /// Where the time of one run went, if that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<Share>,
+}
+
+impl Measured {
+    fn new(name: &'static str, unit: &'static str, batch: usize, runs: Vec<f64>) -> Self {
+        let mut sorted = runs.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+        Self { name, unit, batch, median, runs, peak_memory: memory::peak(), profile: Vec::new() }
+    }
+}
+
+pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    let wanted = match (&args.only[..], args.preset) {
+        ([], None) => &[What::Sample, What::TrainTokenizer, What::TrainVar][..],
+        ([], Some(_)) => &[What::Sample],
+        (only, _) => only,
+    };
+    let (name, pair) = match args.preset {
+        Some(preset) => {
+            output.note(format!("draws the weights of {}", preset.name()));
+            let pair = made_up::pair(preset, args.model.model.scales()?, args.model.weights.into(), device)?;
+            (format!("{} with random weights", preset.name()), pair)
+        }
+        None => (
+            args.model.model.model.as_ref().map_or("compiled in", |_| "of your own").to_owned(),
+            args.model.load(device)?,
+        ),
+    };
+    let generator = Generator::of(pair, &args.sampling)?;
+    let tokenizer = &generator.pair.tokenizer;
+    let [channels, height, width] = tokenizer.picture_shape();
+    let batch = generator.batch();
+    let train_batch = args.train_batch.map_or(if height > 64 { 1 } else { 32 }, |batch| batch as usize);
+    let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let mut bench = Bench { runs: args.runs, profile: args.profile, device, output, results: Vec::new() };
+    for what in wanted {
+        match what {
+            What::Sample => bench.sample(&generator)?,
+            What::Encode => {
+                let images = random([batch, channels, height, width]);
+                bench.rate("pictures to tokens", "pictures/s", batch as f64, batch, |_| {
+                    Ok(drop(tokenizer.tokenize(images.clone())?))
+                })?;
+            }
+            What::Decode => {
+                let MapSize { height, width } = tokenizer.scales().finest();
+                let canvas = random([batch, tokenizer.z_channels(), height, width]);
+                bench.rate("canvas to pictures", "pictures/s", batch as f64, batch, |_| {
+                    Ok(drop(tokenizer.decode(canvas.clone())))
+                })?;
+            }
+            What::TrainTokenizer => {
+                let trainer = made_up::tokenizer_trainer(tokenizer, folder.path(), train_batch, device)?;
+                bench.steps("tokenizer training", trainer, train_batch)?;
+            }
+            What::TrainVar => {
+                let trainer = made_up::var_trainer(&generator.pair, folder.path(), train_batch, device)?;
+                bench.steps("transformer training", trainer, train_batch)?;
+            }
+            What::Dino => {
+                let vit = VitConfig::dino_small_16().init(1, device)?;
+                let images = random([batch, 3, 224, 224]);
+                bench.rate("DINO ViT-S/16", "pictures/s", batch as f64, batch, |_| {
+                    Ok(drop(vit.forward(images.clone())?))
+                })?;
+            }
+            What::DinoBackward => {
+                let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
+                let images = random([batch, 3, 224, 224]);
+                bench.rate("DINO ViT-S/16, gradients", "pictures/s", batch as f64, batch, |_| {
+                    let images = Tensor::from_inner(images.clone()).require_grad();
+                    Ok(drop(vit.forward(images)?.sum().backward()))
+                })?;
+            }
+            What::Matmul => {
+                let size = 2048;
+                let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
+                bench.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {
+                    Ok(drop(a.clone().matmul(b.clone())))
+                })?;
+            }
+        }
+    }
+    let results = bench.results;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = format!("{device:?}");
+    let report = Report { model: name, device, threads, results, peak_memory: memory::peak() };
+    output.result(&report, || text(&report))
+}
+
+fn text(report: &Report) -> String {
+    let line = |measured: &Measured| {
+        let Measured { name, unit, batch, median, .. } = measured;
+        let memory = measured.peak_memory.map(|peak| format!(", {} of memory so far", bytes(peak)));
+        format!("{name:<24} {median:>10.3} {unit} (batch {batch}{})\n", memory.unwrap_or_default())
+    };
+    let lines: String = report.results.iter().map(line).collect();
+    let profiles = report.results.iter().filter(|measured| !measured.profile.is_empty());
+    let profiles: String =
+        profiles.map(|measured| format!("\n{}", profile::table(measured.name, &measured.profile))).collect();
+    let runs = report.results.first().map_or(0, |measured| measured.runs.len());
+    let Report { model, device, threads, .. } = report;
+    format!("model {model}, {device}, {threads} threads, medians of {runs} runs\n{lines}{profiles}")
+}
+
+/// What was measured so far, and how to measure.
+struct Bench<'a> {
+    runs: u32,
+    profile: bool,
+    device: &'a Device,
+    output: Output,
+    results: Vec<Measured>,
+}
+
+impl Bench<'_> {
+    /// Does `work` as often as asked, once before, and once more for the profile.
+    fn each_run(&self, name: &str, mut work: impl FnMut(u64) -> Result<()>) -> Result<(Vec<f64>, Vec<Share>)> {
+        let mut times = Vec::new();
+        for run in 0..=self.runs {
+            self.output.note(format!("{name}, run {run} of {}", self.runs));
+            let start = Instant::now();
+            work(u64::from(run))?;
+            self.device.sync().context("the device failed")?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        let shares = match self.profile {
+            true => {
+                let (result, shares) = profile(|| work(u64::from(self.runs) + 1));
+                result.map(|()| shares)?
+            }
+            false => Vec::new(),
+        };
+        Ok((times.split_off(1), shares))
+    }
+
+    /// How much of `amount` a second.
+    fn rate(
+        &mut self,
+        name: &'static str,
+        unit: &'static str,
+        amount: f64,
+        batch: usize,
+        work: impl FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        let (times, profile) = self.each_run(name, work)?;
+        let rates = times.into_iter().map(|seconds| amount / seconds).collect();
+        self.results.push(Measured { profile, ..Measured::new(name, unit, batch, rates) });
+        Ok(())
+    }
+
+    /// One step a run.
+    fn steps(&mut self, name: &'static str, mut trainer: impl Trainer, batch: usize) -> Result<()> {
+        let (times, profile) = self.each_run(name, |step| Ok(drop(trainer.step(step, false)?)))?;
+        self.results.push(Measured { profile, ..Measured::new(name, "s/step", batch, times) });
+        Ok(())
+    }
+
+    /// One batch a run.
+    fn sample(&mut self, generator: &Generator) -> Result<()> {
+        let batch = generator.batch();
+        let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
+        let labels = equal_parts(&classes, batch);
+        let mut stages: Vec<[Duration; 2]> = Vec::new();
+        let (times, profile) = self.each_run("sampling", |_| {
+            generator.run(&labels, false, |made| {
+                stages.push(made.time);
+                Ok(())
+            })
+        })?;
+        let rates = |seconds: &mut dyn Iterator<Item = f64>| seconds.map(|seconds| batch as f64 / seconds).collect();
+        // The first run was not timed, and a profiled one is behind the others.
+        let stage = |name, stage: usize| {
+            let seconds = &mut stages[1..=times.len()].iter().map(|times| times[stage].as_secs_f64());
+            Measured::new(name, "pictures/s", batch, rates(seconds))
+        };
+        let stages = [stage("sampling: transformer", 0), stage("sampling: decoder", 1)];
+        let whole = Measured::new("sampling", "pictures/s", batch, rates(&mut times.iter().copied()));
+        self.results.push(Measured { profile, ..whole });
+        self.results.extend(stages);
+        Ok(())
+    }
+}

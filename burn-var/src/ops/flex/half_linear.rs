@@ -1,0 +1,108 @@
+use burn::{
+    backend::{BackendTensor, DispatchTensorKind},
+    tensor::{DType, Tensor, bf16, f16},
+};
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use super::{
+    bridge::{Array, span},
+    linear::product,
+    matrix::{Shared, View, multiply},
+    scratch::Scratch,
+};
+
+/// Values of a block of weights, about: in single precision it stays in the cache of one core.
+const BLOCK: usize = 1 << 17;
+/// From so many rows on, arithmetic takes longer than to read the weights, and they are made single all at once.
+const MANY_ROWS: usize = 64;
+
+/// Names the span.
+struct HalfLinear;
+
+/// Whether a tensor can be the weight of [`half_linear`].
+pub(in crate::ops) fn is_half(weight: &Tensor<2>) -> bool {
+    matches!(weight.dtype(), DType::F16 | DType::BF16)
+        && matches!(weight.clone().into_dispatch().kind, DispatchTensorKind::Flex(_))
+}
+
+/// `x weight + bias` over the last axis, off the graph, of weights in half precision.
+pub(in crate::ops) fn half_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let _span = span::<HalfLinear>("forward");
+    let [inputs, outputs] = weight.dims();
+    let mut shape = x.dims();
+    assert_eq!(shape[D - 1], inputs, "linear: channels of the input, weight {:?}", weight.dims());
+    shape[D - 1] = outputs;
+    let (x, bias) = (Array::from(x), bias.map(Array::from));
+    let bias = bias.as_ref().map(Array::values);
+    assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: length of the bias");
+    #[allow(unreachable_patterns, reason = "with a single backend there is no other")]
+    let weight = match weight.into_dispatch().kind {
+        DispatchTensorKind::Flex(BackendTensor::Float(weight)) => weight.to_contiguous(),
+        _ => unreachable!("`is_half` lets only plain Flex tensors pass"),
+    };
+    let x = View::new(x.values(), [x.values().len() / inputs.max(1), inputs], inputs);
+    let out = match weight.dtype() {
+        DType::F16 => multiplied(x, weight.storage::<f16>(), HalfFloatSliceExt::convert_to_f32_slice, outputs, bias),
+        _ => multiplied(x, weight.storage::<bf16>(), HalfFloatSliceExt::convert_to_f32_slice, outputs, bias),
+    };
+    Array::new(out, shape).into()
+}
+
+/// Makes half precision single.
+type Widen<H> = fn(&[H], &mut [f32]);
+
+fn multiplied<H: Copy + Sync>(
+    x: View<'_>,
+    weight: &[H],
+    widen: Widen<H>,
+    outputs: usize,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let [rows, inputs] = x.shape();
+    if rows < MANY_ROWS {
+        return by_blocks(x, weight, widen, outputs, bias);
+    }
+    let mut single = Scratch::new(inputs * outputs);
+    single.par_chunks_mut(BLOCK).zip(weight.par_chunks(BLOCK)).for_each(|(single, weight)| widen(weight, single));
+    product(x, View::new(&single, [inputs, outputs], outputs), bias)
+}
+
+/// Each task makes the weights of some outputs single and multiplies with them while they are in the cache.
+fn by_blocks<H: Copy + Sync>(
+    x: View<'_>,
+    weight: &[H],
+    widen: Widen<H>,
+    outputs: usize,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let [rows, inputs] = x.shape();
+    let columns = (BLOCK / inputs.max(1)).next_multiple_of(16).min(outputs.max(1));
+    let mut out: Vec<f32> = Vec::with_capacity(rows * outputs);
+    let shared = Shared::new(out.as_mut_ptr());
+    (0..outputs.div_ceil(columns)).into_par_iter().for_each(|block| {
+        let range = block * columns..outputs.min((block + 1) * columns);
+        let mut single = Scratch::new(inputs * range.len());
+        for (single, weight) in single.chunks_exact_mut(range.len()).zip(weight.chunks_exact(outputs)) {
+            widen(&weight[range.clone()], single);
+        }
+        let block = View::new(&single, [inputs, range.len()], range.len());
+        // SAFETY: these columns of the output are no other task's, and are written before they are added to.
+        unsafe {
+            if let Some(bias) = bias {
+                for row in 0..rows {
+                    let to = shared.at(row * outputs + range.start);
+                    bias[range.clone()].as_ptr().copy_to_nonoverlapping(to, range.len());
+                }
+            }
+            multiply(shared.at(range.start), outputs, x, block, bias.is_some());
+        }
+    });
+    // SAFETY: the blocks cover the output.
+    unsafe { out.set_len(rows * outputs) };
+    out
+}

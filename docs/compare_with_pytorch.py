@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Times burn-var beside the original code in PyTorch, on the CPU: one table, the source of docs/performance.md.
+
+    git clone https://github.com/FoundationVision/VAR
+    pip install torch timm          # in an environment of its own
+    cargo build --release -p burn-var-cli
+    python docs/compare_with_pytorch.py --var VAR --burn-var target/release/burn-var
+
+Each measurement runs in a process of its own, ours and then PyTorch's, so that nothing else is in its memory and both
+see the machine in the same state. One run to warm up, then `--runs`; the medians are shown. Weights are random: which
+ones makes no difference to the time. PyTorch gets the same settings of the C library's allocator as burn-var gives
+itself (without them it is slower), as many threads, and plain float32 like burn-var.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+LADDER = (1, 2, 3, 4, 6, 8)  # of the model that ships
+SAMPLING = ["--cfg", "1.5", "--top-k", "900", "--top-p", "0.96"]
+D16 = ["--preset", "d16"]
+
+# Name: what burn-var is asked for, pictures in a run.
+WORK = {
+    "sample d16, batch 1": ([*D16, "--only", "sample", "--batch", "1", *SAMPLING], 1),
+    "sample d16, batch 8": ([*D16, "--only", "sample", "--batch", "8", *SAMPLING], 8),
+    "decode 256x256": ([*D16, "--only", "decode", "--batch", "1"], 1),
+    "encode 256x256": ([*D16, "--only", "encode", "--batch", "1"], 1),
+    "train shipped transformer, batch 32": (["--only", "train-var", "--train-batch", "32"], 32),
+    "train d16, batch 2": ([*D16, "--only", "train-var", "--train-batch", "2"], 2),
+    "train shipped tokenizer, batch 32": (["--only", "train-tokenizer", "--train-batch", "32"], 32),
+    "DINO ViT-S/16, batch 8": (["--only", "dino", "--batch", "8"], 8),
+    "DINO ViT-S/16 with gradients, batch 8": (["--only", "dino-backward", "--batch", "8"], 8),
+    "matrix product, 2048": (["--only", "matmul"], 1),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--var", required=True, help="a clone of the original VAR")
+    parser.add_argument("--burn-var", help="the burn-var command")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", help="part of the names of what to measure")
+    parser.add_argument("--pytorch", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.pytorch:
+        print(json.dumps(pytorch(args)))
+        return
+    environment = dict(
+        os.environ,
+        RAYON_NUM_THREADS=str(args.threads),
+        MALLOC_MMAP_THRESHOLD_="4000000000",
+        MALLOC_TRIM_THRESHOLD_="8000000000",
+        MALLOC_TOP_PAD_="67108864",
+    )
+    print("| work | burn-var | PyTorch | share | memory | PyTorch's |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, (flags, pictures) in WORK.items():
+        if args.only and args.only not in name:
+            continue
+        command = [args.burn_var, "--quiet", "--json", "bench", "--runs", str(args.runs), *flags]
+        ours = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+        measured = ours["results"][0]
+        seconds = measured["median"] if measured["unit"] == "s/step" else pictures / measured["median"]
+        if measured["unit"] == "GFLOP/s":
+            seconds = 2e-9 * 2048**3 / measured["median"]
+        command = [sys.executable, __file__, "--var", args.var, "--runs", str(args.runs)]
+        command += ["--threads", str(args.threads), "--pytorch", name]
+        theirs = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+        memory = f"{ours['peak_memory'] / 1e9:.2f} GB | {theirs['memory'] / 1e9:.2f} GB"
+        share = seconds / theirs["median"]
+        print(f"| {name} | {seconds:.3f} s | {theirs['median']:.3f} s | {share:.2f} | {memory} |", flush=True)
+
+
+def pytorch(args):
+    """The median time of one run, and the most memory, of the original."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    sys.path.insert(0, args.var)
+    # A single process; the original asks for the number of them even when it trains alone.
+    torch.distributed.get_world_size = lambda *_: 1
+    work = prepare(torch, args.pytorch)
+    times = []
+    for _ in range(args.runs + 1):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"median": statistics.median(times[1:]), "runs": times[1:], "memory": peak}
+
+
+def prepare(torch, name):
+    inference = torch.inference_mode()
+    if name.startswith("matrix"):
+        a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+        return inference(lambda: a @ b)
+    if name.startswith("DINO"):
+        import timm
+
+        vit = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0).eval().requires_grad_(False)
+        images = torch.randn(8, 3, 224, 224)
+        if "gradients" not in name:
+            return inference(lambda: vit(images))
+        return lambda: vit(images.clone().requires_grad_(True)).sum().backward()
+    if name.startswith("train shipped tokenizer"):
+        return train_tokenizer(torch)
+    if name.startswith("train"):
+        return train_transformer(torch, shipped="shipped" in name)
+
+    from models import build_vae_var
+
+    vae, var = build_vae_var("cpu", depth=16, flash_if_available=True, fused_if_available=True)
+    vae.eval(), var.eval()
+    if name.startswith("sample"):
+        batch = int(name.split()[-1])
+        labels = torch.arange(batch)
+        sample = lambda: var.autoregressive_infer_cfg(B=batch, label_B=labels, g_seed=0, cfg=1.5, top_k=900, top_p=0.96)
+        return inference(sample)
+    if name.startswith("decode"):
+        latent = torch.randn(1, 32, 16, 16)
+        return inference(lambda: vae.fhat_to_img(latent.clone()))
+    images = torch.rand(1, 3, 256, 256) * 2 - 1
+    return inference(lambda: vae.img_to_idxBl(images))
+
+
+def trained(torch, parameters, loss, clip):
+    """One step: gradients, clipping, AdamW, moving average, as burn-var's trainers do."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, foreach=True)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 0.001)
+
+    return step
+
+
+def train_transformer(torch, shipped):
+    from models import build_vae_var
+    from models.var import VAR
+    from models.vqvae import VQVAE
+
+    if shipped:
+        batch, codes, channels, classes = 32, 1024, 16, 10
+        vae = VQVAE(vocab_size=codes, z_channels=channels, ch=32, test_mode=True, share_quant_resi=4, v_patch_nums=LADDER)
+        var = VAR(
+            vae_local=vae, num_classes=classes, depth=6, embed_dim=192, num_heads=3, drop_rate=0.0, attn_drop_rate=0.0,
+            drop_path_rate=0.0, norm_eps=1e-6, shared_aln=True, cond_drop_rate=0.1, attn_l2_norm=True,
+            patch_nums=LADDER, flash_if_available=True, fused_if_available=True,
+        )  # fmt: skip
+    else:
+        batch, codes, channels, classes = 2, 4096, 32, 1000
+        _, var = build_vae_var("cpu", depth=16, flash_if_available=True, fused_if_available=True)
+    var.train()
+    labels = torch.randint(0, classes, (batch,))
+    tokens = torch.randint(0, codes, (batch, var.L))
+    inputs = torch.randn(batch, var.L - 1, channels)
+    entropy = torch.nn.CrossEntropyLoss()
+    loss = lambda: entropy(var(labels, inputs).view(-1, codes), tokens.view(-1))
+    return trained(torch, var.parameters(), loss, clip=2.0)
+
+
+def train_tokenizer(torch):
+    from models import vqvae
+
+    vae = vqvae.VQVAE(vocab_size=1024, z_channels=16, ch=32, test_mode=False, share_quant_resi=4, v_patch_nums=LADDER)
+    sizes = dict(ch=32, z_channels=16, in_channels=1, ch_mult=(1, 1, 2), num_res_blocks=1, dropout=0.0)
+    sizes |= dict(using_sa=True, using_mid_sa=True)
+    vae.encoder, vae.decoder = vqvae.Encoder(double_z=False, **sizes), vqvae.Decoder(**sizes)
+    vae.train()
+    images = torch.rand(32, 1, 32, 32) * 2 - 1
+
+    def loss():
+        made, _, quantisation = vae(images)
+        return torch.nn.functional.mse_loss(made, images) + quantisation
+
+    return trained(torch, vae.parameters(), loss, clip=1.0)
+
+
+if __name__ == "__main__":
+    main()
