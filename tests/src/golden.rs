@@ -203,7 +203,12 @@ impl Case {
         match found {
             Some(Value::String(word)) if word == "exact" => Tolerance::EXACT,
             Some(value @ Value::Object(_)) => {
-                Tolerance { absolute: number(value, "atol"), relative: number(value, "rtol") }
+                let largest = match value.get("of_largest") {
+                    Some(_) => self.array(name).values.iter().fold(0.0_f64, |largest, x| largest.max(x.abs())),
+                    None => 0.0,
+                };
+                let absolute = number(value, "atol") + number(value, "of_largest") * largest;
+                Tolerance { absolute, relative: number(value, "rtol") }
             }
             Some(other) => panic!("case `{}`: the tolerance {other} of `{name}` is not understood", self.name),
             None => panic!("case `{}` has no tolerance for `{name}` or `{group}`", self.name),

@@ -4,12 +4,12 @@
 //! measure and, being differentiable, as a loss.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::nn::{Conv2d, zeros};
+use crate::ops;
 use crate::pretrained::{KeyMap, LoadOptions, StateDict, load};
 use crate::{Error, Result};
 
@@ -143,7 +143,7 @@ impl Vgg16 {
             if i > 0 {
                 x = max_pool2d(x, MaxPoolOptions::new([2, 2]));
             }
-            x = convs.by_ref().take(stage.len()).fold(x, |x, conv| relu(conv.forward(x)));
+            x = convs.by_ref().take(stage.len()).fold(x, |x, conv| ops::relu(conv.forward(x)));
             stages.push(x.clone());
         }
         Ok(stages)

@@ -3,11 +3,17 @@
 mod eigen;
 mod frechet;
 mod image;
+mod inception_score;
+mod kid;
 mod lpips;
+mod manifold;
 mod neighbours;
 mod rows;
 
 pub use frechet::{FeatureStats, Gaussian, frechet_distance};
 pub use image::{MeanPsnr, psnr, ssim};
+pub use inception_score::{InceptionScore, Splits};
+pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
+pub use manifold::{Coverage, Manifold, Membership};
 pub use neighbours::{NearCopies, NeighbourIndex, Neighbours};

@@ -1,6 +1,7 @@
 //! Nearest neighbours in a large set, and from them the share of generated pictures that copy a training picture.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
 
 use super::rows::check_rows;
 use crate::{Error, Result};
@@ -50,34 +51,53 @@ impl<'a> NeighbourIndex<'a> {
     /// [`Error::Device`] if a product cannot be read back.
     pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbours> {
         check_rows("queries", queries, self.dim, 0)?;
-        let count = self.rows.len() / self.dim;
+        let count = self.len();
         if k == 0 || k > count {
             return Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows")));
         }
         let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
+        self.scores(queries, &mut |first_query, first_row, scores, count| {
+            let pairs = candidates[first_query..].par_iter_mut().zip(scores.par_chunks_exact(count));
+            pairs.for_each(|(candidates, scores)| {
+                scores.iter().enumerate().for_each(|(i, score)| candidates.offer(*score, first_row + i));
+            });
+        })?;
+        let mut neighbours = Neighbours { k, distances: Vec::new(), indices: Vec::new() };
+        let found: Vec<Vec<(f64, usize)>> = candidates
+            .into_par_iter()
+            .zip(queries.par_chunks_exact(self.dim))
+            .map(|(candidates, query)| {
+                candidates.into_indices().map(|index| (self.square(query, index).sqrt(), index)).collect()
+            })
+            .collect();
+        found.into_iter().for_each(|found| neighbours.add(found));
+        Ok(neighbours)
+    }
+
+    /// `|r|^2 - 2 q r` of centred rows r and queries q, in single precision and block by block: `take` gets the first
+    /// query and the first row of a block, the values, query by query, and how many there are for a query.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if a product cannot be read back.
+    pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(usize, usize, &[f32], usize)) -> Result<()> {
         for (block, rows) in self.rows.chunks(BLOCK * self.dim).enumerate() {
             let (rows, squares) = self.centred(rows);
             let rows = rows.transpose();
             for (part, queries) in queries.chunks(QUERY_BLOCK * self.dim).enumerate() {
-                let products = self.centred(queries).0.matmul(rows.clone()).try_into_data();
-                let products = products
-                    .map_err(|e| e.to_string())
-                    .and_then(|data| data.try_into_vec::<f32>().map_err(|e| format!("{e:?}")));
-                let products = products.map_err(|reason| Error::Device { action: "compare rows", reason })?;
-                let found = &mut candidates[part * QUERY_BLOCK..];
-                for (candidates, products) in found.iter_mut().zip(products.chunks_exact(squares.len())) {
-                    for (i, (square, product)) in squares.iter().zip(products).enumerate() {
-                        // |q - r|^2 without |q|^2, which is the same for all r.
-                        candidates.offer(square - 2.0 * product, block * BLOCK + i);
-                    }
-                }
+                let products = self.centred(queries).0.matmul(rows.clone());
+                let mut scores = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
+                scores.par_chunks_exact_mut(squares.len()).for_each(|scores| {
+                    scores.iter_mut().zip(&squares).for_each(|(score, square)| *score = square - 2.0 * *score);
+                });
+                take(part * QUERY_BLOCK, block * BLOCK, &scores, squares.len());
             }
         }
-        let mut neighbours = Neighbours { k, distances: Vec::new(), indices: Vec::new() };
-        for (candidates, query) in candidates.into_iter().zip(queries.chunks_exact(self.dim)) {
-            neighbours.add(candidates.into_indices().map(|index| (self.distance(query, index), index)));
-        }
-        Ok(neighbours)
+        Ok(())
+    }
+
+    /// Squared length of a row less the mean.
+    pub(super) fn centred_square(&self, row: &[f32]) -> f32 {
+        row.iter().zip(&self.mean).map(|(x, m)| (x - m).powi(2)).sum()
     }
 
     /// Rows less the mean on the device, `[n, dim]`, and their squared lengths.
@@ -89,9 +109,15 @@ impl<'a> NeighbourIndex<'a> {
         (Tensor::from_data(TensorData::new(centred, shape), &self.device), squares)
     }
 
-    fn distance(&self, query: &[f32], index: usize) -> f64 {
+    /// The squared distance of a query and a row, in double precision.
+    pub(super) fn square(&self, query: &[f32], index: usize) -> f64 {
         let row = &self.rows[index * self.dim..][..self.dim];
-        query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+        query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
+    }
+
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len() / self.dim
     }
 }
 
@@ -159,8 +185,7 @@ impl Neighbours {
         self.distances.chunks_exact(self.k).map(of_row).collect()
     }
 
-    fn add(&mut self, found: impl Iterator<Item = (f64, usize)>) {
-        let mut found: Vec<_> = found.collect();
+    fn add(&mut self, mut found: Vec<(f64, usize)>) {
         found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         found.truncate(self.k);
         self.distances.extend(found.iter().map(|(distance, _)| distance));

@@ -12,6 +12,15 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::silu(x)
 }
 
+/// Rectified linear unit, `max(x, 0)`.
+pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) {
+        return flex::run(flex::Pointwise::Relu, [x.into_dispatch()]);
+    }
+    activation::relu(x)
+}
+
 /// GELU, `x * Phi(x)` with the distribution function of the standard normal: PyTorch's default.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]

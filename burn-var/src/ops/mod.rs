@@ -20,7 +20,7 @@ mod softmax;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-pub use activation::{gelu, gelu_tanh, silu};
+pub use activation::{gelu, gelu_tanh, relu, silu};
 pub use attention::{QueryKeys, attention, self_attention};
 pub use cached_attention::{KvCache, cached_attention};
 pub use conv::{ConvSpec, conv2d};

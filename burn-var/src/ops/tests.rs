@@ -60,6 +60,7 @@ fn next<const D: usize>(inputs: &mut impl Iterator<Item = Tensor<1>>, shape: [us
 
 #[test]
 fn pointwise_functions() {
+    agree("relu", &[33_001], |x| relu(x[0].clone()));
     agree("silu", &[33_001], |x| silu(x[0].clone() * 4.0));
     agree("gelu", &[33_001], |x| gelu(x[0].clone() * 2.0));
     agree("gelu_tanh", &[33_001], |x| gelu_tanh(x[0].clone() * 2.0));

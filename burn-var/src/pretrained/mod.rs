@@ -6,6 +6,7 @@
 //! a time, so a checkpoint is in memory once. [`export`] is the way back.
 
 mod classifier;
+mod inception;
 mod key_map;
 mod load;
 mod model_config;
@@ -19,6 +20,7 @@ mod vit;
 mod vqvae;
 
 pub use classifier::{load_classifier, save_classifier};
+pub use inception::{inception_keys, load_inception};
 pub use key_map::KeyMap;
 pub use load::{LoadOptions, WeightType, cast_linear, export, load};
 pub use model_config::ModelConfig;

@@ -6,9 +6,12 @@
 mod checkpoints;
 mod dino;
 mod frechet;
+mod inception_fid;
+mod inception_score;
 mod interp;
 mod lpips;
 mod phi_select;
+mod precision_recall;
 mod sampling;
 mod var;
 mod vqvae;
@@ -24,7 +27,7 @@ use burn_var_tests::golden::{self, Case};
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
 /// Kinds of cases by name.
-const READERS: [(&str, Reader); 9] = [
+const READERS: [(&str, Reader); 12] = [
     ("interp", interp::read),
     ("sampling", sampling::read),
     ("phi_select", phi_select::read),
@@ -34,6 +37,9 @@ const READERS: [(&str, Reader); 9] = [
     ("frechet", frechet::read),
     ("lpips", lpips::read),
     ("dino", dino::read),
+    ("inception_fid", inception_fid::read),
+    ("inception_score", inception_score::read),
+    ("precision_recall", precision_recall::read),
 ];
 
 /// Runs all cases of a kind on a device, and fails with all that differs.
@@ -106,6 +112,21 @@ macro_rules! on_device {
             #[test]
             fn parity_lpips() {
                 super::run("lpips", &$device);
+            }
+
+            #[test]
+            fn parity_inception_fid() {
+                super::run("inception_fid", &$device);
+            }
+
+            #[test]
+            fn parity_inception_score() {
+                super::run("inception_score", &$device);
+            }
+
+            #[test]
+            fn parity_precision_recall() {
+                super::run("precision_recall", &$device);
             }
         }
     };

@@ -9,6 +9,7 @@ const PIECE: usize = 1 << 13;
 /// Functions of one number.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) enum Pointwise {
+    Relu,
     Silu,
     Gelu,
     GeluTanh,
@@ -19,6 +20,7 @@ impl Kernel<1> for Pointwise {
 
     fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
         let apply = match self {
+            Self::Relu => relu,
             Self::Silu => silu,
             Self::Gelu => gelu,
             Self::GeluTanh => gelu_tanh,
@@ -29,6 +31,7 @@ impl Kernel<1> for Pointwise {
 
     fn backward(&self, x: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
         let apply = match self {
+            Self::Relu => relu_backward,
             Self::Silu => silu_backward,
             Self::Gelu => gelu_backward,
             Self::GeluTanh => gelu_tanh_backward,
@@ -58,6 +61,19 @@ const GELU_SCALE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 
 vectorised! {
+    fn relu(values: &mut [f32]) {
+        for value in values {
+            // Not a number stays what it is.
+            *value = if *value < 0.0 { 0.0 } else { *value };
+        }
+    }
+
+    fn relu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad = if x > 0.0 { *grad } else { 0.0 };
+        }
+    }
+
     fn silu(values: &mut [f32]) {
         for value in values {
             *value *= sigmoid(*value);

@@ -1,0 +1,205 @@
+//! Fidelity and diversity by balls around features.
+
+use burn::tensor::Device;
+use rayon::prelude::*;
+
+use super::neighbours::NeighbourIndex;
+use super::rows::check_rows;
+use crate::{Error, Result};
+
+/// Where a distance in single precision is nearer than this share to a radius, it is taken again in double.
+const DOUBT: f32 = 1e-4;
+
+/// A set of features and the balls that it covers: around each row, up to its `k`-th nearest other row.
+#[derive(Debug, Clone)]
+pub struct Manifold<'a> {
+    index: NeighbourIndex<'a>,
+    dim: usize,
+    k: usize,
+    /// Squared radius of each ball.
+    radii: Vec<f64>,
+}
+
+/// How the queries lie in a [`Manifold`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// In how many balls each query lies, borders included.
+    pub balls: Vec<usize>,
+    /// Whether some query lies in the ball of each row.
+    pub reached: Vec<bool>,
+}
+
+impl<'a> Manifold<'a> {
+    /// The balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
+    ///
+    /// # Errors
+    /// As [`NeighbourIndex::new`]; [`Error::Config`] if `k` is 0, or there are not more than `k` rows.
+    pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
+        let index = NeighbourIndex::new(rows, dim, device)?;
+        if k == 0 || k >= index.len() {
+            let expected = format!("at least 1 and less than {}, the number of rows", index.len());
+            return Err(Error::config("number of neighbours", k, expected));
+        }
+        // The nearest of all rows to a row is itself.
+        let nearest = index.nearest(rows, k + 1)?;
+        let radii = (0..nearest.count()).map(|i| nearest.distances(i)[k].powi(2)).collect();
+        Ok(Self { index, dim, k, radii })
+    }
+
+    /// The squared radius of each row's ball.
+    pub fn radii(&self) -> &[f64] {
+        &self.radii
+    }
+
+    /// Where `queries`, `[m, dim]`, lie.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`] as for [`NeighbourIndex::nearest`].
+    pub fn locate(&self, queries: &[f32]) -> Result<Membership> {
+        check_rows("queries", queries, self.dim, 0)?;
+        let query = |i: usize| &queries[i * self.dim..][..self.dim];
+        let count = queries.len() / self.dim;
+        let squares: Vec<f32> = (0..count).into_par_iter().map(|i| self.index.centred_square(query(i))).collect();
+        let mut membership = Membership { balls: vec![0; count], reached: vec![false; self.radii.len()] };
+        self.index.scores(queries, &mut |first_query, first_row, scores, rows| {
+            let radii = &self.radii[first_row..][..rows];
+            let found = scores.par_chunks_exact(rows).enumerate().map(|(i, scores)| {
+                let i = first_query + i;
+                let inside = |(row, (score, radius)): (usize, (&f32, &f64))| {
+                    let (distance, limit) = (score + squares[i], *radius as f32);
+                    // What cancelled in the sum, and with it the rounding, is of the size of the lengths.
+                    let inside = match (distance - limit).abs() > DOUBT * (limit + squares[i]) {
+                        true => distance <= limit,
+                        false => self.index.square(query(i), first_row + row) <= *radius,
+                    };
+                    inside.then_some(first_row + row)
+                };
+                scores.iter().zip(radii).enumerate().filter_map(inside).collect::<Vec<usize>>()
+            });
+            let found: Vec<Vec<usize>> = found.collect();
+            for (balls, rows) in membership.balls[first_query..].iter_mut().zip(found) {
+                *balls += rows.len();
+                rows.into_iter().for_each(|row| membership.reached[row] = true);
+            }
+        })?;
+        Ok(membership)
+    }
+}
+
+/// Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), each in `[0, 1]` but the
+/// density, which may be above.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coverage {
+    /// Share of generated rows in some ball of the real ones: fidelity.
+    pub precision: f64,
+    /// Share of real rows in some ball of the generated ones: diversity.
+    pub recall: f64,
+    /// Balls of real rows that a generated row lies in, over `k`, on average: precision that outliers do not inflate.
+    pub density: f64,
+    /// Share of real rows whose ball some generated row reaches.
+    pub coverage: f64,
+}
+
+impl Coverage {
+    /// Neighbours for [`Coverage::precision`] and [`Coverage::recall`] in the guided-diffusion evaluator.
+    pub const NEIGHBOURS: usize = 3;
+
+    /// Compares `generated` with `real` rows, `[n, dim]` each, by balls of `k` neighbours.
+    ///
+    /// The numbers depend on how many rows there are: compare only those of the same counts.
+    ///
+    /// # Errors
+    /// As [`Manifold::new`] and [`Manifold::locate`].
+    pub fn of(real: &[f32], generated: &[f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
+        let real_balls = Manifold::new(real, dim, k, device)?;
+        let Membership { balls, reached } = real_balls.locate(generated)?;
+        let recalled = Manifold::new(generated, dim, k, device)?.locate(real)?.balls;
+        let share = |count: usize, of: usize| count as f64 / of as f64;
+        Ok(Self {
+            precision: share(balls.iter().filter(|balls| **balls > 0).count(), balls.len()),
+            recall: share(recalled.iter().filter(|balls| **balls > 0).count(), recalled.len()),
+            density: share(balls.iter().sum(), real_balls.k * balls.len()),
+            coverage: share(reached.iter().filter(|reached| **reached).count(), reached.len()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    const DIM: usize = 4;
+
+    fn rows(count: usize, purpose: &str, spread: f64) -> Vec<f32> {
+        let mut rng = Rng::new(1, purpose, 0);
+        (0..count * DIM).map(|_| (rng.normal() * spread) as f32 + 50.0).collect()
+    }
+
+    fn coverage(real: &[f32], generated: &[f32], k: usize) -> Coverage {
+        Coverage::of(real, generated, DIM, k, &Device::default()).expect("finite rows")
+    }
+
+    #[test]
+    fn a_set_covers_itself() {
+        let real = rows(300, "real", 1.0);
+        let found = coverage(&real, &real, 3);
+        assert_eq!((found.precision, found.recall, found.coverage), (1.0, 1.0, 1.0), "{found:?}");
+        assert!(found.density >= 1.0, "each row lies in its own ball and in those of its neighbours: {found:?}");
+    }
+
+    #[test]
+    fn strangers_are_not_covered() {
+        let far: Vec<f32> = rows(200, "far", 1.0).iter().map(|x| x + 1e3).collect();
+        let found = coverage(&rows(300, "real", 1.0), &far, 3);
+        let nothing = Coverage { precision: 0.0, recall: 0.0, density: 0.0, coverage: 0.0 };
+        assert_eq!(found, nothing);
+    }
+
+    #[test]
+    fn what_lacks_diversity_is_precise_and_recalls_little() {
+        let (real, narrow) = (rows(400, "real", 1.0), rows(300, "narrow", 0.3));
+        let found = coverage(&real, &narrow, 3);
+        assert!(found.precision > 0.9 && found.recall < 0.5 && found.coverage < 0.5, "{found:?}");
+    }
+
+    #[test]
+    fn equals_the_definition_and_does_not_mind_the_order() {
+        let (real, generated) = (rows(150, "real", 1.0), rows(130, "generated", 1.2));
+        let square =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+        let radius = |set: &[f32], row: &[f32], k: usize| {
+            let mut all: Vec<f64> = set.chunks(DIM).map(|other| square(row, other)).collect();
+            all.sort_by(f64::total_cmp);
+            all[k]
+        };
+        let share = |of: &[f32], balls: &[f32], k: usize| {
+            let inside = |row: &&[f32]| balls.chunks(DIM).any(|ball| square(row, ball) <= radius(balls, ball, k));
+            of.chunks(DIM).filter(inside).count() as f64 / (of.len() / DIM) as f64
+        };
+        for k in [1, 3, 5] {
+            let found = coverage(&real, &generated, k);
+            assert_eq!(found.precision, share(&generated, &real, k), "precision, {k} neighbours");
+            assert_eq!(found.recall, share(&real, &generated, k), "recall, {k} neighbours");
+            let reached = |ball: &&[f32]| generated.chunks(DIM).any(|row| square(row, ball) <= radius(&real, ball, k));
+            let coverage_of_definition = real.chunks(DIM).filter(reached).count() as f64 / 150.0;
+            assert_eq!(found.coverage, coverage_of_definition, "coverage, {k} neighbours");
+            let turned: Vec<f32> = generated.rchunks(DIM).flatten().copied().collect();
+            assert_eq!(found, coverage(&real, &turned, k), "rows in reverse");
+        }
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        let real = rows(5, "real", 1.0);
+        let device = Device::default();
+        for k in [0, 5] {
+            let message = Coverage::of(&real, &real, DIM, k, &device).expect_err("impossible").to_string();
+            assert!(message.contains("number of neighbours"), "{message}");
+        }
+        let mut broken = real.clone();
+        broken[7] = f32::NAN;
+        assert!(Coverage::of(&real, &broken, DIM, 3, &device).is_err(), "a NaN");
+        assert!(Coverage::of(&real, &[], DIM, 3, &device).is_err(), "no rows");
+    }
+}
