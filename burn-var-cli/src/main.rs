@@ -8,7 +8,6 @@ mod device;
 mod generator;
 mod memory;
 mod models;
-mod npz;
 mod output;
 mod progress;
 #[cfg(test)]

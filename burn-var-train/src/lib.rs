@@ -6,6 +6,7 @@ pub mod config;
 pub mod curves;
 pub mod data;
 mod error;
+pub mod eval;
 pub mod figures;
 pub mod fs;
 pub mod grid;

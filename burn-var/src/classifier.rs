@@ -115,7 +115,12 @@ impl Classifier {
     /// # Errors
     /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::picture_shape`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
-        Ok(self.head.forward(self.features(images)?))
+        Ok(self.scores(self.features(images)?))
+    }
+
+    /// The scores that [`Classifier::features`] lead to.
+    pub fn scores(&self, features: Tensor<2>) -> Tensor<2> {
+        self.head.forward(features)
     }
 
     /// What the scores are a linear function of: the mean over positions of the last map, `[batch, 4 ch]`.

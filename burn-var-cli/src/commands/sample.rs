@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::Tokenizer;
+use burn_var::{MapSize, Tokenizer};
+use burn_var_train::eval::write_samples;
 use burn_var_train::grid::{Range, pictures, write_png};
 use image::RgbImage;
 use serde::Serialize;
@@ -14,7 +15,6 @@ use crate::caption::{Row, sheet};
 use crate::classes::equal_parts;
 use crate::generator::{Batch, Generator, SamplingArgs, or_default};
 use crate::models::{PairArgs, check_target};
-use crate::npz;
 use crate::output::{Output, usage};
 
 /// The classes that are shown if none is asked for.
@@ -86,10 +86,10 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let start = Instant::now();
     let bar = output.bar(count, "pictures");
     let mut rows: Vec<Row> = Vec::new();
-    let make = |rows: &mut Vec<Row>, take: &mut dyn FnMut(&RgbImage) -> Result<()>| {
+    let make = |rows: &mut Vec<Row>, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
         generator.run(&labels, args.scales, |batch| {
             let images = pictures(batch.images.clone(), Range::Signed)?;
-            images.iter().try_for_each(&mut *take)?;
+            images.iter().try_for_each(|image| take(image.as_raw()))?;
             if png.is_some() {
                 add_rows(rows, &batch, images, |label| classes.name(label))?;
             }
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     match &args.npz {
         Some(path) => {
             let [_, height, width] = generator.pair.tokenizer.picture_shape();
-            npz::write(path, &labels, [height, width], |take| make(&mut rows, take))?;
+            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut rows, take))?;
         }
         None => make(&mut rows, &mut |_| Ok(()))?,
     }

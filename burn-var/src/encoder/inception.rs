@@ -16,8 +16,6 @@ use crate::{Error, MapSize, Result};
 const SIDE: usize = 299;
 /// Added to the variance in batch norms.
 const EPSILON: f64 = 1e-3;
-/// Classes of the last layer.
-const CLASSES: usize = 1008;
 /// Channels of `Mixed_6d.branch1x1` that make the spatial features of sFID.
 const SPATIAL_CHANNELS: usize = 7;
 
@@ -138,6 +136,9 @@ impl Inception {
     /// Number of spatial features.
     pub const SPATIAL: usize = 17 * 17 * SPATIAL_CHANNELS;
 
+    /// Number of classes of the last layer.
+    pub const CLASSES: usize = 1008;
+
     /// A network of zeros, to be loaded.
     pub fn init_zeros(device: &Device) -> Self {
         let unit = |input, output, kernel: usize, stride, pad: usize| {
@@ -160,7 +161,7 @@ impl Inception {
             Mixed_7a: BlockD::new(768, device),
             Mixed_7b: BlockE::new(1280, false, device),
             Mixed_7c: BlockE::new(2048, true, device),
-            fc: linear(Self::POOL, CLASSES, true, device),
+            fc: linear(Self::POOL, Self::CLASSES, true, device),
         }
     }
 

@@ -1,13 +1,15 @@
-use crate::{Error, Result};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::solvers::EvdError;
+use faer::{Accum, MatMut, MatRef, Side, get_global_parallelism};
 
-use super::eigen::{self, dot};
 use super::rows::check_rows;
+use crate::{Error, Result};
 
 /// Below this share of the largest eigenvalue a negative one counts as rounding (published covariances are float32).
 const NOISE: f64 = 1e-5;
 
 /// Rows that are centred and added to the scatter at a time.
-const BLOCK: usize = 256;
+const BLOCK: usize = 1024;
 
 /// Mean and scatter of feature rows, built up in one pass and in any number of parts.
 ///
@@ -81,20 +83,25 @@ impl FeatureStats {
             mean.iter_mut().zip(row).for_each(|(m, x)| *m += f64::from(*x));
         }
         mean.iter_mut().for_each(|m| *m /= count as f64);
-        // Feature-major, so that an entry of the scatter is the product of two contiguous slices.
-        let mut columns = vec![0.0; rows.len()];
-        for (i, row) in rows.chunks_exact(dim).enumerate() {
-            for (j, (x, m)) in row.iter().zip(&mean).enumerate() {
-                columns[j * count + i] = f64::from(*x) - m;
-            }
-        }
-        let column = |j: usize| &columns[j * count..(j + 1) * count];
+        let centred: Vec<f64> =
+            rows.chunks_exact(dim).flat_map(|row| row.iter().zip(&mean).map(|(x, m)| f64::from(*x) - m)).collect();
+        let centred = MatRef::from_row_major_slice(&centred, count, dim);
         let mut scatter = vec![0.0; dim * dim];
+        // One half is computed, and mirrored.
+        triangular::matmul(
+            MatMut::from_row_major_slice_mut(&mut scatter, dim, dim),
+            BlockStructure::TriangularLower,
+            Accum::Replace,
+            centred.transpose(),
+            BlockStructure::Rectangular,
+            centred,
+            BlockStructure::Rectangular,
+            1.0,
+            get_global_parallelism(),
+        );
         for i in 0..dim {
-            for j in 0..=i {
-                let product = dot(column(i), column(j));
-                scatter[i * dim + j] = product;
-                scatter[j * dim + i] = product;
+            for j in 0..i {
+                scatter[j * dim + i] = scatter[i * dim + j];
             }
         }
         Self { dim, count: count as u64, mean, scatter }
@@ -201,15 +208,17 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
 
 /// `tr (A B)^(1/2)`.
 fn trace_of_root(a: &[f64], b: &[f64], dim: usize) -> Result<f64> {
-    let eigen::Eigen { values, vectors } = eigen::decompose(a.to_vec(), dim).ok_or_else(no_convergence)?;
+    let [a, b] = [a, b].map(|matrix| MatRef::from_row_major_slice(matrix, dim, dim));
+    let eigen = a.self_adjoint_eigen(Side::Lower).map_err(no_convergence)?;
+    let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
     let scales = roots(&values)?;
-    // Row i of `root` is the i-th column of R: sqrt(value) times the eigenvector.
-    let mut root = vectors;
-    for (row, scale) in root.chunks_exact_mut(dim).zip(&scales) {
-        row.iter_mut().for_each(|x| *x *= scale);
+    // A = R R^T.
+    let mut root = eigen.U().to_owned();
+    for (column, scale) in root.col_iter_mut().zip(&scales) {
+        column.iter_mut().for_each(|x| *x *= scale);
     }
-    let product = times_transposed(&times_transposed(&root, b, dim), &root, dim);
-    Ok(roots(&eigen::eigenvalues(product, dim).ok_or_else(no_convergence)?)?.iter().sum())
+    let product = root.transpose() * b * &root;
+    Ok(roots(&product.self_adjoint_eigenvalues(Side::Lower).map_err(no_convergence)?)?.iter().sum())
 }
 
 /// Square roots of eigenvalues, those of rounding below zero taken as zero.
@@ -225,13 +234,8 @@ fn roots(values: &[f64]) -> Result<Vec<f64>> {
     }
 }
 
-fn no_convergence() -> Error {
+fn no_convergence(_: EvdError) -> Error {
     Error::config("covariance", "without convergent eigenvalues", "finite numbers of similar size")
-}
-
-/// `A B^T`, all `dim x dim` and row-major.
-fn times_transposed(a: &[f64], b: &[f64], dim: usize) -> Vec<f64> {
-    a.chunks_exact(dim).flat_map(|row| b.chunks_exact(dim).map(|column| dot(row, column))).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Measures of pictures and of features, on the host and in double precision where sums get long.
 
-mod eigen;
 mod frechet;
 mod image;
 mod inception_score;

@@ -1,0 +1,449 @@
+//! NumPy's `.npz` files: pictures and statistics as evaluation tools exchange them.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use burn_var::MapSize;
+use npyz::npz::{NpzWriter, array_name_from_file_name, file_name_from_array_name};
+use npyz::zip::write::FileOptions;
+use npyz::zip::{CompressionMethod, DateTime, ZipArchive};
+use npyz::{AutoSerialize, NpyHeader, Order, WriterBuilder};
+
+use crate::fs::{folder_of, sync_dir, temporary_name};
+use crate::{Error, Result};
+
+/// Pictures are read by this name, and statistics beside them.
+const PICTURES: &str = "arr_0";
+/// Labels of pictures, one each.
+const LABELS: &str = "arr_1";
+/// Bytes read at a time where they are only passed over.
+const SKIP: usize = 1 << 20;
+
+/// An `.npz` file, of which one array at a time is read.
+#[derive(Debug)]
+pub struct NpzFile {
+    path: PathBuf,
+    archive: ZipArchive<BufReader<File>>,
+}
+
+impl NpzFile {
+    /// Opens a file; nothing but its directory is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no zip archive.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
+            Error::format(path, format!("it is no .npz file, a zip archive of arrays ({error}); was it cut off?"))
+        })?;
+        Ok(Self { path: path.into(), archive })
+    }
+
+    /// The names of its arrays.
+    pub fn names(&self) -> Vec<&str> {
+        self.archive.file_names().filter_map(array_name_from_file_name).collect()
+    }
+
+    /// Whether it has an array.
+    pub fn contains(&self, name: &str) -> bool {
+        self.names().contains(&name)
+    }
+
+    /// Shape and numbers of a float array.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if there is none of that name, or it holds something else.
+    pub fn floats(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
+        self.array(name, &["<f4", "<f8", "<f2"], |header, reader| {
+            let count = header.len() as usize;
+            let numbers = match header.dtype().descr().trim_matches('\'') {
+                "<f8" => numbers(reader, count, f64::from_le_bytes)?,
+                "<f4" => numbers(reader, count, |bytes| f64::from(f32::from_le_bytes(bytes)))?,
+                _ => numbers(reader, count, |bytes| f64::from(burn::tensor::f16::from_le_bytes(bytes)))?,
+            };
+            Ok((shape(header), numbers))
+        })
+    }
+
+    /// The numbers of an integer array.
+    ///
+    /// # Errors
+    /// As [`NpzFile::floats`].
+    pub fn integers(&mut self, name: &str) -> Result<Vec<i64>> {
+        self.array(name, &["<i8", "<i4", "|u1", "<u2"], |header, reader| {
+            let count = header.len() as usize;
+            match header.dtype().descr().trim_matches('\'') {
+                "<i8" => numbers(reader, count, i64::from_le_bytes),
+                "<i4" => numbers(reader, count, |bytes| i64::from(i32::from_le_bytes(bytes))),
+                "<u2" => numbers(reader, count, |bytes| i64::from(u16::from_le_bytes(bytes))),
+                _ => numbers(reader, count, |[byte]: [u8; 1]| i64::from(byte)),
+            }
+        })
+    }
+
+    /// Reads an array that has one of the types `accepted`.
+    fn array<R>(
+        &mut self,
+        name: &str,
+        accepted: &[&str],
+        read: impl FnOnce(&NpyHeader, &mut dyn Read) -> std::io::Result<R>,
+    ) -> Result<R> {
+        let bad = |reason: String| Error::format(&self.path, format!("array `{name}`: {reason}"));
+        let names: Vec<String> = self.archive.file_names().map(str::to_owned).collect();
+        let mut file = match self.archive.by_name(&file_name_from_array_name(name)) {
+            Ok(file) => file,
+            Err(npyz::zip::result::ZipError::FileNotFound) => {
+                let names: Vec<&str> = names.iter().filter_map(|name| array_name_from_file_name(name)).collect();
+                return Err(bad(format!("it has none of that name, but: {}", names.join(", "))));
+            }
+            Err(error) => return Err(bad(error.to_string())),
+        };
+        let broken = |error: std::io::Error| bad(format!("it breaks off or is damaged ({error})"));
+        let header = NpyHeader::from_reader(&mut file).map_err(broken)?;
+        let dtype = header.dtype().descr();
+        if !accepted.contains(&dtype.trim_matches('\'')) {
+            return Err(bad(format!("numbers of type {dtype} cannot be read, expected {}", accepted.join(" or "))));
+        }
+        if header.order() != Order::C && header.shape().len() > 1 {
+            return Err(bad("it is in Fortran's order, column by column; save it with `np.ascontiguousarray`".into()));
+        }
+        read(&header, &mut file).map_err(broken)
+    }
+}
+
+fn shape(header: &NpyHeader) -> Vec<usize> {
+    header.shape().iter().map(|side| *side as usize).collect()
+}
+
+fn numbers<T, const N: usize>(
+    reader: &mut dyn Read,
+    count: usize,
+    convert: impl Fn([u8; N]) -> T,
+) -> std::io::Result<Vec<T>> {
+    // Read to the end, which is where the archive compares its checksum; and only as much as is there, whatever the
+    // header promises.
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes)?;
+    if bytes.len() != count * N {
+        let message = format!("{count} numbers of {N} bytes were expected, there are {} bytes", bytes.len());
+        return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, message));
+    }
+    let (chunks, _) = bytes.as_chunks::<N>();
+    Ok(chunks.iter().map(|chunk| convert(*chunk)).collect())
+}
+
+/// The pictures of a sample file: `arr_0`, uint8, `[N, height, width, 3]`, and labels in `arr_1` if they are there.
+#[derive(Debug)]
+pub struct SampleFile {
+    file: NpzFile,
+    count: usize,
+    size: MapSize,
+    labels: Option<Vec<usize>>,
+}
+
+impl SampleFile {
+    /// Opens a file, and reads the shape of its pictures.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it has no pictures in that form.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let mut file = NpzFile::open(path)?;
+        let shape = file.array(PICTURES, &["|u1"], |header, _| Ok(shape(header)))?;
+        let &[count, height, width, 3] = shape.as_slice() else {
+            let reason = format!("`{PICTURES}` has shape {shape:?}, expected [pictures, height, width, 3]");
+            return Err(Error::format(&file.path, reason));
+        };
+        if count == 0 || height == 0 || width == 0 {
+            return Err(Error::format(&file.path, format!("`{PICTURES}` has shape {shape:?}: there is no picture")));
+        }
+        let labels = match file.contains(LABELS) {
+            false => None,
+            true => {
+                let labels = file.integers(LABELS)?;
+                let whole = labels.len() == count && labels.iter().all(|label| *label >= 0);
+                if !whole {
+                    let reason = format!(
+                        "`{LABELS}` holds {} numbers, expected a label for each of {count} pictures",
+                        labels.len()
+                    );
+                    return Err(Error::format(&file.path, reason));
+                }
+                Some(labels.into_iter().map(|label| label as usize).collect())
+            }
+        };
+        Ok(Self { file, count, size: MapSize { height, width }, labels })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Number of pictures.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Their size.
+    pub fn size(&self) -> MapSize {
+        self.size
+    }
+
+    /// Their labels, if the file has any.
+    pub fn labels(&self) -> Option<&[usize]> {
+        self.labels.as_deref()
+    }
+
+    /// Hands out the pictures from `first` on, `batch` at a time: only those are in memory.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the picture where the file breaks off; what `take` fails with.
+    pub fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let picture = self.size.area() * 3;
+        let mut at = first;
+        let mut failed = None;
+        let count = self.count;
+        let read = self.file.array(PICTURES, &["|u1"], |_, reader| {
+            pass_over(reader, first as u64 * picture as u64)?;
+            let mut pixels = vec![0; batch * picture];
+            while at < count && failed.is_none() {
+                let pixels = &mut pixels[..batch.min(count - at) * picture];
+                reader.read_exact(pixels)?;
+                failed = take(pixels).err();
+                at += pixels.len() / picture;
+            }
+            // To the end of the array, where its checksum is compared.
+            if failed.is_none() { pass_over(reader, u64::MAX) } else { Ok(()) }
+        });
+        match (failed, read) {
+            (Some(error), _) => Err(error),
+            (None, Err(Error::Format { path, reason })) => {
+                Err(Error::Format { path, reason: format!("{reason}, from picture {at} of {count} on") })
+            }
+            (None, read) => read,
+        }
+    }
+}
+
+/// Reads `count` bytes, or all that there are, and forgets them.
+fn pass_over(reader: &mut dyn Read, mut count: u64) -> std::io::Result<()> {
+    let mut bytes = vec![0; SKIP];
+    while count > 0 {
+        let part = count.min(SKIP as u64) as usize;
+        match reader.read(&mut bytes[..part])? {
+            0 => break,
+            read => count -= read as u64,
+        }
+    }
+    Ok(())
+}
+
+/// Writes an `.npz` file, array by array, under a temporary name; it gets its own when all is there.
+pub struct NpzBuilder {
+    path: PathBuf,
+    temporary: Partial,
+    file: NpzWriter<BufWriter<File>>,
+}
+
+impl NpzBuilder {
+    /// Begins a file. Its folder must exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let temporary = Partial(temporary_name(path));
+        let file = File::create(&temporary.0).map_err(Error::io("write", path))?;
+        Ok(Self { path: path.into(), temporary, file: NpzWriter::new(BufWriter::new(file)) })
+    }
+
+    /// Adds an array.
+    ///
+    /// # Errors
+    /// As [`NpzBuilder::create`]; [`Error::Config`] if there are more or fewer numbers than the shape has places.
+    pub fn array<T: AutoSerialize + Clone>(&mut self, name: &str, shape: &[usize], numbers: &[T]) -> Result<()> {
+        self.stream(name, shape, |push| push(numbers))
+    }
+
+    /// Adds an array as it comes: `fill` is called with a function that takes the next numbers.
+    ///
+    /// # Errors
+    /// As [`NpzBuilder::array`], and what `fill` fails with.
+    pub fn stream<T: AutoSerialize + Clone, E: From<Error>>(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        fill: impl FnOnce(&mut dyn FnMut(&[T]) -> Result<()>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Always in the large form, which arrays of more than 4 GB need; 50,000 pictures of 256x256 are 9.8. And
+        // without the time of day: the same numbers make the same file.
+        let options = FileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .large_file(true);
+        let sides: Vec<u64> = shape.iter().map(|side| *side as u64).collect();
+        let path = self.path.clone();
+        let failed = || Error::io("write", &path);
+        let array = self.file.array(name, options).map_err(failed())?;
+        let mut array = array.default_dtype().shape(&sides).begin_nd().map_err(failed())?;
+        let mut written = 0;
+        fill(&mut |numbers| {
+            written += numbers.len();
+            array.extend(numbers.iter().cloned()).map_err(failed())
+        })?;
+        let expected: usize = shape.iter().product();
+        if written != expected {
+            return Err(
+                Error::config(format!("count of numbers for array `{name}`"), written, expected.to_string()).into()
+            );
+        }
+        Ok(array.finish().map_err(failed())?)
+    }
+
+    /// Gives the file its name, once the disk has all of it.
+    ///
+    /// # Errors
+    /// As [`NpzBuilder::create`].
+    pub fn finish(mut self) -> Result<()> {
+        let finish = |zip: &mut NpzWriter<BufWriter<File>>| {
+            let mut buffer = zip.zip_writer().finish().map_err(std::io::Error::other)?;
+            buffer.flush()?;
+            buffer.get_ref().sync_all()
+        };
+        finish(&mut self.file)
+            .and_then(|()| std::fs::rename(&self.temporary.0, &self.path))
+            .and_then(|()| sync_dir(folder_of(&self.path)))
+            .map_err(Error::io("write", &self.path))
+    }
+}
+
+/// Writes pictures as they come, `arr_0`, and their labels, `arr_1`, as evaluation tools read them. `make` is called
+/// with a function that takes the next pictures, rows of red, green and blue.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written, [`Error::Config`] if there are more or fewer pictures than labels, and
+/// what `make` fails with. What was at `path` before is then untouched.
+pub fn write_samples<E: From<Error>>(
+    path: impl AsRef<Path>,
+    labels: &[usize],
+    size: MapSize,
+    make: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut file = NpzBuilder::create(path)?;
+    file.stream(PICTURES, &[labels.len(), size.height, size.width, 3], make)?;
+    let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
+    file.array(LABELS, &[labels.len()], &labels)?;
+    Ok(file.finish()?)
+}
+
+/// A file that is removed unless it was renamed.
+#[derive(Debug)]
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Mostly there is none any more.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(path: &Path, count: usize, size: MapSize) -> Vec<u8> {
+        let pixels: Vec<u8> = (0..count * size.area() * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let labels: Vec<usize> = (0..count).map(|i| i % 3).collect();
+        let make = |push: &mut dyn FnMut(&[u8]) -> Result<()>| pixels.chunks(100).try_for_each(push);
+        write_samples(path, &labels, size, make).unwrap();
+        pixels
+    }
+
+    fn read(file: &mut SampleFile, first: usize, batch: usize) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        file.read(first, batch, &mut |pixels| {
+            all.extend(pixels);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn pictures_come_back_from_any_place_in_any_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let pixels = samples(&path, 7, MapSize { height: 3, width: 5 });
+        let mut file = SampleFile::open(&path).unwrap();
+        assert_eq!((file.count(), file.size()), (7, MapSize { height: 3, width: 5 }));
+        assert_eq!(file.labels(), Some(&[0, 1, 2, 0, 1, 2, 0][..]));
+        for (first, batch) in [(0, 1), (0, 3), (0, 100), (5, 2), (6, 4), (7, 1)] {
+            assert_eq!(read(&mut file, first, batch).unwrap(), pixels[first * 45..], "from {first} by {batch}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = NpzBuilder::create(folder.path().join("a.npz")).unwrap();
+        let error = file.array("mu", &[3], &[1.0, 2.0]).unwrap_err().to_string();
+        assert!(error.contains("numbers for array `mu`"), "{error}");
+        drop(file);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing");
+        assert!(NpzBuilder::create(folder.path().join("none/a.npz")).is_err(), "no folder");
+    }
+
+    #[test]
+    fn statistics_come_back_in_both_precisions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let mut file = NpzBuilder::create(&path).unwrap();
+        file.array("mu", &[2], &[0.5_f32, 1.5]).unwrap();
+        file.array("sigma", &[2, 2], &[1.0_f64, 0.1, 0.1, 2.0]).unwrap();
+        file.finish().unwrap();
+        let mut file = NpzFile::open(&path).unwrap();
+        assert_eq!(file.floats("mu").unwrap(), (vec![2], vec![0.5, 1.5]));
+        assert_eq!(file.floats("sigma").unwrap(), (vec![2, 2], vec![1.0, 0.1, 0.1, 2.0]));
+        let error = file.floats("mu_s").unwrap_err().to_string();
+        assert!(error.contains("none of that name, but: mu, sigma"), "{error}");
+        let error = file.integers("mu").unwrap_err().to_string();
+        assert!(error.contains("`mu`: numbers of type '<f4'"), "{error}");
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let open = |path: &Path| SampleFile::open(path).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(open(&path).contains("cannot read"), "no file");
+        samples(&path, 4, MapSize { height: 8, width: 8 });
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert!(open(&path).contains("no .npz file"), "half a file: {}", open(&path));
+        std::fs::write(&path, b"no archive").unwrap();
+        assert!(open(&path).contains("no .npz file"), "{}", open(&path));
+        let mut damaged = whole.clone();
+        damaged[400] ^= 0x55;
+        std::fs::write(&path, &damaged).unwrap();
+        let error = read(&mut SampleFile::open(&path).unwrap(), 0, 4).unwrap_err().to_string();
+        assert!(error.contains("`arr_0`") && error.contains("damaged"), "{error}");
+        let write = |shape: &[usize], labels: usize| {
+            let mut file = NpzBuilder::create(&path).unwrap();
+            file.array(PICTURES, shape, &vec![0_u8; shape.iter().product()]).unwrap();
+            file.array(LABELS, &[labels], &vec![0_i64; labels]).unwrap();
+            file.finish().unwrap();
+        };
+        write(&[2, 3, 8, 8], 2);
+        assert!(open(&path).contains("shape [2, 3, 8, 8], expected"), "channels first: {}", open(&path));
+        write(&[0, 8, 8, 3], 0);
+        assert!(open(&path).contains("no picture"), "{}", open(&path));
+        write(&[2, 8, 8, 3], 3);
+        assert!(open(&path).contains("a label for each of 2"), "{}", open(&path));
+        let mut file = NpzBuilder::create(&path).unwrap();
+        file.array(PICTURES, &[1, 2, 2, 3], &[0.5_f32; 12]).unwrap();
+        file.finish().unwrap();
+        assert!(open(&path).contains("numbers of type '<f4'"), "floats: {}", open(&path));
+    }
+}
