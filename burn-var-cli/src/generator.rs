@@ -4,11 +4,14 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Cfg, CfgSchedule, Guidance};
 use burn_var::sampler::Sampler;
-use burn_var::{Request, Tokenizer, generate};
+use burn_var::{MapSize, Request, Tokenizer, generate};
+use burn_var_train::data::Fingerprint;
+use burn_var_train::eval::PictureSet;
+use burn_var_train::grid::{Range, pictures};
 use clap::Args;
 
 use crate::models::{Pair, PairArgs};
@@ -48,7 +51,7 @@ pub(crate) struct SamplingArgs {
     smooth: bool,
     /// Pictures at a time. It changes speed and memory, not the pictures. [default: 32, or 8 above 64 pixels]
     #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
-    batch: Option<u32>,
+    pub(crate) batch: Option<u32>,
 }
 
 /// A model with its settings.
@@ -109,39 +112,105 @@ impl Generator {
         stages: bool,
         mut take: impl FnMut(Batch<'_>) -> Result<()>,
     ) -> Result<()> {
+        let starts = (0..).step_by(self.batch);
+        starts.zip(labels.chunks(self.batch)).try_for_each(|(first, part)| take(self.make(part, first, stages)?))
+    }
+
+    /// One batch, the first picture of which has a number.
+    fn make<'a>(&self, labels: &'a [usize], first: u64, stages: bool) -> burn_var::Result<Batch<'a>> {
         let Pair { tokenizer, transformer, .. } = &self.pair;
-        let mut first = 0;
-        for part in labels.chunks(self.batch) {
-            let request = Request { first, sampler: self.sampler, ..Request::new(part, self.seed) };
-            first += part.len() as u64;
-            let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg { schedule: self.schedule.clone() })];
-            let mut canvases = Vec::new();
-            let start = Instant::now();
-            let made = generate(tokenizer, transformer, &mut guidance, &request, &mut |scale| {
-                if stages {
-                    canvases.push(scale.canvas.clone());
-                }
-                ControlFlow::Continue(())
-            })?;
-            self.sync()?;
-            let drawn = Instant::now();
-            let images = tokenizer.decode(made.canvas);
-            self.sync()?;
-            let time = [drawn - start, drawn.elapsed()];
-            let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-            take(Batch { images, stages, labels: part, time })?;
-        }
-        Ok(())
+        let request = Request { first, sampler: self.sampler, ..Request::new(labels, self.seed) };
+        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg { schedule: self.schedule.clone() })];
+        let mut canvases = Vec::new();
+        let start = Instant::now();
+        let made = generate(tokenizer, transformer, &mut guidance, &request, &mut |scale| {
+            if stages {
+                canvases.push(scale.canvas.clone());
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.sync()?;
+        let drawn = Instant::now();
+        let images = tokenizer.decode(made.canvas);
+        self.sync()?;
+        let time = [drawn - start, drawn.elapsed()];
+        let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
+        Ok(Batch { images, stages, labels, time })
     }
 
     /// Waits for the device.
-    fn sync(&self) -> Result<()> {
-        self.pair.tokenizer.codebook().device().sync().context("the device failed")
+    fn sync(&self) -> burn_var::Result<()> {
+        self.pair.tokenizer.codebook().device().sync().map_err(burn_var::Error::device("finish its work"))
     }
 
     /// What was used, for results.
     pub(crate) fn settings(&self) -> serde_json::Value {
         serde_json::json!({ "seed": self.seed, "cfg": self.schedule, "sampler": self.sampler })
+    }
+}
+
+/// A set of pictures that do not exist before they are asked for.
+pub(crate) struct Generated {
+    generator: Generator,
+    /// The class of each.
+    labels: Vec<usize>,
+    /// The model's fingerprint.
+    model: String,
+}
+
+impl Generated {
+    pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
+        let Pair { tokenizer, transformer, .. } = &generator.pair;
+        let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
+        Ok(Self { generator, labels, model })
+    }
+
+    fn pixels(&self, numbers: std::ops::Range<usize>) -> burn_var_train::Result<Vec<u8>> {
+        let made = self.generator.make(&self.labels[numbers.clone()], numbers.start as u64, false)?;
+        Ok(pictures(made.images, Range::Signed)?.into_iter().flat_map(image::RgbImage::into_raw).collect())
+    }
+}
+
+impl PictureSet for Generated {
+    fn describe(&self) -> String {
+        format!("generated, model {}", &self.model[..12])
+    }
+
+    fn identity(&self) -> burn_var_train::Result<String> {
+        Ok(format!("generated by {}, {}", self.model, self.generator.settings()))
+    }
+
+    fn count(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn size(&self) -> MapSize {
+        let [_, height, width] = self.generator.pair.tokenizer.picture_shape();
+        MapSize { height, width }
+    }
+
+    fn channels(&self) -> usize {
+        self.generator.pair.tokenizer.picture_shape()[0]
+    }
+
+    fn labels(&self) -> Option<&[usize]> {
+        Some(&self.labels)
+    }
+
+    fn read(
+        &mut self,
+        first: usize,
+        batch: usize,
+        take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>,
+    ) -> burn_var_train::Result<()> {
+        let count = self.labels.len();
+        (first..count).step_by(batch).try_for_each(|at| take(&self.pixels(at..count.min(at + batch))?))
+    }
+
+    /// A picture depends on nothing but its number, so the others need not be made.
+    fn pick(&mut self, numbers: &[usize]) -> burn_var_train::Result<Vec<u8>> {
+        let pixels = numbers.iter().map(|number| self.pixels(*number..number + 1));
+        Ok(pixels.collect::<burn_var_train::Result<Vec<_>>>()?.concat())
     }
 }
 

@@ -4,12 +4,15 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use burn::tensor::Device;
 use burn_var::classifier::ClassifierConfig;
 use burn_var::pretrained::{StateDict, load_vqvae, save, save_classifier, vqvae_config};
 use burn_var::rng::Rng;
-use support::{assert_same_weights, fails, json, ok, picture, tiny_model};
+use serde_json::Value;
+use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -227,17 +230,110 @@ fn measures_models_against_real_pictures() {
     assert_eq!(report["pictures"], 1120, "{report}");
     let share = report["codes_in_use"].as_f64().expect("a share");
     assert!(share > 0.0 && share <= 1.0 && report["psnr"].as_f64().expect("dB") > 0.0, "{report}");
+}
 
+/// A classifier of 16x16 grey pictures in three classes.
+fn classifier(path: &Path) {
     let config = ClassifierConfig { image_channels: 1, image_size: [16, 16], classes: 3, ch: 32 };
-    let classifier = config.init(1, &Device::flex()).expect("valid");
-    save_classifier(&classifier, at.join("classifier.safetensors"), true).expect("written");
-    let generated = ["eval", "generated", "--data", ".", "--classifier", "classifier.safetensors", "--count", "9"];
-    let report = json(at, &[&generated[..], &["--model", "."]].concat());
-    assert_eq!(report["generated"], 9, "{report}");
-    let [made, floor] = ["frechet", "frechet_floor"].map(|name| report[name].as_f64().expect("a distance"));
+    save_classifier(&config.init(1, &Device::flex()).expect("valid"), path, true).expect("written");
+}
+
+const GENERATED: [&str; 5] = ["eval", "generated", "--classifier", "classifier.safetensors", "--data"];
+
+#[test]
+fn measures_generated_pictures() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny_model(at, 1);
+    noise(at, [200, 1120]);
+    classifier(&at.join("classifier.safetensors"));
+    let generated = |more: &[&str]| json(at, &[&GENERATED[..], &[".", "--model", ".", "--count", "90"], more].concat());
+    let figures = |report: &Value| ["scores", "recognised", "floor"].map(|name| report[name].clone());
+
+    let report = generated(&["--copies", "--mirror"]);
+    assert_eq!(
+        (report["scores"]["count"].as_u64(), report["scores"]["reference_count"].as_u64()),
+        (Some(90), Some(1120))
+    );
+    let [made, floor] = ["scores", "floor"].map(|name| report[name]["frechet"].as_f64().expect("a distance"));
     assert!(made > floor, "untrained pictures are farther from noise than noise: {report}");
-    let message = fails(at, 2, &generated);
-    assert!(message.contains("the classifier takes pictures of [1, 16, 16]"), "{message}");
+    assert_eq!(report["recognised"]["classes"].as_array().map(Vec::len), Some(3), "class by class: {report}");
+    assert_eq!(report["copies_in_pixels"]["compared"], 90, "{report}");
+    assert!(report["copies_in_pixels"]["generated"].as_f64().is_some_and(|share| share < 0.5), "{report}");
+
+    for batch in ["1", "7"] {
+        assert_eq!(figures(&generated(&["--batch", batch])), figures(&report), "pictures {batch} at a time");
+    }
+    let samples = ["sample", "--model", ".", "--count", "90", "--npz", "made.npz"];
+    ok(at, &samples);
+    let from_file = json(at, &[&GENERATED[..], &[".", "--samples", "made.npz"]].concat());
+    assert_eq!(figures(&from_file), figures(&report), "the same pictures from a file");
+
+    // Killed in the middle: what is in the folder is gone on with.
+    let args = [&GENERATED[..], &[".", "--model", ".", "--count", "90", "--batch", "2", "--out", "a"]].concat();
+    let mut child = command(at, &args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts");
+    let begun = || fs::metadata(at.join("a/features/features.f32")).is_ok_and(|file| file.len() > 0);
+    while !begun() && child.try_wait().expect("a child").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    let resumed = generated(&["--out", "a", "--report", "page.html", "--resamples", "20"]);
+    assert_eq!(resumed["scores"]["frechet"], report["scores"]["frechet"], "after a kill");
+    let interval = &resumed["scores"]["frechet_interval"];
+    assert!(interval["low"].as_f64() < interval["high"].as_f64(), "{interval}");
+    let page = fs::read_to_string(at.join("page.html")).expect("a page");
+    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("most doubtful"));
+
+    generated(&["--out", "b", "--seed", "1"]);
+    let same = json(at, &["eval", "compare", "a", "b"]);
+    assert_eq!(same["outside_chance"], false, "two seeds of a model: {same}");
+    generated(&["--out", "cold", "--temperature", "0.05"]);
+    let other = json(at, &["eval", "compare", "a", "cold"]);
+    assert_eq!(other["outside_chance"], true, "nearly the same picture again and again: {other}");
+    ok(at, &["eval", "report", "a", "b", "cold", "--out", "all.html"]);
+    let page = fs::read_to_string(at.join("all.html")).expect("a page");
+    assert!(page.contains("<svg") && ["a", "b", "cold"].iter().all(|name| page.contains(&format!("<th>{name}</th>"))));
+}
+
+#[test]
+fn compares_files_of_pictures_and_of_statistics() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny_model(at, 1);
+    classifier(&at.join("classifier.safetensors"));
+    for (name, seed, count) in [("a.npz", "0", "60"), ("b.npz", "1", "80")] {
+        ok(at, &["sample", "--model", ".", "--count", count, "--seed", seed, "--npz", name]);
+    }
+    let eval = ["eval", "generated", "--classifier", "classifier.safetensors", "--samples", "a.npz", "--reference"];
+    let whole = json(at, &[&eval[..], &["b.npz", "--out", "run"]].concat());
+    assert!(whole["scores"]["precision"].as_f64().is_some_and(|share| share > 0.5), "one model: {whole}");
+    let statistics = json(at, &[&eval[..], &["run/reference.npz"]].concat());
+    assert_eq!(statistics["scores"]["frechet"], whole["scores"]["frechet"], "the statistics that were kept");
+    assert_eq!(statistics["scores"]["precision"], Value::Null, "needs pictures");
+    let itself = json(at, &[&eval[..], &["a.npz"]].concat());
+    assert!(itself["scores"]["frechet"].as_f64().is_some_and(|distance| distance < 1e-6), "{itself}");
+
+    let fails_with = |code, args: &[&str], expected: &str| {
+        let message = fails(at, code, args);
+        assert!(message.contains(expected), "{message}");
+    };
+    fails_with(2, &[&eval[..], &["b.npz", "--dino", "x"]].concat(), "cannot be used with");
+    fails_with(2, &eval[..6], "--data");
+    fs::write(at.join("cut.npz"), &fs::read(at.join("a.npz")).expect("there")[..500]).expect("written");
+    fails_with(1, &[&eval[..], &["cut.npz"]].concat(), "cut.npz");
+    fs::create_dir(at.join("empty")).expect("created");
+    fails_with(1, &[&eval[..], &["empty"]].concat(), "no PNG file");
+    picture(16, 1).save(at.join("empty/1.png")).expect("written");
+    picture(17, 1).save(at.join("empty/2.png")).expect("written");
+    fails_with(1, &[&eval[..], &["empty"]].concat(), "2.png");
+    picture(20, 1).save(at.join("empty/1.png")).expect("written");
+    picture(20, 2).save(at.join("empty/2.png")).expect("written");
+    fails_with(1, &[&eval[..], &["empty"]].concat(), "[batch, 1, 16, 16]");
+    fails_with(1, &["eval", "compare", "run", "empty"], "empty");
+    let one = ["eval", "generated", "--classifier", "classifier.safetensors", "--reference", "b.npz", "--samples"];
+    ok(at, &["sample", "--model", ".", "--count", "1", "--npz", "one.npz"]);
+    fails_with(1, &[&one[..], &["one.npz"]].concat(), "2 or more");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split};
-use crate::figures::Collection;
+use crate::eval::{ClassifierFeatures, DataPictures, FeatureTable, PictureSet, Recognition};
 use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
@@ -22,6 +22,8 @@ use crate::{Error, Result};
 
 /// The file that a run leaves in its folder, in half precision.
 const FILE: &str = "classifier.safetensors";
+/// Test pictures judged at a time.
+const JUDGED: usize = 250;
 
 /// A classifier's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,30 +99,29 @@ pub fn train_classifier(
     let test = config.loader(Split::Test)?;
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let run_config = config.run.clone();
-    let mut trainer = ClassifierTrainer::new(config, device)?;
-    if !run(&mut trainer, &run_config, folder, progress)? {
-        return Ok(None);
-    }
-    let mut judged = Collection::default();
-    judged.add_all(trainer.average(), &test, false, device)?;
-    let file = folder.join(FILE);
-    save_classifier(trainer.average(), &file, true)?;
-    Ok(Some(ClassifierSummary { file, test_accuracy: judged.judgement.accuracy(), test_pictures: judged.len() }))
+    let mut trainer = ClassifierTrainer::new(config, folder, device)?;
+    let Some(file) = run(&mut trainer, &run_config, folder, progress)? else { return Ok(None) };
+    let mut test = DataPictures::new(test.source().clone(), test.shape());
+    let network = ClassifierFeatures::new(trainer.average().clone(), device)?;
+    let judged = FeatureTable::collect(&mut test, &network, None, JUDGED, &mut |_| ())?;
+    let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
+    Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_pictures: judged.count }))
 }
 
 /// A classifier in training.
 pub struct ClassifierTrainer {
+    folder: PathBuf,
     device: Device,
     learner: Learner<Classifier>,
     stream: Stream,
 }
 
 impl ClassifierTrainer {
-    /// A run on `device` (without autodiff), at its first step.
+    /// A run in `folder` on `device` (without autodiff), at its first step.
     ///
     /// # Errors
     /// A configuration or data that no run can be made of.
-    pub fn new(config: ClassifierTrainConfig, device: &Device) -> Result<Self> {
+    pub fn new(config: ClassifierTrainConfig, folder: &Path, device: &Device) -> Result<Self> {
         config.validate()?;
         let stream = Stream::new(config.loader(Split::Train)?, &config.run, config.data.mirror, device)?;
         let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
@@ -131,7 +132,7 @@ impl ClassifierTrainer {
             no_decay: no_decay_1d,
             steps: config.run.steps,
         };
-        Ok(Self { device: device.clone(), learner: Learner::new(model, rules), stream })
+        Ok(Self { folder: folder.to_path_buf(), device: device.clone(), learner: Learner::new(model, rules), stream })
     }
 
     /// The classifier that the run is for: the moving average of the weights.
@@ -172,6 +173,12 @@ impl Trainer for ClassifierTrainer {
 
     fn data(&self) -> String {
         self.stream.data()
+    }
+
+    fn export(&self) -> Result<PathBuf> {
+        let path = self.folder.join(FILE);
+        save_classifier(self.average(), &path, true)?;
+        Ok(path)
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {

@@ -7,7 +7,6 @@ pub mod curves;
 pub mod data;
 mod error;
 pub mod eval;
-pub mod figures;
 pub mod fs;
 pub mod grid;
 mod learner;

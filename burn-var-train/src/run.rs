@@ -107,6 +107,12 @@ pub trait Trainer {
         Ok(None)
     }
 
+    /// Writes the model as far as it is, for use, over the one of before, and returns the file.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    fn export(&self) -> Result<PathBuf>;
+
     /// The curves to draw of the log: title and the names of the metrics.
     fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
 }
@@ -118,12 +124,18 @@ struct State {
     data: String,
 }
 
-/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one. Returns whether it came
-/// there; `progress` may end the run before.
+/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one. Returns the file of the
+/// finished model; `None` if `progress` ended the run before. With every checkpoint the model is written as far as it
+/// is, so that it can be tried while the run goes on.
 ///
 /// # Errors
 /// Those of the trainer and of the files it writes; the last complete checkpoint stays.
-pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progress: &mut dyn Progress) -> Result<bool> {
+pub fn run(
+    trainer: &mut dyn Trainer,
+    config: &RunConfig,
+    folder: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Option<PathBuf>> {
     config.validate()?;
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
     let samples = folder.join("samples");
@@ -171,12 +183,15 @@ pub fn run(trainer: &mut dyn Trainer, config: &RunConfig, folder: &Path, progres
         if last || stop || done.is_multiple_of(config.save_every) {
             log.sync()?;
             checkpoints.save(done, &State { data: trainer.data() }, trainer.parts())?;
+            if !last {
+                trainer.export()?;
+            }
         }
-        if stop {
-            break;
+        if stop && !last {
+            return Ok(None);
         }
     }
-    Ok(done >= config.steps)
+    Ok(Some(trainer.export()?))
 }
 
 /// Draws the log as one SVG file a chart.

@@ -303,6 +303,12 @@ impl Trainer for TokenizerTrainer {
         Ok(Some(path))
     }
 
+    fn export(&self) -> Result<PathBuf> {
+        let path = self.folder.join("tokenizer.safetensors");
+        save_vqvae(self.average(), &path, false)?;
+        Ok(path)
+    }
+
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let usage = (0..self.config.model.patch_nums.len()).map(|k| format!("usage_{k}")).collect();
@@ -333,10 +339,5 @@ pub fn train_tokenizer(
     let mut trainer = TokenizerTrainer::new(config.clone(), folder, device)?;
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
     let run_config = config.run;
-    if !run(&mut trainer, &run_config, folder, progress)? {
-        return Ok(None);
-    }
-    let path = folder.join("tokenizer.safetensors");
-    save_vqvae(trainer.average(), &path, false)?;
-    Ok(Some(path))
+    run(&mut trainer, &run_config, folder, progress)
 }

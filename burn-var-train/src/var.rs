@@ -321,6 +321,17 @@ impl Trainer for VarTrainer {
         Ok(Some(path))
     }
 
+    fn export(&self) -> Result<PathBuf> {
+        let path = self.folder.join("transformer.safetensors");
+        let usage = Usage {
+            class_names: self.tokens.spec().class_names.clone(),
+            cfg: CfgSchedule::Ramp(self.config.preview.cfg),
+            sampler: self.config.preview.sampler,
+        };
+        save_var(self.average(), &usage, &path, false)?;
+        Ok(path)
+    }
+
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
         let each = |name: &str| -> Vec<String> {
             (0..self.tokenizer.scales().len()).map(|k| format!("{name}_{k}")).chain([name.to_owned()]).collect()
@@ -352,17 +363,7 @@ pub fn train_var(
         cached_tokens(source, config.data.mirror, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
     let run_config = config.run.clone();
     let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
-    if !run(&mut trainer, &run_config, folder, progress)? {
-        return Ok(None);
-    }
-    let path = folder.join("transformer.safetensors");
-    let usage = Usage {
-        class_names: trainer.tokens.spec().class_names.clone(),
-        cfg: CfgSchedule::Ramp(trainer.config.preview.cfg),
-        sampler: trainer.config.preview.sampler,
-    };
-    save_var(trainer.average(), &usage, &path, false)?;
-    Ok(Some(path))
+    run(&mut trainer, &run_config, folder, progress)
 }
 
 /// How many pictures are encoded at a time.

@@ -75,6 +75,10 @@ fn compare(folder: &Path, parts: &[&str], train: impl Fn(&Path, &mut dyn Progres
     let expected = finish(&whole);
     for stop in [1, 3] {
         assert_eq!(train(&broken, &mut StopAfter(stop)), None, "stopped after step {stop}");
+        let files = std::fs::read_dir(&broken).expect("a run").flatten().map(|entry| entry.file_name());
+        let models = ["tokenizer.safetensors", "transformer.safetensors"];
+        let models = files.filter(|name| models.iter().any(|model| name == model));
+        assert_eq!(models.count(), 1, "the model as far as it is, after step {stop}");
     }
     assert!(finish(&broken) == expected, "the same weights, to the bit, after stops at steps 1 and 3");
     let log = |run: &Path| read_log(run.join("log.jsonl")).expect("a log");

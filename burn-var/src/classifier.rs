@@ -141,44 +141,6 @@ impl Classifier {
     }
 }
 
-/// What a classifier makes of labelled pictures, collected batch by batch.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Judgement {
-    /// Feature rows for the Frechet distance and for neighbours, `[pictures, features]`, row-major.
-    pub features: Vec<f32>,
-    /// The class that the classifier sees in each picture.
-    pub predicted: Vec<usize>,
-    /// The class that each picture should show.
-    pub labels: Vec<usize>,
-}
-
-impl Judgement {
-    /// Judges a batch, one label a picture.
-    ///
-    /// # Errors
-    /// As for [`Classifier::forward`]; [`Error::Shape`] for another number of labels; [`Error::Device`] if the results
-    /// cannot be read back. Nothing is added then.
-    pub fn add(&mut self, classifier: &Classifier, images: Tensor<4>, labels: &[usize]) -> Result<()> {
-        if images.dims()[0] != labels.len() {
-            return Err(Error::shape("labels", format!("[{}], one a picture", images.dims()[0]), [labels.len()]));
-        }
-        let features = classifier.features(images)?;
-        let classes = classifier.head.forward(features.clone()).argmax(1);
-        let classes = classes.try_into_vec_as::<i64>().map_err(Error::device("read classes"))?;
-        let features = features.try_into_vec_as::<f32>().map_err(Error::device("read features"))?;
-        self.features.extend(features);
-        self.predicted.extend(classes.into_iter().map(|class| class as usize));
-        self.labels.extend(labels);
-        Ok(())
-    }
-
-    /// The share of pictures in which the classifier sees the class they should show; NaN without pictures.
-    pub fn accuracy(&self) -> f64 {
-        let right = self.predicted.iter().zip(&self.labels).filter(|(seen, label)| seen == label).count();
-        right as f64 / self.labels.len() as f64
-    }
-}
-
 /// 3x3 convolution, group norm, SiLU.
 #[derive(Module, Debug)]
 struct Unit {
@@ -238,22 +200,6 @@ mod tests {
             |seed| values(config().init(seed, &Device::default()).expect("valid").forward(images(1)).expect("ok"));
         assert_eq!(scores(1), scores(1), "same seed");
         assert_ne!(scores(1), scores(2), "other seed");
-    }
-
-    #[test]
-    fn a_judgement_collects_batches() {
-        let model = config().init(3, &Device::default()).expect("valid");
-        let scores = values(model.forward(images(3)).expect("right shape"));
-        let best = |row: &[f32]| (0..7).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("seven classes");
-        let seen: Vec<usize> = scores.chunks(7).map(best).collect();
-        let labels = [seen[0], seen[1], (seen[2] + 1) % 7];
-        let mut judgement = Judgement::default();
-        judgement.add(&model, images(3).narrow(0, 0, 1), &labels[..1]).expect("one picture");
-        judgement.add(&model, images(3).narrow(0, 1, 2), &labels[1..]).expect("two pictures");
-        assert_eq!((&judgement.predicted[..], &judgement.labels[..]), (&seen[..], &labels[..]), "classes and labels");
-        assert_eq!(judgement.features.len(), 3 * config().features(), "features of all");
-        assert!((judgement.accuracy() - 2.0 / 3.0).abs() < 1e-12, "two of three are right");
-        assert!(judgement.add(&model, images(2), &[0]).is_err(), "a label is missing");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Frozen networks that pictures are compared through.
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::classifier::Classifier;
 use burn_var::encoder::{Inception, InceptionInput, Vit};
 use burn_var::metrics::Splits;
 use burn_var::resize::Resize;
-use burn_var::{MapSize, Result};
+use burn_var::{Error as ModelError, MapSize};
+
+use crate::Result;
+use crate::data::Fingerprint;
 
 /// What a network sees in pictures.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +24,7 @@ pub struct Features {
 
 /// A frozen network.
 pub trait FeatureSource {
-    /// Its name and the protocol, for reports: numbers of different ones have nothing to do with each other.
+    /// Its name, protocol and weights, for reports: numbers of different ones have nothing to do with each other.
     fn describe(&self) -> String;
 
     /// Numbers a picture in `features`, `spatial` and `logits` of [`Features`].
@@ -46,23 +50,28 @@ pub trait FeatureSource {
 /// FID's network under one of the two protocols.
 pub struct InceptionFeatures {
     network: Inception,
+    weights: String,
     input: InceptionInput,
     device: Device,
 }
 
 impl InceptionFeatures {
     /// `network` is on `device`.
-    pub fn new(network: Inception, input: InceptionInput, device: &Device) -> Self {
-        Self { network, input, device: device.clone() }
+    ///
+    /// # Errors
+    /// If its weights cannot be read back.
+    pub fn new(network: Inception, input: InceptionInput, device: &Device) -> Result<Self> {
+        Ok(Self { weights: weights(&network)?, network, input, device: device.clone() })
     }
 }
 
 impl FeatureSource for InceptionFeatures {
     fn describe(&self) -> String {
-        match self.input {
-            InceptionInput::Tf1 => "guided-diffusion: Inception 2015-12-05, TensorFlow 1 resize".to_owned(),
-            InceptionInput::Torch => "pytorch-fid: Inception 2015-12-05, PyTorch resize".to_owned(),
-        }
+        let protocol = match self.input {
+            InceptionInput::Tf1 => "guided-diffusion: FID's Inception, TensorFlow 1 resize",
+            InceptionInput::Torch => "pytorch-fid: FID's Inception, PyTorch resize",
+        };
+        format!("{protocol}, weights {}", self.weights)
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -88,19 +97,23 @@ impl FeatureSource for InceptionFeatures {
 /// The classifier of `burn-var train classifier`.
 pub struct ClassifierFeatures {
     classifier: Classifier,
+    weights: String,
     device: Device,
 }
 
 impl ClassifierFeatures {
     /// `classifier` is on `device`.
-    pub fn new(classifier: Classifier, device: &Device) -> Self {
-        Self { classifier, device: device.clone() }
+    ///
+    /// # Errors
+    /// If its weights cannot be read back.
+    pub fn new(classifier: Classifier, device: &Device) -> Result<Self> {
+        Ok(Self { weights: weights(&classifier)?, classifier, device: device.clone() })
     }
 }
 
 impl FeatureSource for ClassifierFeatures {
     fn describe(&self) -> String {
-        format!("classifier of {} classes", self.classifier.config().classes)
+        format!("classifier of {} classes, weights {}", self.classifier.config().classes, self.weights)
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -119,20 +132,25 @@ impl FeatureSource for ClassifierFeatures {
 /// The class token of a DINO vision transformer.
 pub struct VitFeatures {
     vit: Vit,
+    weights: String,
     device: Device,
 }
 
 impl VitFeatures {
     /// `vit` is on `device`.
-    pub fn new(vit: Vit, device: &Device) -> Self {
-        Self { vit, device: device.clone() }
+    ///
+    /// # Errors
+    /// If its weights cannot be read back.
+    pub fn new(vit: Vit, device: &Device) -> Result<Self> {
+        Ok(Self { weights: weights(&vit)?, vit, device: device.clone() })
     }
 }
 
 impl FeatureSource for VitFeatures {
     fn describe(&self) -> String {
         let config = self.vit.config();
-        format!("DINO vision transformer, width {}, patches of {}", config.embed_dim, config.patch_size)
+        let (width, patch) = (config.embed_dim, config.patch_size);
+        format!("DINO vision transformer, width {width}, patches of {patch}, weights {}", self.weights)
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -149,6 +167,13 @@ impl FeatureSource for VitFeatures {
     }
 }
 
+/// The first digits of the weights' fingerprint.
+fn weights<M: Module>(network: &M) -> Result<String> {
+    let mut digits = Fingerprint::new().module(network)?.finish();
+    digits.truncate(12);
+    Ok(digits)
+}
+
 /// `[pictures, channels, height, width]` in `0..=255`; of one channel it is the first.
 fn planes(pixels: &[u8], size: MapSize, channels: usize, device: &Device) -> Tensor<4> {
     let picture = size.area() * 3;
@@ -162,5 +187,5 @@ fn planes(pixels: &[u8], size: MapSize, channels: usize, device: &Device) -> Ten
 }
 
 fn read(tensor: Tensor<2>) -> Result<Vec<f32>> {
-    tensor.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read features"))
+    Ok(tensor.try_into_vec_as::<f32>().map_err(ModelError::device("read features"))?)
 }

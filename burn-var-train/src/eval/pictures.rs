@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use burn_var::MapSize;
 use rayon::prelude::*;
 
 use super::SampleFile;
-use crate::data::{PictureShape, PictureSource, View};
+use crate::data::{Fingerprint, PictureShape, PictureSource, View};
 use crate::{Error, Result};
 
 /// Pictures of one size in an order that never changes.
@@ -15,11 +16,24 @@ pub trait PictureSet {
     /// What they are, for reports.
     fn describe(&self) -> String;
 
+    /// Changes when the pictures do, so that what is known of others is not taken for theirs.
+    ///
+    /// # Errors
+    /// If they cannot be looked at.
+    fn identity(&self) -> Result<String> {
+        Ok(self.describe())
+    }
+
     /// How many, at least 1.
     fn count(&self) -> usize;
 
     /// Their size.
     fn size(&self) -> MapSize;
+
+    /// 3, or 1 if they are grey: red, green and blue are then the same.
+    fn channels(&self) -> usize {
+        3
+    }
 
     /// The class of each, where that is known.
     fn labels(&self) -> Option<&[usize]>;
@@ -30,11 +44,41 @@ pub trait PictureSet {
     /// # Errors
     /// If a picture cannot be had, and what `take` fails with.
     fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+    /// The pictures of these numbers, rising, one after the other.
+    ///
+    /// # Errors
+    /// If a picture cannot be had.
+    ///
+    /// # Panics
+    /// If a number is not below [`PictureSet::count`].
+    fn pick(&mut self, numbers: &[usize]) -> Result<Vec<u8>> {
+        let (picture, mut at, mut wanted, mut found) =
+            (3 * self.size().area(), 0, numbers.iter().copied().peekable(), Vec::new());
+        assert!(numbers.last().is_none_or(|last| *last < self.count()), "picture {numbers:?} of {}", self.count());
+        self.read(0, PICK_BATCH, &mut |pixels| {
+            for pixels in pixels.chunks_exact(picture) {
+                while wanted.next_if_eq(&at).is_some() {
+                    found.extend(pixels);
+                }
+                at += 1;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
 }
+
+/// Pictures passed over at a time.
+const PICK_BATCH: usize = 64;
 
 impl PictureSet for SampleFile {
     fn describe(&self) -> String {
         self.path().display().to_string()
+    }
+
+    fn identity(&self) -> Result<String> {
+        files([self.path()])
     }
 
     fn count(&self) -> usize {
@@ -101,6 +145,10 @@ impl PictureSet for PngFolder {
         self.folder.display().to_string()
     }
 
+    fn identity(&self) -> Result<String> {
+        files(self.files.iter().map(PathBuf::as_path))
+    }
+
     fn count(&self) -> usize {
         self.files.len()
     }
@@ -134,24 +182,40 @@ impl PictureSet for PngFolder {
     }
 }
 
-/// A data set brought to a size as it is for training, without mirroring.
+/// A data set brought to a size as it is for training.
 pub struct DataPictures {
     source: Arc<dyn PictureSource>,
     shape: PictureShape,
     labels: Vec<usize>,
+    mirrored: bool,
 }
 
 impl DataPictures {
     /// All pictures of `source`.
     pub fn new(source: Arc<dyn PictureSource>, shape: PictureShape) -> Self {
         let labels = (0..source.len()).map(|index| source.label(index)).collect();
-        Self { source, shape, labels }
+        Self { source, shape, labels, mirrored: false }
+    }
+
+    /// Their mirror images.
+    #[must_use]
+    pub fn mirrored(self) -> Self {
+        Self { mirrored: !self.mirrored, ..self }
     }
 }
 
 impl PictureSet for DataPictures {
     fn describe(&self) -> String {
-        self.source.path().display().to_string()
+        let path = self.source.path().display();
+        if self.mirrored { format!("{path}, mirrored") } else { path.to_string() }
+    }
+
+    fn identity(&self) -> Result<String> {
+        Ok(format!("{}, mirrored: {}", self.source.fingerprint(), self.mirrored))
+    }
+
+    fn channels(&self) -> usize {
+        self.shape.channels
     }
 
     fn count(&self) -> usize {
@@ -173,7 +237,7 @@ impl PictureSet for DataPictures {
             let mut pixels = vec![0; indices.len() * area * 3];
             pixels.par_chunks_exact_mut(area * 3).zip(indices).try_for_each(|(pixels, index)| {
                 let mut planes = vec![0.0; elements];
-                self.source.load(*index, self.shape, View::Fixed { mirrored: false }, &mut planes)?;
+                self.source.load(*index, self.shape, View::Fixed { mirrored: self.mirrored }, &mut planes)?;
                 for (place, pixel) in pixels.chunks_exact_mut(3).enumerate() {
                     for (channel, value) in pixel.iter_mut().enumerate() {
                         *value = to_byte(planes[channel % self.shape.channels * area + place]);
@@ -185,6 +249,18 @@ impl PictureSet for DataPictures {
         }
         Ok(())
     }
+}
+
+/// Changes with the names, lengths and times of files: what is in them is too much to read for this.
+fn files<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
+    let mut print = Fingerprint::new();
+    for path in paths {
+        let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        let modified = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let name = path.to_string_lossy();
+        print = print.field(name.as_bytes()).field(format!("{} {modified:?}", about.len()).as_bytes());
+    }
+    Ok(print.finish())
 }
 
 /// A value in `[-1, 1]` as a file has it.
@@ -222,6 +298,8 @@ mod tests {
         let shades = |pixels: Vec<u8>| pixels.into_iter().step_by(6).collect::<Vec<u8>>();
         assert_eq!(shades(read(&mut set, 0, 2).unwrap()), [1, 2, 3]);
         assert_eq!(shades(read(&mut set, 2, 5).unwrap()), [3]);
+        assert_eq!(shades(set.pick(&[0, 2, 2]).unwrap()), [1, 3, 3]);
+        assert!(set.pick(&[]).unwrap().is_empty(), "none");
     }
 
     #[test]

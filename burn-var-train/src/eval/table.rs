@@ -31,6 +31,8 @@ struct State {
     /// Whose features these are: pictures and network. Others in the same folder are refused.
     of: String,
     dims: [usize; 3],
+    /// Pictures in all.
+    count: usize,
     done: usize,
 }
 
@@ -39,15 +41,14 @@ const PARTS: [&str; 3] = ["features.f32", "spatial.f32", "logits.f32"];
 
 impl FeatureTable {
     /// Looks at all pictures of `set` through `network`, `batch` at a time. With a `folder`, which must exist, features
-    /// are kept there, and those that are there already, of the same pictures (`identity` says which) and the same
-    /// network, are not made again. `progress` hears how many pictures are done.
+    /// are kept there, and those that are there already, of the same pictures and the same network, are not made again.
+    /// `progress` hears how many pictures are done.
     ///
     /// # Errors
     /// If a picture cannot be had, the network refuses it, or the folder cannot be written, or holds the features of
     /// something else.
     pub fn collect(
         set: &mut dyn PictureSet,
-        identity: &str,
         network: &dyn FeatureSource,
         folder: Option<&Path>,
         batch: usize,
@@ -55,8 +56,8 @@ impl FeatureTable {
     ) -> Result<Self> {
         let dims = network.dims();
         let (count, size) = (set.count(), set.size());
-        let of = format!("{count} pictures of {size} pixels; {identity}; {}", network.describe());
-        let mut spool = folder.map(|folder| Spool::open(folder, State { of, dims, done: 0 })).transpose()?;
+        let of = format!("{count} pictures of {size} pixels: {}; {}", set.identity()?, network.describe());
+        let mut spool = folder.map(|folder| Spool::open(folder, State { of, dims, count, done: 0 })).transpose()?;
         let mut table = match &spool {
             Some(spool) => spool.read()?,
             None => Self { count: 0, dims, features: Features::default() },
@@ -91,6 +92,19 @@ impl FeatureTable {
         Ok(table)
     }
 
+    /// Reads what [`FeatureTable::collect`] has kept in a folder, if it came to the end.
+    ///
+    /// # Errors
+    /// If there are no features, or not all.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let state = read_state(folder)?.ok_or_else(|| Error::format(folder, "it holds no features of pictures"))?;
+        if state.done != state.count {
+            let reason = format!("only {} of {} pictures are done; evaluate them first", state.done, state.count);
+            return Err(Error::format(folder.join(STATE), reason));
+        }
+        Spool::open(folder, state)?.read()
+    }
+
     /// The features of picture `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.features.features[i * self.dims[0]..][..self.dims[0]]
@@ -116,6 +130,18 @@ impl Features {
     }
 }
 
+/// What a folder says of its features, if it has any.
+fn read_state(folder: &Path) -> Result<Option<State>> {
+    let path = folder.join(STATE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| Error::format(&path, format!("{error}; remove the folder to begin again"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", &path)(error)),
+    }
+}
+
 /// The folder while features are added.
 struct Spool {
     folder: PathBuf,
@@ -128,20 +154,13 @@ struct Spool {
 impl Spool {
     /// Opens a folder, empty or with features of the same thing; what was written after its last save is cut off.
     fn open(folder: &Path, fresh: State) -> Result<Self> {
-        let path = folder.join(STATE);
-        let state = match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let state: State = serde_json::from_str(&text)
-                    .map_err(|error| Error::format(&path, format!("{error}; remove the folder to begin again")))?;
-                if (&state.of, state.dims) != (&fresh.of, fresh.dims) {
-                    let reason =
-                        format!("it is about [{}], asked for is [{}]; name another folder", state.of, fresh.of);
-                    return Err(Error::format(&path, reason));
-                }
-                state
+        let state = match read_state(folder)? {
+            None => fresh,
+            Some(state) if (&state.of, state.dims) == (&fresh.of, fresh.dims) => state,
+            Some(state) => {
+                let reason = format!("it is about [{}], asked for is [{}]; name another folder", state.of, fresh.of);
+                return Err(Error::format(folder.join(STATE), reason));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => fresh,
-            Err(error) => return Err(Error::io("read", &path)(error)),
         };
         let mut files = Vec::new();
         for (name, dim) in PARTS.iter().zip(state.dims) {
@@ -253,7 +272,7 @@ mod tests {
             [2, 0, 1]
         }
 
-        fn extract(&self, pixels: &[u8], _: MapSize) -> burn_var::Result<Features> {
+        fn extract(&self, pixels: &[u8], _: MapSize) -> Result<Features> {
             let first = |picture: &[u8]| f32::from(picture[0]);
             let features = pixels.chunks(6).flat_map(|picture| [first(picture), 1.0]).collect();
             let logits = pixels.chunks(6).map(|picture| 2.0 * first(picture)).collect();
@@ -272,7 +291,7 @@ mod tests {
         let mut progress = |done: usize| {
             first.get_or_insert(done);
         };
-        let table = FeatureTable::collect(&mut set, "seed 1", &Sums(name), folder, batch, &mut progress)?;
+        let table = FeatureTable::collect(&mut set, &Sums(name), folder, batch, &mut progress)?;
         Ok((table, first.unwrap_or_default()))
     }
 
@@ -285,9 +304,11 @@ mod tests {
         // Half a row of a batch that was cut off by a kill.
         let path = folder.path().join(PARTS[0]);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(&[1, 2, 3, 4, 5]).unwrap();
+        assert!(FeatureTable::open(folder.path()).is_err(), "not all are there");
         let (resumed, first) = collect(usize::MAX, "sums", Some(folder.path()), 7).unwrap();
         assert!(first >= SAVE_EVERY, "what was saved is not made again: {first}");
         assert_eq!(resumed, whole, "the same features");
+        assert_eq!(FeatureTable::open(folder.path()).unwrap(), whole, "read back");
         let (again, first) = collect(0, "sums", Some(folder.path()), 9).unwrap();
         assert_eq!((again, first), (whole, 700), "nothing is left to do");
     }

@@ -1,7 +1,10 @@
+use serde::Serialize;
+
 use crate::{Error, Result};
 
 /// How pictures are parted before the score is taken of each part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Splits {
     /// So many parts, with borders at `i * N / count` rounded down (improved-gan; 10 in the literature).
     Count(usize),

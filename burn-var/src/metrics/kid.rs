@@ -17,7 +17,7 @@ pub struct Kid {
 }
 
 /// The subsets that a [`Kid`] is taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Subsets {
     /// How many; 100 in the literature.
     pub count: usize,

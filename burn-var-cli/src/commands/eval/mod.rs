@@ -1,0 +1,34 @@
+//! `burn-var eval`
+
+mod compare;
+mod generated;
+mod page;
+mod report;
+mod tokenizer;
+
+use anyhow::Result;
+use burn::tensor::Device;
+
+use crate::output::Output;
+
+/// What to measure.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Pictures, of the model or of a file: how far are they from real ones, are they recognised, are they copies.
+    Generated(generated::Args),
+    /// The tokenizer: PSNR and SSIM of reconstructed test pictures, and the share of its codes in use.
+    Tokenizer(tokenizer::Args),
+    /// Whether two evaluated sets of pictures differ by more than chance.
+    Compare(compare::Args),
+    /// A page about one evaluated set of pictures or several.
+    Report(report::Args),
+}
+
+pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
+    match command {
+        Command::Generated(args) => generated::run(args, device, output),
+        Command::Tokenizer(args) => tokenizer::run(args, device, output),
+        Command::Compare(args) => compare::run(args, output),
+        Command::Report(args) => report::run(args, output),
+    }
+}
