@@ -12,7 +12,7 @@ use crate::Result;
 use crate::data::Fingerprint;
 
 /// What a network sees in pictures.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Features {
     /// `[pictures, dim]`: for Frechet distance, precision, recall and the like.
     pub features: Vec<f32>,

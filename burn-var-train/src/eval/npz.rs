@@ -41,9 +41,11 @@ impl NpzFile {
         Ok(Self { path: path.into(), archive })
     }
 
-    /// The names of its arrays.
+    /// The names of its arrays, sorted.
     pub fn names(&self) -> Vec<&str> {
-        self.archive.file_names().filter_map(array_name_from_file_name).collect()
+        let mut names: Vec<&str> = self.archive.file_names().filter_map(array_name_from_file_name).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Whether it has an array.
@@ -91,12 +93,11 @@ impl NpzFile {
         read: impl FnOnce(&NpyHeader, &mut dyn Read) -> std::io::Result<R>,
     ) -> Result<R> {
         let bad = |reason: String| Error::format(&self.path, format!("array `{name}`: {reason}"));
-        let names: Vec<String> = self.archive.file_names().map(str::to_owned).collect();
+        let names = self.names().join(", ");
         let mut file = match self.archive.by_name(&file_name_from_array_name(name)) {
             Ok(file) => file,
             Err(npyz::zip::result::ZipError::FileNotFound) => {
-                let names: Vec<&str> = names.iter().filter_map(|name| array_name_from_file_name(name)).collect();
-                return Err(bad(format!("it has none of that name, but: {}", names.join(", "))));
+                return Err(bad(format!("there is none of that name, but: {names}")));
             }
             Err(error) => return Err(bad(error.to_string())),
         };
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!(file.floats("mu").unwrap(), (vec![2], vec![0.5, 1.5]));
         assert_eq!(file.floats("sigma").unwrap(), (vec![2, 2], vec![1.0, 0.1, 0.1, 2.0]));
         let error = file.floats("mu_s").unwrap_err().to_string();
-        assert!(error.contains("none of that name, but: mu, sigma"), "{error}");
+        assert!(error.contains("there is none of that name, but: mu, sigma"), "{error}");
         let error = file.integers("mu").unwrap_err().to_string();
         assert!(error.contains("`mu`: numbers of type '<f4'"), "{error}");
     }

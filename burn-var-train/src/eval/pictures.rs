@@ -264,7 +264,7 @@ fn files<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
 }
 
 /// A value in `[-1, 1]` as a file has it.
-pub(super) fn to_byte(value: f32) -> u8 {
+fn to_byte(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
 }
 

@@ -66,9 +66,9 @@ pub fn confidences(table: &FeatureTable, labels: &[usize]) -> Result<Vec<f64>> {
     }
     let confidence = |i: usize| {
         let logits = table.logits(i);
-        let largest = logits[seen(logits)];
-        let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
-        f64::from(logits[labels[i]] - largest).exp() / sum
+        let largest = f64::from(logits[seen(logits)]);
+        let exp = |x: f32| (f64::from(x) - largest).exp();
+        exp(logits[labels[i]]) / logits.iter().map(|x| exp(*x)).sum::<f64>()
     };
     Ok((0..table.count).map(confidence).collect())
 }

@@ -116,12 +116,6 @@ impl FeatureTable {
     }
 }
 
-impl Default for Features {
-    fn default() -> Self {
-        Self { features: Vec::new(), spatial: Vec::new(), logits: Vec::new() }
-    }
-}
-
 impl Features {
     fn extend(&mut self, more: Self) {
         self.features.extend(more.features);

@@ -77,8 +77,8 @@ impl InceptionScore {
 }
 
 fn softmax(row: &[f32]) -> Vec<f64> {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f64> = row.iter().map(|x| f64::from(x - largest).exp()).collect();
+    let largest = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let exps: Vec<f64> = row.iter().map(|x| (f64::from(*x) - largest).exp()).collect();
     let sum: f64 = exps.iter().sum();
     exps.into_iter().map(|x| x / sum).collect()
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-use super::neighbours::NeighbourIndex;
+use super::neighbours::{Block, NeighbourIndex};
 use super::rows::check_rows;
 use crate::{Error, Result};
 
@@ -61,7 +61,7 @@ impl<'a> Manifold<'a> {
         let count = queries.len() / self.dim;
         let squares: Vec<f32> = (0..count).into_par_iter().map(|i| self.index.centred_square(query(i))).collect();
         let mut membership = Membership { balls: vec![0; count], reached: vec![false; self.radii.len()] };
-        self.index.scores(queries, &mut |first_query, first_row, scores, rows| {
+        self.index.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
             let radii = &self.radii[first_row..][..rows];
             let found = scores.par_chunks_exact(rows).enumerate().map(|(i, scores)| {
                 let i = first_query + i;

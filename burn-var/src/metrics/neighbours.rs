@@ -56,8 +56,8 @@ impl<'a> NeighbourIndex<'a> {
             return Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows")));
         }
         let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
-        self.scores(queries, &mut |first_query, first_row, scores, count| {
-            let pairs = candidates[first_query..].par_iter_mut().zip(scores.par_chunks_exact(count));
+        self.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
+            let pairs = candidates[first_query..].par_iter_mut().zip(scores.par_chunks_exact(rows));
             pairs.for_each(|(candidates, scores)| {
                 scores.iter().enumerate().for_each(|(i, score)| candidates.offer(*score, first_row + i));
             });
@@ -74,12 +74,11 @@ impl<'a> NeighbourIndex<'a> {
         Ok(neighbours)
     }
 
-    /// `|r|^2 - 2 q r` of centred rows r and queries q, in single precision and block by block: `take` gets the first
-    /// query and the first row of a block, the values, query by query, and how many there are for a query.
+    /// `|r|^2 - 2 q r` of centred rows r and queries q, in single precision and block by block.
     ///
     /// # Errors
     /// [`Error::Device`] if a product cannot be read back.
-    pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(usize, usize, &[f32], usize)) -> Result<()> {
+    pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(Block<'_>)) -> Result<()> {
         for (block, rows) in self.rows.chunks(BLOCK * self.dim).enumerate() {
             let (rows, squares) = self.centred(rows);
             let rows = rows.transpose();
@@ -89,7 +88,12 @@ impl<'a> NeighbourIndex<'a> {
                 scores.par_chunks_exact_mut(squares.len()).for_each(|scores| {
                     scores.iter_mut().zip(&squares).for_each(|(score, square)| *score = square - 2.0 * *score);
                 });
-                take(part * QUERY_BLOCK, block * BLOCK, &scores, squares.len());
+                take(Block {
+                    first_query: part * QUERY_BLOCK,
+                    first_row: block * BLOCK,
+                    rows: squares.len(),
+                    scores: &scores,
+                });
             }
         }
         Ok(())
@@ -119,6 +123,15 @@ impl<'a> NeighbourIndex<'a> {
     pub(super) fn len(&self) -> usize {
         self.rows.len() / self.dim
     }
+}
+
+/// Some queries against some rows.
+pub(super) struct Block<'a> {
+    pub(super) first_query: usize,
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    /// Query by query, one a row.
+    pub(super) scores: &'a [f32],
 }
 
 /// The best few of many, by score.
