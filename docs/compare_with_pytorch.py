@@ -72,7 +72,8 @@ def main():
             seconds = 2e-9 * 2048**3 / measured["median"]
         command = [sys.executable, __file__, "--var", args.var, "--runs", str(args.runs)]
         command += ["--threads", str(args.threads), "--pytorch", name]
-        theirs = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+        theirs = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        theirs = json.loads(theirs.splitlines()[-1])  # the original prints too
         memory = f"{ours['peak_memory'] / 1e9:.2f} GB | {theirs['memory'] / 1e9:.2f} GB"
         share = seconds / theirs["median"]
         print(f"| {name} | {seconds:.3f} s | {theirs['median']:.3f} s | {share:.2f} | {memory} |", flush=True)
@@ -119,6 +120,9 @@ def prepare(torch, name):
 
     vae, var = build_vae_var("cpu", depth=16, flash_if_available=True, fused_if_available=True)
     vae.eval(), var.eval()
+    # The original leaves weights that a checkpoint is to fill as they are, which may be no numbers at all.
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
     if name.startswith("sample"):
         batch = int(name.split()[-1])
         labels = torch.arange(batch)
@@ -181,6 +185,9 @@ def train_tokenizer(torch):
     sizes |= dict(using_sa=True, using_mid_sa=True)
     vae.encoder, vae.decoder = vqvae.Encoder(double_z=False, **sizes), vqvae.Decoder(**sizes)
     vae.train()
+    for parameter in vae.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
     images = torch.rand(32, 1, 32, 32) * 2 - 1
 
     def loss():

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use burn_var::MapSize;
 use serde::{Deserialize, Serialize};
 
 use super::{FeatureSource, Features, PictureSet};
@@ -39,7 +40,35 @@ struct State {
 const STATE: &str = "features.json";
 const PARTS: [&str; 3] = ["features.f32", "spatial.f32", "logits.f32"];
 
+/// What a network sees in some pictures, and how many they are.
+fn look(network: &dyn FeatureSource, pixels: &[u8], size: MapSize) -> Result<(Features, usize)> {
+    let seen = network.extract(pixels, size)?;
+    let count = pixels.len() / (3 * size.area()).max(1);
+    let expected = network.dims().map(|dim| dim * count);
+    let found = [&seen.features, &seen.spatial, &seen.logits].map(Vec::len);
+    match found == expected {
+        true => Ok((seen, count)),
+        false => Err(burn_var::Error::shape("features", format!("{expected:?} numbers"), found).into()),
+    }
+}
+
 impl FeatureTable {
+    /// No pictures yet; see [`FeatureSource::dims`].
+    pub fn new(dims: [usize; 3]) -> Self {
+        Self { count: 0, dims, features: Features::default() }
+    }
+
+    /// Adds what `network` sees in pictures of one size, rows of red, green and blue.
+    ///
+    /// # Errors
+    /// What the network fails with.
+    pub fn add(&mut self, network: &dyn FeatureSource, pixels: &[u8], size: MapSize) -> Result<()> {
+        let (seen, more) = look(network, pixels, size)?;
+        self.features.extend(seen);
+        self.count += more;
+        Ok(())
+    }
+
     /// Looks at all pictures of `set` through `network`, `batch` at a time. With a `folder`, which must exist, features
     /// are kept there, and those that are there already, of the same pictures and the same network, are not made again.
     /// `progress` hears how many pictures are done.
@@ -60,17 +89,11 @@ impl FeatureTable {
         let mut spool = folder.map(|folder| Spool::open(folder, State { of, dims, count, done: 0 })).transpose()?;
         let mut table = match &spool {
             Some(spool) => spool.read()?,
-            None => Self { count: 0, dims, features: Features::default() },
+            None => Self::new(dims),
         };
         progress(table.count);
         set.read(table.count, batch, &mut |pixels| {
-            let seen = network.extract(pixels, size)?;
-            let more = pixels.len() / (3 * size.area());
-            let expected = dims.map(|dim| dim * more);
-            let found = [&seen.features, &seen.spatial, &seen.logits].map(Vec::len);
-            if found != expected {
-                return Err(burn_var::Error::shape("features", format!("{expected:?} numbers"), found).into());
-            }
+            let (seen, more) = look(network, pixels, size)?;
             if let Some(spool) = &mut spool {
                 spool.push(&seen, more)?;
             }
@@ -212,8 +235,6 @@ impl Spool {
 
 #[cfg(test)]
 mod tests {
-    use burn_var::MapSize;
-
     use super::*;
 
     const SIZE: MapSize = MapSize { height: 1, width: 2 };

@@ -132,14 +132,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             What::Encode => {
                 let images = random([batch, channels, height, width]);
                 bench.rate("pictures to tokens", "pictures/s", batch as f64, batch, |_| {
-                    Ok(drop(tokenizer.tokenize(images.clone())?))
+                    Ok(tokenizer.tokenize(images.clone())?)
                 })?;
             }
             What::Decode => {
                 let MapSize { height, width } = tokenizer.scales().finest();
                 let canvas = random([batch, tokenizer.z_channels(), height, width]);
                 bench.rate("canvas to pictures", "pictures/s", batch as f64, batch, |_| {
-                    Ok(drop(tokenizer.decode(canvas.clone())))
+                    Ok(tokenizer.decode(canvas.clone()))
                 })?;
             }
             What::TrainTokenizer => {
@@ -153,23 +153,21 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             What::Dino => {
                 let vit = VitConfig::dino_small_16().init(1, device)?;
                 let images = random([batch, 3, 224, 224]);
-                bench.rate("DINO ViT-S/16", "pictures/s", batch as f64, batch, |_| {
-                    Ok(drop(vit.forward(images.clone())?))
-                })?;
+                bench.rate("DINO ViT-S/16", "pictures/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))?;
             }
             What::DinoBackward => {
                 let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
                 let images = random([batch, 3, 224, 224]);
                 bench.rate("DINO ViT-S/16, gradients", "pictures/s", batch as f64, batch, |_| {
                     let images = Tensor::from_inner(images.clone()).require_grad();
-                    Ok(drop(vit.forward(images)?.sum().backward()))
+                    Ok(vit.forward(images)?.sum().backward())
                 })?;
             }
             What::Matmul => {
                 let size = 2048;
                 let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
                 bench.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {
-                    Ok(drop(a.clone().matmul(b.clone())))
+                    Ok(a.clone().matmul(b.clone()))
                 })?;
             }
         }
@@ -207,7 +205,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Does `work` as often as asked, once before, and once more for the profile.
-    fn each_run(&self, name: &str, mut work: impl FnMut(u64) -> Result<()>) -> Result<(Vec<f64>, Vec<Share>)> {
+    fn each_run<R>(&self, name: &str, mut work: impl FnMut(u64) -> Result<R>) -> Result<(Vec<f64>, Vec<Share>)> {
         let mut times = Vec::new();
         for run in 0..=self.runs {
             self.output.note(format!("{name}, run {run} of {}", self.runs));
@@ -219,7 +217,7 @@ impl Bench<'_> {
         let shares = match self.profile {
             true => {
                 let (result, shares) = profile(|| work(u64::from(self.runs) + 1));
-                result.map(|()| shares)?
+                result.map(|_| shares)?
             }
             false => Vec::new(),
         };
@@ -227,13 +225,13 @@ impl Bench<'_> {
     }
 
     /// How much of `amount` a second.
-    fn rate(
+    fn rate<R>(
         &mut self,
         name: &'static str,
         unit: &'static str,
         amount: f64,
         batch: usize,
-        work: impl FnMut(u64) -> Result<()>,
+        work: impl FnMut(u64) -> Result<R>,
     ) -> Result<()> {
         let (times, profile) = self.each_run(name, work)?;
         let rates = times.into_iter().map(|seconds| amount / seconds).collect();
@@ -243,7 +241,7 @@ impl Bench<'_> {
 
     /// One step a run.
     fn steps(&mut self, name: &'static str, mut trainer: impl Trainer, batch: usize) -> Result<()> {
-        let (times, profile) = self.each_run(name, |step| Ok(drop(trainer.step(step, false)?)))?;
+        let (times, profile) = self.each_run(name, |step| Ok(trainer.step(step, false)?))?;
         self.results.push(Measured { profile, ..Measured::new(name, "s/step", batch, times) });
         Ok(())
     }

@@ -5,17 +5,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::encoder::InceptionInput;
-use burn_var::pretrained::{StateDict, load_classifier, load_inception, load_vit, vit_config};
 use burn_var_train::data::{PictureOptions, PictureShape, Split, open_pictures};
 use burn_var_train::eval::{
-    ClassifierFeatures, Copies, DataPictures, FeatureSource, FeatureTable, InceptionFeatures, NpzFile, Options,
-    PictureSet, PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, VitFeatures, evenly, score,
+    Copies, DataPictures, FeatureSource, FeatureTable, NpzFile, Options, PictureSet, PngFolder, Recognition, Reference,
+    SampleFile, Scores, Statistics, evenly, score,
 };
 use burn_var_train::fs::atomic_write;
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::network::NetworkArgs;
 use super::page;
 use crate::classes::equal_parts;
 use crate::generator::{Generated, Generator, SamplingArgs};
@@ -73,34 +71,6 @@ pub(crate) struct Args {
     model: PairArgs,
 }
 
-/// The network through which pictures are compared.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-#[command(next_help_heading = "Network (one of these)")]
-struct NetworkArgs {
-    /// FID's Inception network, `pt_inception-2015-12-05-6726825d.pth`.
-    #[arg(long, value_name = "FILE")]
-    inception: Option<PathBuf>,
-    /// A classifier from `burn-var train classifier`: says too whether the class is recognised.
-    #[arg(long, value_name = "FILE")]
-    classifier: Option<PathBuf>,
-    /// A DINO vision transformer.
-    #[arg(long, value_name = "FILE")]
-    dino: Option<PathBuf>,
-    /// How pictures enter the Inception network.
-    #[arg(long, value_enum, default_value_t, requires = "inception")]
-    protocol: Protocol,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Protocol {
-    /// That of the guided-diffusion evaluator, which the VAR papers use.
-    #[default]
-    GuidedDiffusion,
-    /// That of pytorch-fid.
-    PytorchFid,
-}
-
 /// All that is known of a set of pictures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Report {
@@ -133,7 +103,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if let Some(path) = &args.report {
         check_target(path)?;
     }
-    let network = args.network.load(device)?;
+    let network =
+        args.network.load(device)?.ok_or_else(|| usage("name a network: --inception, --classifier or --dino"))?;
     let (mut samples, settings, class_names) = args.samples(device)?;
     let shape = PictureShape::new(samples.size().height, samples.size().width, samples.channels())?;
     let folder = |name: &str| match &args.out {
@@ -254,28 +225,6 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         atomic_write(path, page::page(&[("pictures".to_owned(), report.clone())], &grids)?.as_bytes())?;
     }
     output.result(&report, || text(&report))
-}
-
-impl NetworkArgs {
-    fn load(&self, device: &Device) -> Result<Box<dyn FeatureSource>> {
-        Ok(match (&self.inception, &self.classifier, &self.dino) {
-            (Some(file), _, _) => {
-                let input = match self.protocol {
-                    Protocol::GuidedDiffusion => InceptionInput::Tf1,
-                    Protocol::PytorchFid => InceptionInput::Torch,
-                };
-                Box::new(InceptionFeatures::new(load_inception(&StateDict::open(file)?, device)?, input, device)?)
-            }
-            (None, Some(file), _) => {
-                Box::new(ClassifierFeatures::new(load_classifier(&StateDict::open(file)?, device)?, device)?)
-            }
-            (None, None, Some(file)) => {
-                let dict = StateDict::open(file)?;
-                Box::new(VitFeatures::new(load_vit(&dict, &vit_config(&dict)?, device)?, device)?)
-            }
-            (None, None, None) => return Err(usage("name a network: --inception, --classifier or --dino")),
-        })
-    }
 }
 
 impl Args {

@@ -2,6 +2,7 @@
 
 mod compare;
 mod generated;
+mod network;
 mod page;
 mod report;
 mod tokenizer;
@@ -13,10 +14,11 @@ use crate::output::Output;
 
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
 pub(crate) enum Command {
     /// Pictures, of the model or of a file: how far are they from real ones, are they recognised, are they copies.
     Generated(generated::Args),
-    /// The tokenizer: PSNR and SSIM of reconstructed test pictures, and the share of its codes in use.
+    /// The tokenizer: how near reconstructed test pictures come to the originals, and how its codes are used.
     Tokenizer(tokenizer::Args),
     /// Whether two evaluated sets of pictures differ by more than chance.
     Compare(compare::Args),

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn::tensor::Device;
-use burn_var::metrics::{MeanPsnr, psnr, ssim};
-use burn_var::{TokenPyramid, Tokenizer};
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_var::metrics::{Lpips, MeanPsnr, psnr, ssim};
+use burn_var::pretrained::StateDict;
+use burn_var::{MapSize, TokenPyramid, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
+use burn_var_train::eval::{FeatureTable, Options, Reference, score};
 use burn_var_train::grid::{Range, pictures};
+use image::RgbImage;
 use serde::Serialize;
 
+use super::network::NetworkArgs;
 use crate::commands::reconstruct::planes;
 use crate::models::ModelArgs;
 use crate::output::Output;
@@ -20,70 +24,146 @@ const BATCH: usize = 50;
 /// A tokenizer on the test pictures.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A folder of IDX files, or one with a sub-folder a class.
+    /// A folder of IDX files, or one with a sub-folder a class; its test pictures are reconstructed.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
+    /// torchvision's VGG16, `vgg16-397923af.pth`, for LPIPS.
+    #[arg(long, value_name = "FILE")]
+    vgg: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
 
 #[derive(Debug, Serialize)]
-struct TokenizerReport {
+struct Report {
     pictures: usize,
-    /// Mean over pictures, dB.
+    /// Mean over pictures that were changed at all, dB.
     psnr: f64,
-    /// Mean over pictures.
+    /// Mean over pictures (11x11 Gaussian window).
     ssim: f64,
+    /// Mean over pictures.
+    lpips: Option<f64>,
+    /// Frechet distance of reconstructions and originals: rFID, with FID's network.
+    frechet: Option<f64>,
+    network: Option<String>,
     /// Share of all codes that at least one token of the test pictures is.
     codes_in_use: f64,
     /// The same for each scale.
     codes_in_use_by_scale: Vec<f64>,
+    /// `exp(-sum p log p)` of the codes of each scale: as many codes, used alike, would be as varied.
+    perplexity_by_scale: Vec<f64>,
 }
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let tokenizer = args.model.load_tokenizer(device)?;
+    let network = args.network.load(device)?;
+    let lpips = match &args.vgg {
+        Some(file) => Some(Lpips::load(&StateDict::open(file)?, &Lpips::published_heads()?, device)?),
+        None => None,
+    };
     let shape @ [channels, height, width] = tokenizer.picture_shape();
+    let size = MapSize { height, width };
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let all: Vec<usize> = (0..loader.source().len()).collect();
     let bar = output.bar(all.len(), "pictures");
     let scales = tokenizer.scales();
-    let mut used = vec![vec![false; tokenizer.vocab_size()]; scales.len()];
-    let (mut mean, mut similarity) = (MeanPsnr::default(), 0.0);
+    let mut used = vec![vec![0_usize; tokenizer.vocab_size()]; scales.len()];
+    let (mut mean, mut similarity, mut distance) = (MeanPsnr::default(), 0.0, 0.0);
+    let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(network.dims())));
     for indices in all.chunks(BATCH) {
         let images = loader.load(indices, View::Fixed { mirrored: false }, device)?.images;
         let tokens: TokenPyramid = tokenizer.tokenize(images.clone())?;
         for row in tokens.to_rows()? {
             for (k, used) in used.iter_mut().enumerate() {
-                row[scales.range(k)].iter().for_each(|code| used[*code as usize] = true);
+                row[scales.range(k)].iter().for_each(|code| used[*code as usize] += 1);
             }
         }
         let Some(canvas) = tokenizer.canvases(&tokens).pop() else { continue };
-        let made = pictures(tokenizer.decode(canvas), Range::Signed)?;
-        for (a, b) in pictures(images, Range::Signed)?.iter().zip(&made) {
+        // In 256 steps, as files have them.
+        let sides = [images, tokenizer.decode(canvas)].map(|images| pictures(images, Range::Signed));
+        let [originals, made] = sides;
+        let (originals, made) = (originals?, made?);
+        for (a, b) in originals.iter().zip(&made) {
             let [a, b] = [a, b].map(|picture| planes(picture, channels));
             mean.push(psnr(&a, &b, 255.0)?);
             similarity += ssim(&a, &b, shape, 255.0)?;
         }
+        if let Some(lpips) = &lpips {
+            let [a, b] = [&originals, &made].map(|side| tensor(side, shape, device));
+            let distances = lpips.distance(a, b)?.try_into_vec_as::<f64>();
+            distance += distances.map_err(burn_var::Error::device("read distances"))?.iter().sum::<f64>();
+        }
+        if let (Some(network), Some(tables)) = (&network, &mut tables) {
+            for (table, side) in tables.iter_mut().zip([originals, made]) {
+                let pixels: Vec<u8> = side.into_iter().flat_map(RgbImage::into_raw).collect();
+                table.add(&**network, &pixels, size)?;
+            }
+        }
         bar.inc(indices.len() as u64);
     }
     bar.finish_and_clear();
-    let share = |used: &[bool]| used.iter().filter(|used| **used).count() as f64 / used.len() as f64;
-    let anywhere: Vec<bool> = (0..tokenizer.vocab_size()).map(|code| used.iter().any(|used| used[code])).collect();
-    let report = TokenizerReport {
+    let frechet = match tables {
+        None => None,
+        Some([originals, made]) => Some(score(&made, &Reference::of(originals)?, &Options::default(), device)?.frechet),
+    };
+    let share = |counts: &[usize]| counts.iter().filter(|count| **count > 0).count() as f64 / counts.len() as f64;
+    let anywhere: Vec<usize> =
+        (0..tokenizer.vocab_size()).map(|code| used.iter().map(|used| used[code]).sum()).collect();
+    let report = Report {
         pictures: all.len(),
         psnr: mean.mean(),
         ssim: similarity / all.len() as f64,
+        lpips: lpips.map(|_| distance / all.len() as f64),
+        frechet,
+        network: network.map(|network| network.describe()),
         codes_in_use: share(&anywhere),
         codes_in_use_by_scale: used.iter().map(|used| share(used)).collect(),
+        perplexity_by_scale: used.iter().map(|used| perplexity(used)).collect(),
     };
-    output.result(&report, || {
-        format!(
-            "pictures      {}\nPSNR          {:.2} dB\nSSIM          {:.4}\ncodes in use  {:.1}%",
-            report.pictures,
-            report.psnr,
-            report.ssim,
-            100.0 * report.codes_in_use
-        )
-    })
+    output.result(&report, || text(&report))
+}
+
+fn text(report: &Report) -> String {
+    let mut lines = vec![
+        format!("pictures          {}", report.pictures),
+        format!("PSNR              {:.2} dB", report.psnr),
+        format!("SSIM              {:.4}", report.ssim),
+    ];
+    lines.extend(report.lpips.map(|lpips| format!("LPIPS             {lpips:.4}")));
+    lines.extend(report.frechet.map(|frechet| format!("Frechet distance  {frechet:.4}")));
+    lines.push(format!("codes in use      {:.1}%", 100.0 * report.codes_in_use));
+    let perplexities: Vec<String> = report.perplexity_by_scale.iter().map(|value| format!("{value:.0}")).collect();
+    lines.push(format!("perplexity        {} (scale by scale)", perplexities.join(", ")));
+    lines.join("\n")
+}
+
+fn perplexity(counts: &[usize]) -> f64 {
+    let total: usize = counts.iter().sum();
+    let entropy = |count: &usize| {
+        let p = *count as f64 / total.max(1) as f64;
+        if p > 0.0 { -p * p.ln() } else { 0.0 }
+    };
+    counts.iter().map(entropy).sum::<f64>().exp()
+}
+
+/// Pictures in `[-1, 1]`.
+fn tensor(pictures: &[RgbImage], [channels, height, width]: [usize; 3], device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = pictures.iter().flat_map(|picture| planes(picture, channels)).collect();
+    let data = TensorData::new(values, [pictures.len(), channels, height, width]);
+    Tensor::from_data(data, device) / 127.5 - 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn perplexity_counts_codes_that_are_used_alike() {
+        assert!((perplexity(&[5, 5, 0, 5]) - 3.0).abs() < 1e-12, "three codes");
+        assert_eq!(perplexity(&[0, 9]), 1.0, "one code");
+        assert!(perplexity(&[99, 1]) < 1.1, "one code, nearly");
+    }
 }
