@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::{
     bridge::{Array, span},
-    linear::product,
-    matrix::{Shared, View, multiply},
+    linear::{piece, product},
+    matrix::{Shared, View},
     scratch::Scratch,
 };
 
@@ -91,16 +91,9 @@ fn by_blocks<H: Copy + Sync>(
             widen(&weight[range.clone()], single);
         }
         let block = View::new(&single, [inputs, range.len()], range.len());
-        // SAFETY: these columns of the output are no other task's, and are written before they are added to.
-        unsafe {
-            if let Some(bias) = bias {
-                for row in 0..rows {
-                    let to = shared.at(row * outputs + range.start);
-                    bias[range.clone()].as_ptr().copy_to_nonoverlapping(to, range.len());
-                }
-            }
-            multiply(shared.at(range.start), outputs, x, block, bias.is_some());
-        }
+        let bias = bias.map(|bias| &bias[range.clone()]);
+        // SAFETY: these columns of the output are no other task's.
+        unsafe { piece(shared.at(range.start), outputs, x, block, bias) };
     });
     // SAFETY: the blocks cover the output.
     unsafe { out.set_len(rows * outputs) };

@@ -6,15 +6,21 @@ use super::{
     bridge::{Array, Kernel},
     matrix::{Shared, View, multiply, transpose},
     scratch::Scratch,
-    simd::add,
+    simd::{add, has_fma, vectorised},
 };
 
-/// Rows of a piece of a product, about.
-const ROWS: usize = 256;
-/// Fewest columns of a piece.
+/// Fewest rows and columns of a piece of a product.
+const ROWS: usize = 64;
 const COLUMNS: usize = 64;
-/// Pieces for which columns are cut where there are few rows.
-const PIECES: usize = 8;
+/// Pieces of a product, a power of two.
+const PIECES: usize = 16;
+/// Sums are formed in parts of so many terms: not longer than those of the `gemm` crate, which adds its own parts up
+/// in the same way.
+const DEPTH: usize = 512;
+/// Rows up to which columns are read in place.
+const FEW_ROWS: usize = 40;
+/// Rows whose sums are taken together.
+const SUMMED: usize = 256;
 
 /// `x weight + bias` over the last axis; an absent bias is empty.
 #[derive(Clone, Copy, Debug)]
@@ -58,44 +64,136 @@ impl Kernel<3> for Linear {
     }
 }
 
-/// `a b + bias`, piece by piece on all threads.
+/// `a b + bias`, piece by piece on all threads. A row of it depends on that row of `a` alone, to the bit, and not on
+/// how many there are: a picture is the same in any batch.
 pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let ([rows, _], [_, columns]) = (a.shape(), b.shape());
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared::new(out.as_mut_ptr());
     pieces(rows, columns).into_par_iter().for_each(|(down, across)| {
-        if let Some(bias) = bias {
-            for row in down.clone() {
-                // SAFETY: this part of the row lies inside the output and belongs to this piece alone.
-                unsafe {
-                    let from = bias[across.clone()].as_ptr();
-                    from.copy_to_nonoverlapping(shared.at(row * columns + across.start), across.len());
-                }
-            }
-        }
         let first = shared.at(down.start * columns + across.start);
-        // SAFETY: as above; with a bias all of it has been written.
-        unsafe { multiply(first, columns, a.rows(down), b.columns(across), bias.is_some()) };
+        let bias = bias.map(|bias| &bias[across.clone()]);
+        // SAFETY: these rows and columns of the output are no other piece's.
+        unsafe { piece(first, columns, a.rows(down), b.columns(across), bias) };
     });
     // SAFETY: the pieces cover the output.
     unsafe { out.set_len(rows * columns) };
     out
 }
 
-/// Cuts a matrix, by its size alone, into pieces that threads can share.
+/// Writes `a b + bias` to rows that are `row_stride` values apart.
+///
+/// # Safety
+/// `out` must be valid for writes of all those rows, and nobody else may use them meanwhile.
+pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, bias: Option<&[f32]>) {
+    let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
+    if let Some(bias) = bias {
+        for row in 0..rows {
+            // SAFETY: a row of the output.
+            unsafe { bias.as_ptr().copy_to_nonoverlapping(out.wrapping_add(row * row_stride), columns) };
+        }
+    }
+    // Both ways of multiplying form the sum of such a part from zero, in order and in one rounding a term, and add it
+    // to what there is.
+    let (mut accumulate, few) = (bias.is_some(), rows <= FEW_ROWS && few_rows_fit(&a, &b));
+    for first in (0..depth.max(1)).step_by(DEPTH) {
+        let part = first..depth.min(first + DEPTH);
+        let (a, b) = (a.columns(part.clone()), b.rows(part));
+        // SAFETY: as the caller vouches; from the second part on all of it has been written.
+        unsafe {
+            match few {
+                true => multiply_few_rows(out, row_stride, a, b, accumulate),
+                false => multiply(out, row_stride, a, b, accumulate),
+            }
+        }
+        accumulate = true;
+    }
+}
+
+/// Cuts a matrix, by its size alone, into pieces that threads can share: of those ways that give [`PIECES`], the one
+/// for which most of the product's time is arithmetic. Rows are read once for every piece beside another, columns once
+/// for every piece above another, which costs twice as much: they come from memory, and rows from the cache.
 fn pieces(rows: usize, columns: usize) -> Vec<(Range<usize>, Range<usize>)> {
     let cut = |len: usize, parts: usize| {
         let step = len.div_ceil(parts.max(1)).max(1);
         (0..len).step_by(step).map(move |first| first..len.min(first + step))
     };
-    let down = rows.div_ceil(ROWS);
-    let across = PIECES.div_ceil(down.max(1)).min(columns / COLUMNS).max(1);
+    // Few rows are a matter of reading memory, for which long runs of columns are better than many threads.
+    let wanted = if rows <= FEW_ROWS { PIECES / 2 } else { PIECES };
+    let most = |len: usize, least: usize| (len / least).clamp(1, wanted);
+    let ways = (0..=wanted.ilog2()).map(|power| {
+        let down = (1 << power).min(most(rows, ROWS));
+        (down, (wanted >> power).min(most(columns, COLUMNS)))
+    });
+    let cost = |&(down, across): &(usize, usize)| {
+        // Fewer pieces leave threads without work.
+        (wanted / (down * across), rows * across + 2 * columns * down)
+    };
+    let (down, across) = ways.min_by_key(cost).unwrap_or((1, 1));
     cut(rows, down).flat_map(|rows| cut(columns, across).map(move |columns| (rows.clone(), columns))).collect()
+}
+
+/// Whether [`multiply_few_rows`] can take these, and is worth it.
+fn few_rows_fit(a: &View<'_>, b: &View<'_>) -> bool {
+    a.is_contiguous() && b.is_contiguous() && has_fma()
+}
+
+/// `out = a b`, or `out += a b` to `accumulate`, for rows so few that the columns of `b` are better read where they are
+/// than brought into another order first.
+///
+/// # Safety
+/// As [`multiply`].
+unsafe fn multiply_few_rows(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
+    let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
+    let mut sums = Scratch::new(rows * columns);
+    sums.fill(0.0);
+    for first in (0..depth).step_by(4) {
+        for (row, sums) in sums.chunks_exact_mut(columns.max(1)).enumerate() {
+            let x = &a.row(row)[first..];
+            match depth - first {
+                1 => add_one(x[0], b.row(first), sums),
+                2 => add_two([x[0], x[1]], [0, 1].map(|i| b.row(first + i)), sums),
+                3 => {
+                    add_two([x[0], x[1]], [0, 1].map(|i| b.row(first + i)), sums);
+                    add_one(x[2], b.row(first + 2), sums);
+                }
+                _ => add_four([x[0], x[1], x[2], x[3]], [0, 1, 2, 3].map(|i| b.row(first + i)), sums),
+            }
+        }
+    }
+    for (row, sums) in sums.chunks_exact(columns.max(1)).enumerate() {
+        // SAFETY: a row of the output, which the caller vouches for.
+        let out = out.wrapping_add(row * row_stride);
+        match accumulate {
+            true => add(sums, unsafe { core::slice::from_raw_parts_mut(out, columns) }),
+            false => unsafe { sums.as_ptr().copy_to_nonoverlapping(out, columns) },
+        }
+    }
+}
+
+vectorised! {
+    fn add_one(x: f32, row: &[f32], sums: &mut [f32]) {
+        for (sum, &b) in sums.iter_mut().zip(row) {
+            *sum = x.mul_add(b, *sum);
+        }
+    }
+
+    fn add_two(x: [f32; 2], rows: [&[f32]; 2], sums: &mut [f32]) {
+        for ((sum, &b0), &b1) in sums.iter_mut().zip(rows[0]).zip(rows[1]) {
+            *sum = x[1].mul_add(b1, x[0].mul_add(b0, *sum));
+        }
+    }
+
+    fn add_four(x: [f32; 4], rows: [&[f32]; 4], sums: &mut [f32]) {
+        for ((((sum, &b0), &b1), &b2), &b3) in sums.iter_mut().zip(rows[0]).zip(rows[1]).zip(rows[2]).zip(rows[3]) {
+            *sum = x[3].mul_add(b3, x[2].mul_add(b2, x[1].mul_add(b1, x[0].mul_add(b0, *sum))));
+        }
+    }
 }
 
 /// The sum of each column of rows of `columns` values.
 fn column_sums(grad: &Array, columns: usize) -> Vec<f32> {
-    let parts = grad.values().par_chunks((ROWS * columns).max(1)).map(|part| {
+    let parts = grad.values().par_chunks((SUMMED * columns).max(1)).map(|part| {
         let mut sum = vec![0.0; columns];
         part.chunks_exact(columns).for_each(|row| add(row, &mut sum));
         sum
@@ -104,4 +202,43 @@ fn column_sums(grad: &Array, columns: usize) -> Vec<f32> {
     let mut total = vec![0.0; columns];
     parts.iter().for_each(|part| add(part, &mut total));
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(len: usize, step: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * step) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        for (depth, columns) in [(3, 5), (70, 200), (513, 65), (1500, 300)] {
+            let (a, b, bias) = (numbers(300 * depth, 7919), numbers(depth * columns, 104_729), numbers(columns, 31));
+            let weight = View::new(&b, [depth, columns], columns);
+            for bias in [None, Some(&bias[..])] {
+                let of = |rows: usize| product(View::new(&a, [rows, depth], depth), weight, bias);
+                let all = of(300);
+                for rows in [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, 64, 129, 256] {
+                    let found = of(rows);
+                    let same = found.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{rows} rows of {depth} x {columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_cover_a_matrix_once() {
+        for (rows, columns) in [(1, 1), (1, 4096), (63, 65), (512, 3072), (4160, 192), (1576, 1536), (0, 7), (5000, 3)]
+        {
+            let mut seen = vec![0; rows * columns];
+            for (down, across) in pieces(rows, columns) {
+                down.for_each(|row| across.clone().for_each(|column| seen[row * columns + column] += 1));
+            }
+            assert!(seen.iter().all(|count| *count == 1), "{rows} x {columns}");
+        }
+        assert_eq!(pieces(4160, 768).len(), PIECES, "a large matrix has work for many threads");
+    }
 }

@@ -27,6 +27,17 @@ impl<'a> View<'a> {
         Self { values, shape: [range.len(), self.shape[1]], ..self }
     }
 
+    /// Whether the values of a row lie side by side.
+    pub(super) fn is_contiguous(&self) -> bool {
+        self.strides[1] == 1
+    }
+
+    /// A row of a matrix that [is contiguous](View::is_contiguous).
+    pub(super) fn row(&self, row: usize) -> &'a [f32] {
+        debug_assert!(self.is_contiguous(), "the values of a row lie apart");
+        &self.values[row * self.strides[0]..][..self.shape[1]]
+    }
+
     pub(super) fn columns(self, range: Range<usize>) -> Self {
         self.transposed().rows(range).transposed()
     }

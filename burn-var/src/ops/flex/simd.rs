@@ -1,6 +1,7 @@
 //! Vector code: functions compiled once per instruction set, and the scalar pieces they inline.
 //!
-//! Nothing here multiplies and adds in one rounding, so element-wise results are the same on every CPU.
+//! Nothing here multiplies and adds in one rounding where it does not say `mul_add`, so element-wise results are the same
+//! on every CPU.
 
 /// Defines functions whose body is compiled for AVX-512, for AVX2 and for the baseline, and picks one at run time.
 /// What the body calls must be `#[inline(always)]` to be compiled along.
@@ -14,11 +15,11 @@ macro_rules! vectorised {
 
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     generic($($arg),*)
                 }
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     generic($($arg),*)
                 }
@@ -30,7 +31,7 @@ macro_rules! vectorised {
                     // SAFETY: the CPU has just been found to have these instructions.
                     return unsafe { avx512($($arg),*) };
                 }
-                if is_x86_feature_detected!("avx2") {
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     // SAFETY: as above.
                     return unsafe { avx2($($arg),*) };
                 }
@@ -40,6 +41,15 @@ macro_rules! vectorised {
     )*};
 }
 pub(super) use vectorised;
+
+/// Whether `mul_add` is one instruction in [`vectorised`] functions; elsewhere it is a slow call.
+pub(super) fn has_fma() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = cfg!(target_arch = "aarch64");
+    has
+}
 
 /// The largest number with a finite exponential.
 const EXP_MAX: f32 = 88.722_83;
