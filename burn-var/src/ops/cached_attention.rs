@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::QueryKeys;
 use super::attention::{attention, split_heads};
@@ -12,6 +12,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct KvCache {
     /// Tokens for which memory is set aside.
+    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "other devices allocate as tokens come"))]
     capacity: usize,
     tokens: usize,
     /// Keys and values, `[batch, heads, at least tokens, head_width]`; what lies behind `tokens` is not defined.
@@ -65,7 +66,7 @@ impl KvCache {
             old => {
                 let shape = [batch, heads, needed.max(self.capacity), channels];
                 let grow = |old: Option<Tensor<4>>| {
-                    let memory = Tensor::zeros(shape, (&like.device(), DType::F32));
+                    let memory = Tensor::zeros(shape, (&like.device(), like.dtype()));
                     match old.filter(|_| self.tokens > 0) {
                         None => memory,
                         Some(old) => {
