@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times burn-var beside the original code in PyTorch, on the CPU: one table, the source of docs/performance.md.
+"""Times burn-var beside the original code in PyTorch, on the CPU: one table in Markdown.
 
     git clone https://github.com/FoundationVision/VAR
     pip install torch timm          # in an environment of its own
