@@ -2,13 +2,14 @@
 """Times burn-var beside the original code in PyTorch, on the CPU: one table in Markdown.
 
     git clone https://github.com/FoundationVision/VAR
-    pip install torch timm          # in an environment of its own
+    pip install torch torchvision timm scipy          # in an environment of its own
     cargo build --release -p burn-var-cli
     python docs/compare_with_pytorch.py --var VAR --burn-var target/release/burn-var
 
-Each measurement runs in a process of its own, ours and then PyTorch's, so that nothing else is in its memory and both
-see the machine in the same state. One run to warm up, then `--runs`; the medians are shown. Weights are random: which
-ones makes no difference to the time. PyTorch gets the same settings of the C library's allocator as burn-var gives
+Each measurement runs in processes of their own, so that nothing else is in its memory, and `--rounds` times in turn,
+ours and then PyTorch's, so that both see the machine in the same state: the speed of a shared one changes from minute to
+minute. One run to warm up, then `--runs`; the medians of all are shown, and the share of each round. Weights are random:
+which ones makes no difference to the time. PyTorch gets the same settings of the C library's allocator as burn-var gives
 itself (without them it is slower), as many threads, and plain float32 like burn-var.
 """
 
@@ -36,6 +37,9 @@ WORK = {
     "train shipped tokenizer, batch 32": (["--only", "train-tokenizer", "--train-batch", "32"], 32),
     "DINO ViT-S/16, batch 8": (["--only", "dino", "--batch", "8"], 8),
     "DINO ViT-S/16 with gradients, batch 8": (["--only", "dino-backward", "--batch", "8"], 8),
+    "Inception, batch 8": (["--only", "inception", "--batch", "8"], 8),
+    "Frechet distance, 2,048 features": (["--only", "frechet"], 1),
+    "precision and recall, 10,000 x 10,000": (["--only", "coverage"], 1),
     "matrix product, 2048": (["--only", "matmul"], 1),
 }
 
@@ -44,7 +48,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--var", required=True, help="a clone of the original VAR")
     parser.add_argument("--burn-var", help="the burn-var command")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5, help="of each process")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", help="part of the names of what to measure")
     parser.add_argument("--pytorch", help=argparse.SUPPRESS)
@@ -59,28 +64,47 @@ def main():
         MALLOC_TRIM_THRESHOLD_="8000000000",
         MALLOC_TOP_PAD_="67108864",
     )
-    print("| work | burn-var | PyTorch | share | memory | PyTorch's |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, (flags, pictures) in WORK.items():
+    print("| work | burn-var | PyTorch | share | of each round | memory | PyTorch's |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name in WORK:
         if args.only and args.only not in name:
             continue
-        command = [args.burn_var, "--quiet", "--json", "bench", "--runs", str(args.runs), *flags]
-        ours = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
-        measured = ours["results"][0]
-        seconds = measured["median"] if measured["unit"] == "s/step" else pictures / measured["median"]
-        if measured["unit"] == "GFLOP/s":
-            seconds = 2e-9 * 2048**3 / measured["median"]
-        command = [sys.executable, __file__, "--var", args.var, "--runs", str(args.runs)]
-        command += ["--threads", str(args.threads), "--pytorch", name]
-        theirs = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-        theirs = json.loads(theirs.splitlines()[-1])  # the original prints too
-        memory = f"{ours['peak_memory'] / 1e9:.2f} GB | {theirs['memory'] / 1e9:.2f} GB"
-        share = seconds / theirs["median"]
-        print(f"| {name} | {seconds:.3f} s | {theirs['median']:.3f} s | {share:.2f} | {memory} |", flush=True)
+        rounds = [(ours(args, environment, name), theirs(args, environment, name)) for _ in range(args.rounds)]
+        median = [statistics.median(seconds for of in rounds for seconds in of[which]["runs"]) for which in (0, 1)]
+        shares = [statistics.median(a["runs"]) / statistics.median(b["runs"]) for a, b in rounds]
+        memory = [max(of[which]["memory"] for of in rounds) / 1e9 for which in (0, 1)]
+        print(
+            f"| {name} | {median[0]:.3f} s | {median[1]:.3f} s | {median[0] / median[1]:.2f} "
+            f"| {', '.join(f'{share:.2f}' for share in shares)} | {memory[0]:.2f} GB | {memory[1]:.2f} GB |",
+            flush=True,
+        )
+
+
+def ours(args, environment, name):
+    """The seconds of each run, and the most memory, of burn-var."""
+    flags, pictures = WORK[name]
+    command = [args.burn_var, "--quiet", "--json", "bench", "--runs", str(args.runs), *flags]
+    report = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    measured = report["results"][0]
+    if measured["unit"] == "GFLOP/s":
+        runs = [2e-9 * 2048**3 / value for value in measured["runs"]]
+    elif measured["unit"] in ("s", "s/step"):
+        runs = measured["runs"]
+    else:
+        runs = [pictures / value for value in measured["runs"]]
+    return {"runs": runs, "memory": report["peak_memory"]}
+
+
+def theirs(args, environment, name):
+    """The same of PyTorch, in a process of its own."""
+    command = [sys.executable, __file__, "--var", args.var, "--runs", str(args.runs)]
+    command += ["--threads", str(args.threads), "--pytorch", name]
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(output.splitlines()[-1])  # the original prints too
 
 
 def pytorch(args):
-    """The median time of one run, and the most memory, of the original."""
+    """The seconds of each run, and the most memory, of the original."""
     import torch
 
     torch.set_num_threads(args.threads)
@@ -95,7 +119,7 @@ def pytorch(args):
         work()
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"median": statistics.median(times[1:]), "runs": times[1:], "memory": peak}
+    return {"runs": times[1:], "memory": peak}
 
 
 def prepare(torch, name):
@@ -111,6 +135,18 @@ def prepare(torch, name):
         if "gradients" not in name:
             return inference(lambda: vit(images))
         return lambda: vit(images.clone().requires_grad_(True)).sum().backward()
+    if name.startswith("Inception"):
+        import torchvision
+
+        network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=False)
+        network.fc = torch.nn.Identity()
+        network.eval()
+        images = torch.rand(8, 3, 299, 299) * 2 - 1
+        return inference(lambda: network(images))
+    if name.startswith("Frechet"):
+        return frechet_distance()
+    if name.startswith("precision"):
+        return precision_and_recall()
     if name.startswith("train shipped tokenizer"):
         return train_tokenizer(torch)
     if name.startswith("train"):
@@ -133,6 +169,44 @@ def prepare(torch, name):
         return inference(lambda: vae.fhat_to_img(latent.clone()))
     images = torch.rand(1, 3, 256, 256) * 2 - 1
     return inference(lambda: vae.img_to_idxBl(images))
+
+
+def frechet_distance():
+    """As pytorch-fid does it: scipy's square root of the product of the covariances."""
+    import numpy
+    import scipy.linalg
+
+    random = numpy.random.default_rng(0)
+    a, b = (random.standard_normal((4096, 2048)) for _ in range(2))
+    (mean_a, a), (mean_b, b) = ((x.mean(0), numpy.cov(x, rowvar=False)) for x in (a, b))
+
+    def distance():
+        root = scipy.linalg.sqrtm(a @ b).real
+        return ((mean_a - mean_b) ** 2).sum() + numpy.trace(a) + numpy.trace(b) - 2 * numpy.trace(root)
+
+    return distance
+
+
+def precision_and_recall(count=10_000, features=2048, neighbours=3):
+    """As the guided-diffusion evaluator does it, in single precision and with all distances at once."""
+    import numpy
+
+    random = numpy.random.default_rng(0)
+    real, made = (random.standard_normal((count, features), dtype=numpy.float32) for _ in range(2))
+
+    def distances(a, b):
+        squares = [numpy.square(x).sum(1) for x in (a, b)]
+        return squares[0][:, None] - 2 * a @ b.T + squares[1]
+
+    def radii(rows):
+        return numpy.partition(distances(rows, rows), neighbours, axis=1)[:, neighbours]
+
+    def shares():
+        between = distances(real, made)
+        precision = (between <= radii(real)[:, None]).any(0).mean()
+        return precision, (between <= radii(made)).any(1).mean()
+
+    return shares
 
 
 def trained(torch, parameters, loss, clip):

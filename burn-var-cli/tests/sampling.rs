@@ -250,14 +250,17 @@ fn measures_generated_pictures() {
     let generated = |more: &[&str]| json(at, &[&GENERATED[..], &[".", "--model", ".", "--count", "90"], more].concat());
     let figures = |report: &Value| ["scores", "recognised", "floor"].map(|name| report[name].clone());
 
-    let report = generated(&["--copies", "--mirror"]);
+    let report = generated(&["--copies", "--mirror", "--per-class"]);
     assert_eq!(
         (report["scores"]["count"].as_u64(), report["scores"]["reference_count"].as_u64()),
         (Some(90), Some(1120))
     );
     let [made, floor] = ["scores", "floor"].map(|name| report[name]["frechet"].as_f64().expect("a distance"));
     assert!(made > floor, "untrained pictures are farther from noise than noise: {report}");
-    assert_eq!(report["recognised"]["classes"].as_array().map(Vec::len), Some(3), "class by class: {report}");
+    let classes = report["classes"].as_array().expect("class by class");
+    let pictures: Option<u64> = classes.iter().map(|class| class["recognised"]["pictures"].as_u64()).sum();
+    assert_eq!((classes.len(), &classes[0]["name"], pictures), (3, &Value::from("red fox"), Some(90)), "{report}");
+    assert!(classes.iter().all(|class| class["frechet"].as_f64() > Some(0.0)), "{report}");
     assert_eq!(report["copies_in_pixels"]["compared"], 90, "{report}");
     assert!(report["copies_in_pixels"]["generated"].as_f64().is_some_and(|share| share < 0.5), "{report}");
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::guidance::{Guidance, Logits};
+use crate::guidance::{Entering, Guidance, Logits};
 use crate::rng::Rng;
 use crate::sampler::{Drawn, Sampler};
 use crate::transformer::{Label, NextScale, Session};
@@ -86,6 +86,7 @@ pub fn generate(
     let codebook = tokenizer.codebook();
     let mut session = transformer.begin(&labels)?;
     let mut canvas = tokenizer.blank(batch);
+    let mut previous: Option<Tensor<3>> = None;
     let mut maps = Vec::with_capacity(scales.len());
     for k in 0..scales.len() {
         if k == null_scales && session.batch() > batch {
@@ -97,7 +98,7 @@ pub fn generate(
         };
         let mut hidden = transformer.embed(&session, k, input);
         for part in guidance.iter_mut() {
-            hidden = part.inject(k, hidden)?;
+            hidden = part.inject(Entering { k, scales, previous: previous.as_ref() }, hidden)?;
         }
         let mut logits = branches(transformer, &mut session, hidden, batch);
         for part in guidance.iter_mut() {
@@ -105,8 +106,9 @@ pub fn generate(
         }
         let logits = logits.cond;
         let Drawn { ids, codes } = request.sampler.draw(logits.clone(), &mut rngs, scales.ratio(k), &codebook)?;
-        let codes = codes.unwrap_or_else(|| tokenizer.lookup(ids.clone()));
-        canvas = tokenizer.paint(canvas, k, codes);
+        let looked_up = tokenizer.lookup(ids.clone());
+        canvas = tokenizer.paint(canvas, k, codes.unwrap_or_else(|| looked_up.clone()));
+        previous = Some(looked_up);
         let done = ScaleDone { k, logits: &logits, ids: &ids, canvas: &canvas };
         if observer(done).is_break() {
             return Err(Error::Cancelled { scale: k });

@@ -1,5 +1,6 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
+pub mod aid;
 pub mod classifier;
 pub mod encoder;
 mod error;

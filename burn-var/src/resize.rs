@@ -8,7 +8,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::MapSize;
 
 /// How the value at a new position is made of the old ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// Mean over the window `floor(i * in / out) .. ceil((i + 1) * in / out)`: adaptive average pooling.
     Area,

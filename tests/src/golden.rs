@@ -152,6 +152,11 @@ impl Case {
             .collect()
     }
 
+    /// The names of all arrays.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.arrays.keys()
+    }
+
     /// Whether the case has an array.
     pub fn has(&self, name: &str) -> bool {
         self.arrays.contains(name)

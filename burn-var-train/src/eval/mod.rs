@@ -14,6 +14,8 @@ pub use features::{ClassifierFeatures, FeatureSource, Features, InceptionFeature
 pub use npz::{NpzBuilder, NpzFile, SampleFile, write_samples};
 pub use pictures::{DataPictures, PictureSet, PngFolder};
 pub use recognition::{ClassRecognition, Recognition, confidences};
-pub use scores::{Comparison, Interval, Options, Reference, Scores, resampled_frechet, score, statistics};
+pub use scores::{
+    Comparison, Interval, Options, Reference, Scores, frechet_by_class, resampled_frechet, score, statistics,
+};
 pub use statistics::Statistics;
 pub use table::FeatureTable;

@@ -183,6 +183,7 @@ impl PictureSet for PngFolder {
 }
 
 /// A data set brought to a size as it is for training.
+#[derive(Clone)]
 pub struct DataPictures {
     source: Arc<dyn PictureSource>,
     shape: PictureShape,
@@ -199,8 +200,8 @@ impl DataPictures {
 
     /// Their mirror images.
     #[must_use]
-    pub fn mirrored(self) -> Self {
-        Self { mirrored: !self.mirrored, ..self }
+    pub fn mirrored(&self) -> Self {
+        Self { mirrored: !self.mirrored, ..self.clone() }
     }
 }
 

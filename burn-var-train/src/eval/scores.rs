@@ -149,6 +149,33 @@ pub fn score(made: &FeatureTable, reference: &Reference, options: &Options, devi
     })
 }
 
+/// Frechet distances of the pictures of each class to the real ones of the same class, by class; none where either side
+/// has fewer than 2 pictures.
+///
+/// # Errors
+/// As [`score`]; [`Error::Config`] if there is not a label for each picture.
+pub fn frechet_by_class(
+    (made, made_labels): (&FeatureTable, &[usize]),
+    (real, real_labels): (&FeatureTable, &[usize]),
+) -> Result<Vec<Option<f64>>> {
+    same_network(real, made)?;
+    for (table, labels) in [(made, made_labels), (real, real_labels)] {
+        if table.count != labels.len() {
+            return Err(Error::config("number of labels", labels.len(), format!("{}, one a picture", table.count)));
+        }
+    }
+    let classes = made_labels.iter().chain(real_labels).max().map_or(0, |last| last + 1);
+    let of_class = |(table, labels): (&FeatureTable, &[usize]), class: usize| {
+        let mine: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == class).collect();
+        (mine.len() > 1).then(|| statistics(&table.chosen(&mine))).transpose()
+    };
+    let distance = |class: usize| match (of_class((made, made_labels), class)?, of_class((real, real_labels), class)?) {
+        (Some(made), Some(real)) => Ok(Some(frechet_distance(&made.features, &real.features)?)),
+        _ => Ok(None),
+    };
+    (0..classes).map(distance).collect()
+}
+
 fn same_network(a: &FeatureTable, b: &FeatureTable) -> Result<()> {
     match a.dims[0] == b.dims[0] {
         true => Ok(()),
@@ -267,6 +294,31 @@ mod tests {
             high - low
         };
         assert!(width(1600) < 0.75 * width(200), "four times narrower with 16 times as many, in the mean");
+    }
+
+    #[test]
+    fn classes_are_measured_apart() {
+        let (near, far) = (table(50, "real", 0.0), table(40, "far", 4.0));
+        let join = |a: &FeatureTable, b: &FeatureTable| {
+            let both = |a: &[f32], b: &[f32]| [a, b].concat();
+            let features = Features {
+                features: both(&a.features.features, &b.features.features),
+                spatial: Vec::new(),
+                logits: both(&a.features.logits, &b.features.logits),
+            };
+            FeatureTable { count: a.count + b.count, dims: a.dims, features }
+        };
+        // Class 0 is the same on both sides, class 1 of another kind, of class 2 there is one, class 3 is real alone.
+        let (made, real) = (join(&near, &near), join(&far, &near));
+        let (made_labels, real_labels) = ([[0; 50], [1; 50]].concat(), [&[1; 40][..], &[0; 50]].concat());
+        let found = frechet_by_class((&made, &made_labels), (&real, &real_labels)).unwrap();
+        let [Some(same), Some(other)] = found[..] else { panic!("two classes: {found:?}") };
+        assert!(same < 1e-9, "the same pictures: {same}");
+        let alone = frechet_distance(&statistics(&near).unwrap().features, &statistics(&far).unwrap().features);
+        assert_eq!(other, alone.unwrap(), "that of the class alone");
+        let lonely = frechet_by_class((&near, &[&[0; 49][..], &[2]].concat()), (&near, &[2; 50])).unwrap();
+        assert_eq!(lonely, [None; 3], "one picture has no spread");
+        assert!(frechet_by_class((&near, &[0]), (&near, &[0; 50])).is_err(), "a label a picture");
     }
 
     #[test]

@@ -128,6 +128,24 @@ impl FeatureTable {
         Spool::open(folder, state)?.read()
     }
 
+    /// The features of some pictures, in this order.
+    ///
+    /// # Panics
+    /// If a number is not below `count`.
+    #[must_use]
+    pub fn chosen(&self, numbers: &[usize]) -> Self {
+        let pick = |rows: &[f32], dim: usize| -> Vec<f32> {
+            numbers.iter().flat_map(|i| &rows[i * dim..][..dim]).copied().collect()
+        };
+        let [features, spatial, logits] = self.dims;
+        let features = Features {
+            features: pick(&self.features.features, features),
+            spatial: pick(&self.features.spatial, spatial),
+            logits: pick(&self.features.logits, logits),
+        };
+        Self { count: numbers.len(), dims: self.dims, features }
+    }
+
     /// The features of picture `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.features.features[i * self.dims[0]..][..self.dims[0]]

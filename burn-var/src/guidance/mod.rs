@@ -1,10 +1,14 @@
 //! What changes a hidden state or logits on their way: each method one part, and they compose.
 
+mod aid;
 mod cfg;
+mod ssg;
 
 use burn::tensor::Tensor;
 
+pub use aid::{Aid, AidWeight};
 pub use cfg::{Cfg, CfgSchedule};
+pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgSchedule, dct_matrix};
 
 use crate::{Result, Scales};
 
@@ -15,6 +19,17 @@ pub struct Logits {
     pub cond: Tensor<3>,
     /// With the null class, if some part of the chain asked for it at this scale.
     pub null: Option<Tensor<3>>,
+}
+
+/// A scale that is about to enter the transformer.
+#[derive(Debug, Clone, Copy)]
+pub struct Entering<'a> {
+    /// Which one, from 0.
+    pub k: usize,
+    /// The ladder.
+    pub scales: &'a Scales,
+    /// The code vectors of the tokens drawn at the scale before, `[batch, tokens, z_channels]`; none at the first.
+    pub previous: Option<&'a Tensor<3>>,
 }
 
 /// One part of the guidance chain.
@@ -37,12 +52,13 @@ pub trait Guidance {
         false
     }
 
-    /// Changes what enters the first block at scale `k`, `[sequences, tokens, width]`.
+    /// Changes what enters the first block, `[sequences, tokens, width]`: those with a class first, then those of the
+    /// null branch, if there is one.
     ///
     /// # Errors
     /// Whatever the method can fail with.
-    fn inject(&mut self, k: usize, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        let _ = k;
+    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let _ = scale;
         Ok(hidden)
     }
 

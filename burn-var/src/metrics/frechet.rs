@@ -76,6 +76,19 @@ impl FeatureStats {
         Ok(Gaussian { mean: self.mean.clone(), covariance })
     }
 
+    /// As [`FeatureStats::gaussian`], but as AID-VAR's released code estimates a covariance: drawn towards the unit
+    /// matrix where there are fewer rows than features, and with 1e-6 on the diagonal.
+    ///
+    /// # Errors
+    /// As [`FeatureStats::gaussian`].
+    pub fn robust_gaussian(&self) -> Result<Gaussian> {
+        let mut gaussian = self.gaussian()?;
+        let (rows, dim) = (self.count as f64, self.dim as f64);
+        let share = ((dim - rows) / (rows * dim)).clamp(0.0, 1.0);
+        gaussian.covariance.iter_mut().for_each(|x| *x *= 1.0 - share);
+        Ok(gaussian.with_ridge(share + 1e-6))
+    }
+
     fn of_block(rows: &[f32], dim: usize) -> Self {
         let count = rows.len() / dim;
         let mut mean = vec![0.0; dim];
@@ -163,6 +176,14 @@ impl Gaussian {
             }
         }
         Ok(Self { mean, covariance })
+    }
+
+    /// With a number added to the diagonal of the covariance. [`frechet_distance`] needs none; other implementations add
+    /// 1e-6.
+    #[must_use]
+    pub fn with_ridge(mut self, ridge: f64) -> Self {
+        self.covariance.iter_mut().step_by(self.mean.len() + 1).for_each(|x| *x += ridge);
+        self
     }
 
     /// The mean, `[dim]`.

@@ -3,6 +3,7 @@
 mod frechet;
 mod image;
 mod inception_score;
+mod iscs;
 mod kid;
 mod lpips;
 mod manifold;
@@ -12,6 +13,7 @@ mod rows;
 pub use frechet::{FeatureStats, Gaussian, frechet_distance};
 pub use image::{MeanPsnr, psnr, ssim};
 pub use inception_score::{InceptionScore, Splits};
+pub use iscs::{Iscs, IscsScore, Side, Transition};
 pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
 pub use manifold::{Coverage, Manifold, Membership};

@@ -27,7 +27,8 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if flex::supports(&x) {
         return flex::run(flex::Pointwise::Gelu, [x.into_dispatch()]);
     }
-    activation::gelu(x)
+    // Not `activation::gelu`: its backward pass is that of the tanh form (Burn 0.22).
+    x.clone() * (((x * core::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5)
 }
 
 /// GELU in its tanh form, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: PyTorch's `approximate="tanh"`.

@@ -6,7 +6,9 @@
 //! a time, so a checkpoint is in memory once. [`export`] is the way back.
 
 mod classifier;
+mod heads;
 mod inception;
+mod injector;
 mod key_map;
 mod load;
 mod model_config;
@@ -20,7 +22,9 @@ mod vit;
 mod vqvae;
 
 pub use classifier::{load_classifier, save_classifier};
+pub use heads::heads_keys;
 pub use inception::{inception_keys, load_inception};
+pub use injector::{injector_config, injector_keys, load_injector, save_injector};
 pub use key_map::KeyMap;
 pub use load::{LoadOptions, WeightType, cast_linear, export, load};
 pub use model_config::ModelConfig;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::StateDict;
+use crate::aid::InjectorConfig;
 use crate::classifier::ClassifierConfig;
 use crate::encoder::VitConfig;
 use crate::tokenizer::VqVaeConfig;
@@ -25,6 +26,8 @@ pub enum ModelConfig {
     Var(VarConfig),
     /// A classifier that judges generated pictures.
     Classifier(ClassifierConfig),
+    /// A guidance injector of AID-VAR.
+    Injector(InjectorConfig),
     /// A vision transformer that turns pictures into features.
     Vit(VitConfig),
 }

@@ -224,6 +224,14 @@ impl StateDict {
         &self.entries
     }
 
+    /// The tensors whose names `keep` accepts.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let mut kept = self.clone();
+        kept.entries.retain(|key, _| keep(key));
+        kept
+    }
+
     /// The tensors whose name starts with `prefix`, without it; nothing if there are none.
     pub fn strip_prefix(&self, prefix: &str) -> Option<Self> {
         let entries: BTreeMap<_, _> = self

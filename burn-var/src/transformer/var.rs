@@ -265,6 +265,11 @@ impl Var {
         &self.config
     }
 
+    /// The embedding of code vectors, `[.., z_channels]` to `[.., width]`.
+    pub(crate) fn word_embed(&self) -> &Linear {
+        &self.word_embed
+    }
+
     /// Teacher-forced logits of all scales at once, `[batch, L, vocab_size]`.
     ///
     /// `input` is [`crate::Tokenizer::teacher_input`], `[batch, L - first, z_channels]`. With `drop`, drop path is on

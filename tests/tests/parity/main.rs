@@ -3,16 +3,21 @@
 //! `cargo test --release --workspace parity` runs these. `BURN_VAR_GOLDEN=<folder>` runs the cases of another folder,
 //! whatever their sizes and flags; a kind without a reader is named as not covered, and does not fail.
 
+mod aid_guided;
+mod aid_injector;
 mod checkpoints;
 mod dino;
+mod disc;
 mod frechet;
 mod inception_fid;
 mod inception_score;
 mod interp;
+mod iscs;
 mod lpips;
 mod phi_select;
 mod precision_recall;
 mod sampling;
+mod ssg;
 mod var;
 mod vqvae;
 
@@ -27,7 +32,7 @@ use burn_var_tests::golden::{self, Case};
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
 /// Kinds of cases by name.
-const READERS: [(&str, Reader); 12] = [
+const READERS: [(&str, Reader); 17] = [
     ("interp", interp::read),
     ("sampling", sampling::read),
     ("phi_select", phi_select::read),
@@ -40,6 +45,11 @@ const READERS: [(&str, Reader); 12] = [
     ("inception_fid", inception_fid::read),
     ("inception_score", inception_score::read),
     ("precision_recall", precision_recall::read),
+    ("disc", disc::read),
+    ("iscs", iscs::read),
+    ("ssg", ssg::read),
+    ("aid_injector", aid_injector::read),
+    ("aid_guided", aid_guided::read),
 ];
 
 /// Runs all cases of a kind on a device, and fails with all that differs.
@@ -127,6 +137,31 @@ macro_rules! on_device {
             #[test]
             fn parity_precision_recall() {
                 super::run("precision_recall", &$device);
+            }
+
+            #[test]
+            fn parity_disc() {
+                super::run("disc", &$device);
+            }
+
+            #[test]
+            fn parity_iscs() {
+                super::run("iscs", &$device);
+            }
+
+            #[test]
+            fn parity_ssg() {
+                super::run("ssg", &$device);
+            }
+
+            #[test]
+            fn parity_aid_injector() {
+                super::run("aid_injector", &$device);
+            }
+
+            #[test]
+            fn parity_aid_guided() {
+                super::run("aid_guided", &$device);
             }
         }
     };

@@ -62,7 +62,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
 }
 
 /// The transformer with made-up weights, through the loader of real checkpoints.
-fn made(case: &Case, device: &Device) -> Result<Var> {
+pub(super) fn made(case: &Case, device: &Device) -> Result<Var> {
     let config = config(case, "/config");
     let recipe: WeightGen = case.get("/weightgen/var");
     let weights = recipe.for_module(&config.init_zeros(device)?, &var_keys());

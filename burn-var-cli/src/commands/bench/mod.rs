@@ -1,5 +1,6 @@
 //! `burn-var bench`
 
+mod evaluation;
 mod made_up;
 mod profile;
 
@@ -62,6 +63,12 @@ enum What {
     Dino,
     /// The same, with the gradient for the pictures.
     DinoBackward,
+    /// FID's Inception network, pictures of 299 pixels.
+    Inception,
+    /// The Frechet distance of two covariances of 2048 features.
+    Frechet,
+    /// Precision, recall, density and coverage of 10,000 pictures against 10,000, 2048 features each.
+    Coverage,
     /// A matrix product of 2048 x 2048 numbers: what the machine can do.
     Matmul,
 }
@@ -163,6 +170,9 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                     Ok(vit.forward(images)?.sum().backward())
                 })?;
             }
+            What::Inception => bench.inception(batch)?,
+            What::Frechet => bench.frechet()?,
+            What::Coverage => bench.coverage()?,
             What::Matmul => {
                 let size = 2048;
                 let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
@@ -236,6 +246,13 @@ impl Bench<'_> {
         let (times, profile) = self.each_run(name, work)?;
         let rates = times.into_iter().map(|seconds| amount / seconds).collect();
         self.results.push(Measured { profile, ..Measured::new(name, unit, batch, rates) });
+        Ok(())
+    }
+
+    /// Seconds.
+    fn seconds<R>(&mut self, name: &'static str, batch: usize, work: impl FnMut(u64) -> Result<R>) -> Result<()> {
+        let (times, profile) = self.each_run(name, work)?;
+        self.results.push(Measured { profile, ..Measured::new(name, "s", batch, times) });
         Ok(())
     }
 

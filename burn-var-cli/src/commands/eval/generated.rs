@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use burn_var_train::data::{PictureOptions, PictureShape, Split, open_pictures};
 use burn_var_train::eval::{
-    Copies, DataPictures, FeatureSource, FeatureTable, NpzFile, Options, PictureSet, PngFolder, Recognition, Reference,
-    SampleFile, Scores, Statistics, evenly, score,
+    ClassRecognition, Copies, DataPictures, FeatureSource, FeatureTable, NpzFile, Options, PictureSet, PngFolder,
+    Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Pictures to generate, all classes in equal parts.
     #[arg(long, value_name = "PICTURES", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
     count: u32,
+    /// Figures class by class too, as on the page of --report.
+    #[arg(long, requires = "data")]
+    per_class: bool,
     /// Look for near copies of the training pictures of --data, among 1,000 of the pictures.
     #[arg(long, requires = "data")]
     copies: bool,
@@ -83,12 +86,14 @@ pub(super) struct Report {
     pub(super) scores: Scores,
     /// Of as many training pictures: what is possible.
     pub(super) floor: Option<Scores>,
-    pub(super) recognised: Option<Recognition>,
+    /// Share in which the classifier sees the class that was asked for.
+    pub(super) recognised: Option<f64>,
     /// Of the reference: what is possible.
     pub(super) recognised_reference: Option<f64>,
     pub(super) copies_in_pixels: Option<Copies>,
     pub(super) copies_in_features: Option<Copies>,
-    pub(super) class_names: Vec<String>,
+    /// Class by class, if that was asked for.
+    pub(super) classes: Vec<ClassReport>,
     /// How pictures were drawn, if they were made here.
     pub(super) settings: serde_json::Value,
     pub(super) options: serde_json::Value,
@@ -98,6 +103,15 @@ pub(super) struct Report {
     pub(super) seconds: f64,
 }
 
+/// One class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ClassReport {
+    pub(super) name: String,
+    /// Frechet distance to the reference's pictures of the class.
+    pub(super) frechet: Option<f64>,
+    pub(super) recognised: Option<ClassRecognition>,
+}
+
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let start = Instant::now();
     if let Some(path) = &args.report {
@@ -105,54 +119,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let network =
         args.network.load(device)?.ok_or_else(|| usage("name a network: --inception, --classifier or --dino"))?;
-    let (mut samples, settings, class_names) = args.samples(device)?;
-    let shape = PictureShape::new(samples.size().height, samples.size().width, samples.channels())?;
-    let folder = |name: &str| match &args.out {
-        None => Ok(None),
-        Some(out) => {
-            let folder = out.join(name);
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-            Ok::<_, anyhow::Error>(Some(folder))
-        }
-    };
-    let look = |set: &mut dyn PictureSet, name: &str, folder: Option<&Path>, batch: usize| -> Result<FeatureTable> {
-        let bar = output.bar(set.count(), name);
-        let table = FeatureTable::collect(set, &*network, folder, batch, &mut |done| {
-            bar.set_position(done as u64);
-        });
-        bar.finish_and_clear();
-        Ok(table?)
-    };
+    let evaluation = Evaluation { args, network: &*network, device, output };
+    let (samples, settings, class_names) = args.samples(device)?;
     let batch = args.sampling.batch.map_or(LOOK_BATCH, |batch| batch as usize);
-    let table = look(&mut *samples, "pictures", folder(FEATURES)?.as_deref(), batch)?;
-
-    let (reference, reference_name, reference_labels) = match (&args.data, &args.reference) {
-        (Some(data), _) => {
-            let source = open_pictures(data, Split::Test, &PictureOptions::default())?;
-            let mut test = DataPictures::new(source, shape);
-            let table = look(&mut test, "test pictures", folder("test")?.as_deref(), LOOK_BATCH)?;
-            let labels = test.labels().map(<[usize]>::to_vec);
-            (Reference::of(table)?, format!("test pictures of {}", test.describe()), labels)
-        }
-        (None, Some(path)) => {
-            let statistics = path.is_file().then(|| NpzFile::open(path)).transpose()?;
-            let known = statistics.as_ref().is_some_and(Statistics::are_in);
-            let pictures = statistics.as_ref().is_none_or(|file| file.contains("arr_0"));
-            let table = match pictures {
-                false => None,
-                true => Some(look(&mut *open_set(path)?, "reference", folder("reference")?.as_deref(), LOOK_BATCH)?),
-            };
-            let reference = match (known, table) {
-                (true, table) => Reference { statistics: Statistics::read(path)?, table },
-                (false, Some(table)) => Reference::of(table)?,
-                (false, None) => {
-                    return Err(usage(format!("`{}` holds neither statistics nor pictures", path.display())));
-                }
-            };
-            (reference, path.display().to_string(), None)
-        }
-        (None, None) => return Err(usage("name real pictures with --data, or a --reference")),
-    };
+    let mut made = evaluation.look(samples, FEATURES, "pictures", batch)?;
+    let Against { reference, name, mut real } = evaluation.against(&made)?;
 
     output.note("compares them with the reference");
     let options = Options {
@@ -161,55 +132,32 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         seed: args.sampling.seed,
         ..Default::default()
     };
-    let scores = score(&table, &reference, &options, device)?;
-    let recognise = |table: &FeatureTable, labels: Option<&[usize]>| {
-        let labels = labels.filter(|labels| labels.iter().all(|label| *label < table.dims[2]));
-        labels.filter(|_| args.network.classifier.is_some()).map(|labels| Recognition::of(table, labels)).transpose()
-    };
-    let recognised = recognise(&table, samples.labels())?;
-    let recognised_reference = match &reference.table {
-        Some(table) => recognise(table, reference_labels.as_deref())?.map(|found| found.share),
-        None => None,
-    };
-    let (mut floor, mut copies_in_pixels, mut copies_in_features) = (None, None, None);
-    if let (Some(data), Some(test)) = (&args.data, &reference.table) {
-        let source = open_pictures(data, Split::Train, &PictureOptions::default())?;
-        let mut train = DataPictures::new(source.clone(), shape);
-        let train_table = look(&mut train, "training pictures", folder("train")?.as_deref(), LOOK_BATCH)?;
+    let scores = score(&made.table, &reference, &options, device)?;
+    let recognised = evaluation.recognise(&made.table, made.set.labels())?;
+    let (mut floor, mut recognised_reference, mut copies) = (None, None, None);
+    let mut classes = Vec::new();
+    if let (Some(real), Some(test)) = (&mut real, &reference.table) {
         // As many as there are pictures, at even distances: the distance depends on the number.
-        let as_many = chosen(&train_table, &evenly(train_table.count, table.count));
+        let as_many = real.train.table.chosen(&evenly(real.train.table.count, made.table.count));
         floor = Some(score(&as_many, &reference, &Options { resamples: 0, ..options }, device)?);
+        recognised_reference = evaluation.recognise(test, real.test.labels())?.map(|found| found.share);
+        classes = evaluation.classes(&made, &real.test, test, recognised.as_ref(), &class_names)?;
         if args.copies {
-            output.note("looks for copies");
-            let mirrored = args.mirror.then(|| DataPictures::new(source, shape).mirrored());
-            let picked = evenly(table.count, Copies::COMPARED);
-            let mut features = train_table.features.features;
-            let mut test_set = DataPictures::new(open_pictures(data, Split::Test, &PictureOptions::default())?, shape);
-            let mut pixels = planes(&mut train, &[])?;
-            if let Some(mut mirrored) = mirrored {
-                let table = look(&mut mirrored, "mirrored pictures", folder("mirrored")?.as_deref(), LOOK_BATCH)?;
-                features.extend(table.features.features);
-                pixels.extend(planes(&mut mirrored, &[])?);
-            }
-            let made = chosen(&table, &picked).features.features;
-            let dim = table.dims[0];
-            copies_in_features = Some(Copies::of(&features, &made, &test.features.features, dim, device)?);
-            let (made, tests) = (planes(&mut *samples, &picked)?, planes(&mut test_set, &[])?);
-            copies_in_pixels = Some(Copies::of(&pixels, &made, &tests, shape.elements(), device)?);
+            copies = Some(evaluation.copies(&mut made, real, test)?);
         }
     }
     let report = Report {
-        samples: samples.describe(),
-        reference: reference_name,
+        samples: made.set.describe(),
+        reference: name,
         network: network.describe(),
         notes: notes(&*network, &scores),
         scores,
         floor,
-        recognised,
+        recognised: recognised.map(|found| found.share),
         recognised_reference,
-        copies_in_pixels,
-        copies_in_features,
-        class_names,
+        copies_in_pixels: copies.map(|[pixels, _]| pixels),
+        copies_in_features: copies.map(|[_, features]| features),
+        classes,
         settings,
         options: serde_json::to_value(options).context("options as JSON")?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -221,10 +169,159 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         atomic_write(out.join(REPORT), text.as_bytes())?;
     }
     if let Some(path) = &args.report {
-        let grids = page::grids(&mut *samples, &table, args.network.classifier.is_some())?;
+        let grids = page::grids(&mut *made.set, &made.table, args.network.classifier.is_some())?;
         atomic_write(path, page::page(&[("pictures".to_owned(), report.clone())], &grids)?.as_bytes())?;
     }
     output.result(&report, || text(&report))
+}
+
+/// Pictures, and what the network sees in them.
+struct Seen<S: ?Sized> {
+    table: FeatureTable,
+    set: Box<S>,
+}
+
+/// The data set that the reference is the test pictures of.
+struct Real {
+    test: DataPictures,
+    train: Seen<DataPictures>,
+}
+
+/// What pictures are compared with.
+struct Against {
+    reference: Reference,
+    name: String,
+    /// If it is a data set.
+    real: Option<Real>,
+}
+
+/// What all parts of an evaluation need.
+struct Evaluation<'a> {
+    args: &'a Args,
+    network: &'a dyn FeatureSource,
+    device: &'a Device,
+    output: Output,
+}
+
+impl Evaluation<'_> {
+    /// Looks at pictures through the network; `folder` is the part of `--out` that keeps what was seen.
+    fn look(
+        &self,
+        mut set: Box<dyn PictureSet>,
+        folder: &str,
+        name: &str,
+        batch: usize,
+    ) -> Result<Seen<dyn PictureSet>> {
+        let table = self.features(&mut *set, folder, name, batch)?;
+        Ok(Seen { table, set })
+    }
+
+    fn features(&self, set: &mut dyn PictureSet, folder: &str, name: &str, batch: usize) -> Result<FeatureTable> {
+        let folder = self.args.out.as_ref().map(|out| out.join(folder));
+        if let Some(folder) = &folder {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        }
+        let bar = self.output.bar(set.count(), name);
+        let table = FeatureTable::collect(set, self.network, folder.as_deref(), batch, &mut |done| {
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        Ok(table?)
+    }
+
+    fn against(&self, made: &Seen<dyn PictureSet>) -> Result<Against> {
+        match (&self.args.data, &self.args.reference) {
+            (Some(data), _) => self.data(data, made),
+            (None, Some(path)) => {
+                let (reference, name) = (self.reference(path)?, path.display().to_string());
+                Ok(Against { reference, name, real: None })
+            }
+            (None, None) => Err(usage("name real pictures with --data, or a --reference")),
+        }
+    }
+
+    /// The test and training pictures of a data set, in the size of those to be compared.
+    fn data(&self, data: &Path, made: &Seen<dyn PictureSet>) -> Result<Against> {
+        let shape = PictureShape::new(made.set.size().height, made.set.size().width, made.set.channels())?;
+        let open = |split: Split| -> Result<DataPictures> {
+            Ok(DataPictures::new(open_pictures(data, split, &PictureOptions::default())?, shape))
+        };
+        let (mut test, mut train) = (open(Split::Test)?, open(Split::Train)?);
+        let reference = Reference::of(self.features(&mut test, "test", "test pictures", LOOK_BATCH)?)?;
+        let name = format!("test pictures of {}", test.describe());
+        let table = self.features(&mut train, "train", "training pictures", LOOK_BATCH)?;
+        Ok(Against { reference, name, real: Some(Real { test, train: Seen { table, set: Box::new(train) } }) })
+    }
+
+    /// A file of statistics, of pictures, or of both, or a folder of pictures.
+    fn reference(&self, path: &Path) -> Result<Reference> {
+        let file = path.is_file().then(|| NpzFile::open(path)).transpose()?;
+        let statistics = file.as_ref().is_some_and(Statistics::are_in).then(|| Statistics::read(path)).transpose()?;
+        let table = match file.as_ref().is_none_or(|file| file.contains("arr_0")) {
+            true => Some(self.features(&mut *open_set(path)?, "reference", "reference", LOOK_BATCH)?),
+            false => None,
+        };
+        match (statistics, table) {
+            (Some(statistics), table) => Ok(Reference { statistics, table }),
+            (None, Some(table)) => Ok(Reference::of(table)?),
+            (None, None) => Err(usage(format!("`{}` holds neither statistics nor pictures", path.display()))),
+        }
+    }
+
+    /// Whether the classifier sees the classes that pictures should show: if there is one, and it knows them.
+    fn recognise(&self, table: &FeatureTable, labels: Option<&[usize]>) -> Result<Option<Recognition>> {
+        let known = labels.filter(|labels| labels.iter().all(|label| *label < table.dims[2]));
+        let asked = known.filter(|_| self.args.network.classifier.is_some());
+        Ok(asked.map(|labels| Recognition::of(table, labels)).transpose()?)
+    }
+
+    /// The figures of each class, if they are asked for and known of these pictures.
+    fn classes(
+        &self,
+        made: &Seen<dyn PictureSet>,
+        test: &DataPictures,
+        test_table: &FeatureTable,
+        recognised: Option<&Recognition>,
+        names: &[String],
+    ) -> Result<Vec<ClassReport>> {
+        let wanted = self.args.per_class || self.args.report.is_some();
+        let (true, Some(labels), Some(real)) = (wanted, made.set.labels(), test.labels()) else {
+            return Ok(Vec::new());
+        };
+        let distances = frechet_by_class((&made.table, labels), (test_table, real))?;
+        let class = |(label, frechet): (usize, Option<f64>)| ClassReport {
+            name: names.get(label).cloned().unwrap_or_else(|| label.to_string()),
+            frechet,
+            recognised: recognised.and_then(|all| all.classes.iter().find(|class| class.label == label).cloned()),
+        };
+        Ok(distances.into_iter().enumerate().map(class).collect())
+    }
+
+    /// Near copies of training pictures, by pixels and by features.
+    fn copies(
+        &self,
+        made: &mut Seen<dyn PictureSet>,
+        Real { test, train }: &mut Real,
+        test_table: &FeatureTable,
+    ) -> Result<[Copies; 2]> {
+        self.output.note("looks for copies");
+        let mut features = train.table.features.features.clone();
+        let mut pixels = planes(&mut *train.set, &[])?;
+        if self.args.mirror {
+            let mut mirrored = train.set.mirrored();
+            let seen = self.features(&mut mirrored, "mirrored", "mirrored pictures", LOOK_BATCH)?;
+            features.extend(seen.features.features);
+            pixels.extend(planes(&mut mirrored, &[])?);
+        }
+        let picked = evenly(made.table.count, Copies::COMPARED);
+        let (made_features, test_features) = (made.table.chosen(&picked).features, &test_table.features);
+        let (made_pixels, test_pixels) = (planes(&mut *made.set, &picked)?, planes(test, &[])?);
+        let elements = test.channels() * test.size().area();
+        Ok([
+            Copies::of(&pixels, &made_pixels, &test_pixels, elements, self.device)?,
+            Copies::of(&features, &made_features.features, &test_features.features, made.table.dims[0], self.device)?,
+        ])
+    }
 }
 
 impl Args {
@@ -245,20 +342,6 @@ impl Args {
 /// A file or folder of pictures.
 fn open_set(path: &Path) -> Result<Box<dyn PictureSet>> {
     Ok(if path.is_dir() { Box::new(PngFolder::open(path)?) } else { Box::new(SampleFile::open(path)?) })
-}
-
-/// The rows of some pictures.
-fn chosen(table: &FeatureTable, numbers: &[usize]) -> FeatureTable {
-    let pick = |rows: &[f32], dim: usize| -> Vec<f32> {
-        numbers.iter().flat_map(|i| &rows[i * dim..][..dim]).copied().collect()
-    };
-    let [features, spatial, logits] = table.dims;
-    let features = burn_var_train::eval::Features {
-        features: pick(&table.features.features, features),
-        spatial: pick(&table.features.spatial, spatial),
-        logits: pick(&table.features.logits, logits),
-    };
-    FeatureTable { count: numbers.len(), dims: table.dims, features }
 }
 
 /// Pixels in `[-1, 1]` of some pictures of a set, or of all if none is named; of grey ones one number a pixel.
@@ -305,22 +388,27 @@ pub(super) fn rows(report: &Report) -> Vec<[String; 3]> {
     let interval = scores.frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
     let frechet = format!("{}{}", number(scores.frechet), interval.unwrap_or_default());
     row("Frechet distance", Some(frechet), floor.map(|floor| number(floor.frechet)));
-    let of = |value: fn(&Scores) -> Option<f64>, show: fn(f64) -> String| {
-        (value(scores).map(show), floor.and_then(value).map(show))
+    row(
+        "spatial Frechet distance",
+        scores.spatial_frechet.map(number),
+        floor.and_then(|floor| floor.spatial_frechet).map(number),
+    );
+    let spread = |[mean, deviation]: [f64; 2]| format!("{mean:.3} ± {deviation:.3}");
+    row(
+        "Inception Score",
+        scores.inception_score.map(spread),
+        floor.and_then(|floor| floor.inception_score).map(spread),
+    );
+    let mut scored = |name: &str, value: fn(&Scores) -> Option<f64>| {
+        row(name, value(scores).map(number), floor.and_then(value).map(number));
     };
-    let mut scored = |name: &str, value: fn(&Scores) -> Option<f64>, show: fn(f64) -> String| {
-        let (value, possible) = of(value, show);
-        row(name, value, possible);
-    };
-    scored("spatial Frechet distance", |scores| scores.spatial_frechet, |x| format!("{x:.4}"));
-    scored("Inception Score", |scores| scores.inception_score.map(|[mean, _]| mean), |x| format!("{x:.3}"));
-    scored("precision", |scores| scores.precision, |x| format!("{x:.4}"));
-    scored("recall", |scores| scores.recall, |x| format!("{x:.4}"));
-    scored("density", |scores| scores.density, |x| format!("{x:.4}"));
-    scored("coverage", |scores| scores.coverage, |x| format!("{x:.4}"));
-    scored("kernel distance x 1000", |scores| scores.kid.map(|[mean, _]| 1e3 * mean), |x| format!("{x:.4}"));
-    let recognised = report.recognised.as_ref().map(|found| percent(found.share));
-    row("recognised as asked", recognised, report.recognised_reference.map(percent));
+    scored("precision", |scores| scores.precision);
+    scored("recall", |scores| scores.recall);
+    scored("density", |scores| scores.density);
+    scored("coverage", |scores| scores.coverage);
+    let thousandfold = |[mean, deviation]: [f64; 2]| spread([1e3 * mean, 1e3 * deviation]);
+    row("kernel distance x 1000", scores.kid.map(thousandfold), floor.and_then(|floor| floor.kid).map(thousandfold));
+    row("recognised as asked", report.recognised.map(percent), report.recognised_reference.map(percent));
     for (name, copies) in
         [("near copies by pixels", report.copies_in_pixels), ("near copies by features", report.copies_in_features)]
     {
@@ -329,9 +417,35 @@ pub(super) fn rows(report: &Report) -> Vec<[String; 3]> {
     rows
 }
 
+/// The table of the classes: name, Frechet distance, and what the classifier says.
+pub(super) fn class_rows(report: &Report) -> Vec<[String; 5]> {
+    let row = |class: &ClassReport| {
+        let of = |value: fn(&ClassRecognition) -> String| class.recognised.as_ref().map(value).unwrap_or_default();
+        [
+            class.name.clone(),
+            class.frechet.map(|frechet| format!("{frechet:.4}")).unwrap_or_default(),
+            of(|class| class.pictures.to_string()),
+            of(|class| format!("{:.2}%", 100.0 * class.share)),
+            of(|class| format!("{:.2}%", 100.0 * class.confidence)),
+        ]
+    };
+    report.classes.iter().map(row).collect()
+}
+
+/// Heads of [`class_rows`].
+pub(super) const CLASS_HEADS: [&str; 5] = ["class", "Frechet distance", "pictures", "recognised", "confidence"];
+
 fn text(report: &Report) -> String {
-    let mut lines = vec![format!("{:<26} {:>28} {:>14}", "", "these", "real pictures")];
-    lines.extend(rows(report).iter().map(|[name, value, possible]| format!("{name:<26} {value:>28} {possible:>14}")));
+    let mut lines = vec![format!("{:<26} {:>28} {:>18}", "", "these", "real pictures")];
+    lines.extend(rows(report).iter().map(|[name, value, possible]| format!("{name:<26} {value:>28} {possible:>18}")));
+    if !report.classes.is_empty() {
+        let line = |[name, values @ ..]: &[String; 5]| {
+            let values: String = values.iter().map(|value| format!(" {value:>16}")).collect();
+            format!("{name:<18}{values}")
+        };
+        lines.extend([String::new(), line(&CLASS_HEADS.map(str::to_owned))]);
+        lines.extend(class_rows(report).iter().map(line));
+    }
     lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n")
 }

@@ -10,7 +10,7 @@ use burn_var_train::eval::{FeatureTable, PictureSet, confidences, evenly};
 use burn_var_train::grid::Grid;
 use image::{ImageFormat, RgbImage};
 
-use super::generated::{Report, rows};
+use super::generated::{CLASS_HEADS, Report, class_rows, rows};
 
 /// Pictures in a grid, and in a row of it.
 const SHOWN: usize = 64;
@@ -132,21 +132,17 @@ fn curve(reports: &[(String, Report)]) -> Result<String> {
     Ok(chart.to_svg(&drawn)?)
 }
 
-/// The classes of a set, if a classifier looked at it.
+/// The classes of a set, if they were measured.
 fn classes(report: &Report) -> String {
-    let Some(recognised) = &report.recognised else { return String::new() };
-    let line = |class: &burn_var_train::eval::ClassRecognition| {
-        let name = report.class_names.get(class.label).cloned().unwrap_or_else(|| class.label.to_string());
-        format!(
-            "<tr><td>{}</td><td>{}</td><td>{:.2}%</td><td>{:.2}%</td></tr>\n",
-            escape(&name),
-            class.pictures,
-            100.0 * class.share,
-            100.0 * class.confidence
-        )
+    if report.classes.is_empty() {
+        return String::new();
+    }
+    let row = |cells: &[String; 5], tag: &str| {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+        format!("<tr>{cells}</tr>\n")
     };
-    let lines: String = recognised.classes.iter().map(line).collect();
-    format!("<table><tr><th>class</th><th>pictures</th><th>recognised</th><th>confidence</th></tr>\n{lines}</table>\n")
+    let lines: String = class_rows(report).iter().map(|cells| row(cells, "td")).collect();
+    format!("<table>{}{lines}</table>\n", row(&CLASS_HEADS.map(str::to_owned), "th"))
 }
 
 fn escape(text: &str) -> String {

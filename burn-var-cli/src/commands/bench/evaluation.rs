@@ -1,0 +1,48 @@
+//! What an evaluation spends its time with.
+
+use anyhow::Result;
+use burn::tensor::{Distribution, Tensor};
+use burn_var::encoder::Inception;
+use burn_var::metrics::{Coverage, FeatureStats, frechet_distance};
+use burn_var::rng::Rng;
+
+use super::Bench;
+
+/// Features of FID's network.
+const FEATURES: usize = 2048;
+/// Pictures behind the statistics: more than features, so that the covariances have full rank.
+const PICTURES: usize = 2 * FEATURES;
+/// Pictures on either side for precision and recall.
+const COMPARED: usize = 10_000;
+
+impl Bench<'_> {
+    /// Features of prepared pictures; which weights makes no difference to the time.
+    pub(super) fn inception(&mut self, batch: usize) -> Result<()> {
+        let network = Inception::init_zeros(self.device);
+        let images = Tensor::<4>::random([batch, 3, 299, 299], Distribution::Uniform(-1.0, 1.0), self.device);
+        self.rate("Inception", "pictures/s", batch as f64, batch, |_| Ok(network.features(images.clone())?))
+    }
+
+    pub(super) fn frechet(&mut self) -> Result<()> {
+        let gaussian = |stream: u64| {
+            let mut stats = FeatureStats::new(FEATURES);
+            stats.push(&features(PICTURES, stream))?;
+            stats.gaussian()
+        };
+        let (a, b) = (gaussian(0)?, gaussian(1)?);
+        self.seconds("Frechet distance", 1, |_| Ok(frechet_distance(&a, &b)?))
+    }
+
+    pub(super) fn coverage(&mut self) -> Result<()> {
+        let [real, made] = [0, 1].map(|stream| features(COMPARED, stream));
+        let device = self.device.clone();
+        self.seconds("precision and recall", COMPARED, |_| {
+            Ok(Coverage::of(&real, &made, FEATURES, Coverage::NEIGHBOURS, &device)?)
+        })
+    }
+}
+
+fn features(count: usize, stream: u64) -> Vec<f32> {
+    let mut rng = Rng::new(1, "bench features", stream);
+    (0..count * FEATURES).map(|_| rng.normal() as f32).collect()
+}

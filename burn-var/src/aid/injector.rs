@@ -1,0 +1,309 @@
+//! The guidance injector (`models/guidance_injector.py` of AID-VAR).
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::SafeLayerNorm;
+use crate::error::require_positive;
+use crate::init::{Start, initialise};
+use crate::ops::{QueryKeys, self_attention};
+use crate::resize::Resize;
+use crate::rng::Rng;
+use crate::{Error, MapSize, Result, nn, ops};
+
+/// How a map of one scale becomes one of the next scale's size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InjectorResize {
+    /// As the paper says: bilinear on the grid, averages where it shrinks.
+    #[default]
+    Spatial,
+    /// As the released code does: along the row-major sequence, which mixes the ends of rows.
+    Flat1d,
+}
+
+/// The sizes of an [`Injector`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectorConfig {
+    /// Width of the transformer, whose token embeddings come in.
+    pub input_dim: usize,
+    /// Width of the injector and of its guidance: the transformer's.
+    pub embed_dim: usize,
+    /// Number of encoder layers; the paper's is 2.
+    #[serde(default = "default_layers")]
+    pub num_layers: usize,
+    /// Attention heads; must divide the width. The paper's is 8.
+    #[serde(default = "default_heads")]
+    pub num_heads: usize,
+    /// Resize of the map.
+    #[serde(default)]
+    pub resize: InjectorResize,
+    /// One vector for all tokens of a scale, the mean of its map: the ablation of the paper.
+    #[serde(default)]
+    pub broadcast: bool,
+}
+
+fn default_layers() -> usize {
+    2
+}
+
+fn default_heads() -> usize {
+    8
+}
+
+impl InjectorConfig {
+    /// Share of values that training drops.
+    pub const DROPOUT: f64 = 0.1;
+
+    /// The paper's injector for a transformer of `width`: 12.6 million parameters for d16.
+    pub fn paper(width: usize) -> Self {
+        Self {
+            input_dim: width,
+            embed_dim: width,
+            num_layers: default_layers(),
+            num_heads: default_heads(),
+            resize: InjectorResize::default(),
+            broadcast: false,
+        }
+    }
+
+    /// Checks that the sizes fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field, what it is, and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        require_positive(&[
+            ("input_dim", self.input_dim),
+            ("embed_dim", self.embed_dim),
+            ("num_layers", self.num_layers),
+            ("num_heads", self.num_heads),
+        ])?;
+        match self.embed_dim.is_multiple_of(self.num_heads) {
+            true => Ok(()),
+            false => {
+                Err(Error::config("num_heads", self.num_heads, format!("a divisor of embed_dim {}", self.embed_dim)))
+            }
+        }
+    }
+
+    /// Hidden width of the feed-forward.
+    pub fn hidden(&self) -> usize {
+        (2 * self.embed_dim).min(512)
+    }
+
+    /// An injector with the authors' first weights, drawn from `seed`: so small that it changes next to nothing.
+    ///
+    /// # Errors
+    /// As [`InjectorConfig::validate`].
+    pub fn init(&self, seed: u64, device: &Device) -> Result<Injector> {
+        let width = self.embed_dim as f64;
+        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.path {
+            path if path.ends_with("bias") => Start::Keep,
+            path if path.contains("norm") => Start::Constant(0.5),
+            // Xavier, for queries, keys and values as one matrix.
+            path if path.ends_with("in_proj.weight") => Start::Uniform((6.0 / (4.0 * width)).sqrt()),
+            _ => Start::Normal(0.001),
+        }))
+    }
+
+    /// An injector whose weights take no memory until they are loaded.
+    ///
+    /// # Errors
+    /// As [`InjectorConfig::validate`].
+    pub fn init_zeros(&self, device: &Device) -> Result<Injector> {
+        self.validate()?;
+        let width = self.embed_dim;
+        Ok(Injector {
+            input_proj: nn::linear(self.input_dim, width, true, device),
+            encoder: Encoder { layers: (0..self.num_layers).map(|_| Layer::new(self, device)).collect() },
+            output_proj: nn::linear(width, width, true, device),
+            final_norm: SafeLayerNorm::new(width, device),
+            config: self.clone(),
+        })
+    }
+}
+
+/// Joint projection to queries, keys and values, and back.
+#[derive(Module, Debug)]
+struct SelfAttention {
+    in_proj: Linear,
+    out_proj: Linear,
+    heads: usize,
+}
+
+impl SelfAttention {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+        let [batch, tokens, width] = x.dims();
+        let channels = width / self.heads;
+        let scale = (channels as f64).powf(-0.5);
+        let qkv = nn::apply(&self.in_proj, x);
+        let mixed = if dropout.is_on() {
+            let part = |i: usize| {
+                let part = qkv.clone().narrow(2, i * width, width);
+                part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
+            };
+            let weights = softmax(part(0).matmul(part(1).transpose()) * scale, 3);
+            let mixed = dropout.apply(weights).matmul(part(2)); // [batch, heads, tokens, channels]
+            mixed.swap_dims(1, 2).reshape([batch, tokens, width])
+        } else {
+            self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)
+        };
+        nn::apply(&self.out_proj, mixed)
+    }
+}
+
+/// Two linear layers with GELU between.
+#[derive(Module, Debug)]
+struct FeedForward {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// Attention and feed-forward, a tenth of each added.
+#[derive(Module, Debug)]
+struct Layer {
+    norm1: SafeLayerNorm,
+    self_attn: SelfAttention,
+    norm2: SafeLayerNorm,
+    ffn: FeedForward,
+}
+
+impl Layer {
+    /// Share of a branch that is added.
+    const BRANCH: f64 = 0.1;
+
+    fn new(config: &InjectorConfig, device: &Device) -> Self {
+        let width = config.embed_dim;
+        Self {
+            norm1: SafeLayerNorm::new(width, device),
+            self_attn: SelfAttention {
+                in_proj: nn::linear(width, 3 * width, true, device),
+                out_proj: nn::linear(width, width, true, device),
+                heads: config.num_heads,
+            },
+            norm2: SafeLayerNorm::new(width, device),
+            ffn: FeedForward {
+                fc1: nn::linear(width, config.hidden(), true, device),
+                fc2: nn::linear(config.hidden(), width, true, device),
+            },
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+        let x = within(x, 5.0);
+        let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
+        let x = within(x + within(h, 3.0) * Self::BRANCH, 5.0);
+        let h = dropout.apply(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
+        let h = dropout.apply(nn::apply(&self.ffn.fc2, h));
+        within(within(x + within(h, 3.0) * Self::BRANCH, 5.0), 3.0)
+    }
+}
+
+#[derive(Module, Debug)]
+struct Encoder {
+    layers: Vec<Layer>,
+}
+
+/// The guidance injector `P` of AID-VAR: from the embedded tokens of one scale to a map that is added to what enters
+/// the transformer at the next. Field names are the checkpoints' where they can be; created with
+/// [`InjectorConfig::init`].
+#[derive(Module, Debug)]
+pub struct Injector {
+    input_proj: Linear,
+    encoder: Encoder,
+    output_proj: Linear,
+    final_norm: SafeLayerNorm,
+    #[module(skip)]
+    config: InjectorConfig,
+}
+
+impl Injector {
+    /// Its sizes.
+    pub fn config(&self) -> &InjectorConfig {
+        &self.config
+    }
+
+    /// From the embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`, to guidance for a scale of size
+    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2. With `drop`, dropout is on and draws from it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the tokens do not have that size or width.
+    pub fn forward(&self, tokens: Tensor<3>, from: MapSize, to: MapSize, drop: Option<&mut Rng>) -> Result<Tensor<3>> {
+        let [batch, found @ ..] = tokens.dims();
+        if found != [from.area(), self.config.input_dim] {
+            let expected = format!("[batch, {}, {}]", from.area(), self.config.input_dim);
+            return Err(Error::shape("tokens of the scale before", expected, [batch, found[0], found[1]]));
+        }
+        let mut dropout = Dropout(drop);
+        let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
+        let device = x.device();
+        let x = within(self.resize(x, from, to) + Self::positions(to.area(), self.config.embed_dim, &device), 3.0);
+        let x = self.encoder.layers.iter().fold(within(x, 5.0), |x, layer| layer.forward(x, &mut dropout));
+        let x = within(nn::apply(&self.output_proj, within(x, 3.0)), 3.0);
+        let map = within(self.final_norm.forward(x), 2.0);
+        Ok(match self.config.broadcast {
+            true => map.mean_dim(1).repeat_dim(1, to.area()),
+            false => map,
+        })
+    }
+
+    /// `[batch, tokens, width]` for another size of the map.
+    fn resize(&self, x: Tensor<3>, from: MapSize, to: MapSize) -> Tensor<3> {
+        if from == to {
+            return x;
+        }
+        let [batch, _, width] = x.dims();
+        let channels = x.swap_dims(1, 2); // [batch, width, tokens]
+        let resize = if to.area() > from.area() { Resize::Bilinear } else { Resize::Area };
+        let resized = match self.config.resize {
+            InjectorResize::Flat1d if from.area() == to.area() => channels,
+            InjectorResize::Flat1d => resize.apply_1d(channels, to.area()),
+            InjectorResize::Spatial => {
+                let map = channels.reshape([batch, width, from.height, from.width]);
+                resize.apply(map, to).flatten::<3>(2, 3)
+            }
+        };
+        resized.swap_dims(1, 2)
+    }
+
+    /// What tells tokens apart: a hundredth of the sinusoids over the row-major sequence, `[1, tokens, width]`.
+    pub fn positions(tokens: usize, width: usize, device: &Device) -> Tensor<3> {
+        let value = |index: usize| {
+            let (token, channel) = (index / width, index % width);
+            let even = channel - channel % 2;
+            let angle = token as f64 * (-(10_000f64.ln()) * even as f64 / width as f64).exp();
+            (0.01 * if channel == even { angle.sin() } else { angle.cos() }) as f32
+        };
+        let values: Vec<f32> = (0..tokens * width).map(value).collect();
+        Tensor::from_data(TensorData::new(values, [1, tokens, width]), device)
+    }
+}
+
+/// No value farther from 0 than `bound`; no gradient passes one that was.
+fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
+    x.clamp(-bound, bound)
+}
+
+/// Drops values at random in training, drawn on the host.
+struct Dropout<'a>(Option<&'a mut Rng>);
+
+impl Dropout<'_> {
+    fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn apply<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
+        let Some(rng) = &mut self.0 else { return x };
+        let keep = 1.0 - InjectorConfig::DROPOUT;
+        let factor = (1.0 / keep) as f32;
+        let shape = x.dims();
+        let count = shape.iter().product();
+        let factors: Vec<f32> = (0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }).collect();
+        let device = x.device();
+        x * Tensor::from_data(TensorData::new(factors, shape), &device)
+    }
+}

@@ -1,0 +1,321 @@
+//! Scaled Spatial Guidance with its frequency-domain prior (arXiv 2602.05534).
+
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{Guidance, Logits};
+use crate::resize::Resize;
+use crate::{Error, MapSize, Result, Scales};
+
+/// How strong the guidance is at each scale.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SsgSchedule {
+    /// The paper's: `beta (1 - k / K)` at scale `k`, counted from 0, of `K`.
+    Decay(f64),
+    /// The same at every scale: the paper's ablation, which guides too much.
+    Constant(f64),
+    /// One number a scale; the first is not used.
+    PerScale(Vec<f64>),
+}
+
+impl SsgSchedule {
+    /// The strength at scale `k`, from 0.
+    pub fn at(&self, k: usize, scales: &Scales) -> f64 {
+        match self {
+            Self::Decay(beta) => beta * (1.0 - k as f64 / scales.len() as f64),
+            Self::Constant(beta) => *beta,
+            Self::PerScale(betas) => betas.get(k).copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// What the frequencies that the coarse map does not have are filled with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DseFill {
+    /// Those of the interpolated map: the paper's DSE.
+    #[default]
+    Interpolated,
+    /// Zeros: the paper's variant with zero padding.
+    Zero,
+    /// No frequencies at all: the interpolated map is the prior, as in the paper's spatial variants.
+    Spatial,
+}
+
+/// How the coarse map's frequencies are taken over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DseScale {
+    /// Times `sqrt(h w / (h_prev w_prev))`, so that amplitudes stay what they are: a constant map stays constant.
+    #[default]
+    Amplitude,
+    /// As algorithm 1 is printed: without a factor, which makes the coarse map smaller.
+    Literal,
+}
+
+/// Discrete spatial enhancement (algorithm 1): a map of logits brought to a larger size in the frequency domain. All of
+/// it is linear and the same for every channel, so it is one constant matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dse {
+    /// What missing frequencies are filled with.
+    pub fill: DseFill,
+    /// How the others are taken over.
+    pub scale: DseScale,
+    /// The interpolation; the paper does not say which.
+    pub resize: Resize,
+}
+
+impl Default for Dse {
+    fn default() -> Self {
+        Self { fill: DseFill::default(), scale: DseScale::default(), resize: Resize::Bilinear }
+    }
+}
+
+impl Dse {
+    /// The matrix that makes a map of size `to` of one of size `from`, `[to.area(), from.area()]`, row-major.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `to` is smaller in either direction: there is no room for the frequencies.
+    pub fn matrix(self, from: MapSize, to: MapSize) -> Result<Vec<f32>> {
+        if to.height < from.height || to.width < from.width {
+            let expected = format!("at least {from}, the size before: SSG needs maps that grow");
+            return Err(Error::config("size of a token map", to, expected));
+        }
+        if from == to {
+            let area = to.area();
+            return Ok((0..area * area).map(|i| if i % (area + 1) == 0 { 1.0 } else { 0.0 }).collect());
+        }
+        let (rows, columns) = (self.axis(from.height, to.height), self.axis(from.width, to.width));
+        let mut matrix = vec![0.0f64; to.area() * from.area()];
+        // One term is a product of the axes' matrices, the Kronecker product over the flattened maps.
+        let mut add = |factor: f64, rows: &[f64], columns: &[f64]| {
+            for (target, line) in matrix.chunks_exact_mut(from.area()).enumerate() {
+                let (y, x) = (target / to.width, target % to.width);
+                let row = &rows[y * from.height..][..from.height];
+                let column = &columns[x * from.width..][..from.width];
+                for (line, a) in line.chunks_exact_mut(from.width).zip(row) {
+                    line.iter_mut().zip(column).for_each(|(value, b)| *value += factor * a * b);
+                }
+            }
+        };
+        if self.fill != DseFill::Spatial {
+            add(1.0, &rows.coarse, &columns.coarse);
+        }
+        if self.fill != DseFill::Zero {
+            add(1.0, &rows.interpolated, &columns.interpolated);
+        }
+        if self.fill == DseFill::Interpolated {
+            add(-1.0, &rows.replaced, &columns.replaced);
+        }
+        Ok(matrix.into_iter().map(|value| value as f32).collect())
+    }
+
+    fn axis(self, from: usize, to: usize) -> Axis {
+        let factor = match self.scale {
+            DseScale::Amplitude => (to as f64 / from as f64).sqrt(),
+            DseScale::Literal => 1.0,
+        };
+        let (small, large) = (dct_matrix(from), dct_matrix(to));
+        let interpolated: Vec<f64> = self.resize.matrix(from, to).into_iter().map(f64::from).collect();
+        let low = &large[..from * to]; // the first `from` frequencies
+        Axis {
+            coarse: product_of_transposed(low, &small, [from, to, from]).iter().map(|x| factor * x).collect(),
+            replaced: product_of_transposed(low, &product(low, &interpolated, [from, to, from]), [from, to, from]),
+            interpolated,
+        }
+    }
+}
+
+/// What becomes of one axis, `[to, from]` each.
+struct Axis {
+    /// Through the frequencies of the coarse map.
+    coarse: Vec<f64>,
+    /// Through interpolation.
+    interpolated: Vec<f64>,
+    /// The part of the interpolated map that the coarse frequencies replace.
+    replaced: Vec<f64>,
+}
+
+/// The orthonormal DCT-II of `n` numbers as a matrix `[frequency, place]`, row-major; its transpose is the inverse.
+pub fn dct_matrix(n: usize) -> Vec<f64> {
+    let entry = |i: usize| {
+        let (frequency, place) = ((i / n) as f64, (i % n) as f64);
+        let scale = if i < n { 1.0 } else { 2.0 } / n as f64;
+        scale.sqrt() * (core::f64::consts::PI * frequency * (place + 0.5) / n as f64).cos()
+    };
+    (0..n * n).map(entry).collect()
+}
+
+/// `a b` of `a: [m, k]` and `b: [k, n]`.
+fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
+    let entry = |i: usize| (0..k).map(|j| a[i / n * k + j] * b[j * n + i % n]).sum();
+    (0..m * n).map(entry).collect()
+}
+
+/// `aT b` of `a: [k, m]` and `b: [k, n]`.
+fn product_of_transposed(a: &[f64], b: &[f64], [k, m, n]: [usize; 3]) -> Vec<f64> {
+    let entry = |i: usize| (0..k).map(|j| a[j * m + i / n] * b[j * n + i % n]).sum();
+    (0..m * n).map(entry).collect()
+}
+
+/// How [`Ssg`] guides.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SsgConfig {
+    /// The strengths.
+    pub schedule: SsgSchedule,
+    /// How the prior is made.
+    #[serde(default)]
+    pub dse: Dse,
+    /// Whether the null branch is guided too; for a place in front of classifier-free guidance.
+    #[serde(default)]
+    pub null_too: bool,
+    /// Takes the prior from logits that were guided themselves. Not what the paper does.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+impl SsgConfig {
+    /// The paper's guidance. It never prints its strength; 0.3 is a place to start.
+    pub fn paper(beta: f64) -> Self {
+        Self { schedule: SsgSchedule::Decay(beta), dse: Dse::default(), null_too: false, recursive: false }
+    }
+}
+
+/// `l_k + beta_k (l_k - DSE(l_(k-1)))` with the logits of the scale before as the prior.
+///
+/// After classifier-free guidance in the chain it works on the guided logits, which is how the paper reads; before it,
+/// on the branches.
+#[derive(Debug, Clone)]
+pub struct Ssg {
+    config: SsgConfig,
+    /// The logits of the scale before.
+    before: Option<Logits>,
+}
+
+impl Ssg {
+    /// Guidance of one chain.
+    pub fn new(config: SsgConfig) -> Self {
+        Self { config, before: None }
+    }
+}
+
+/// Logits against the prior that `matrix` makes of those before.
+fn guided(logits: Tensor<3>, before: Tensor<3>, beta: f64, matrix: &Tensor<3>) -> Tensor<3> {
+    let [batch, ..] = before.dims();
+    let prior = matrix.clone().repeat_dim(0, batch).matmul(before);
+    logits * (1.0 + beta) - prior * beta
+}
+
+impl Guidance for Ssg {
+    fn name(&self) -> &'static str {
+        "ssg"
+    }
+
+    fn check(&self, scales: &Scales) -> Result<()> {
+        let strengths = match &self.config.schedule {
+            SsgSchedule::Decay(beta) | SsgSchedule::Constant(beta) => std::slice::from_ref(beta),
+            SsgSchedule::PerScale(betas) if betas.len() != scales.len() => {
+                let expected = format!("{}, one a scale", scales.len());
+                return Err(Error::config("ssg", format!("{} numbers", betas.len()), expected));
+            }
+            SsgSchedule::PerScale(betas) => betas,
+        };
+        if let Some(beta) = strengths.iter().find(|beta| !beta.is_finite()) {
+            return Err(Error::config("ssg", beta, "a finite number"));
+        }
+        (1..scales.len()).try_for_each(|k| self.config.dse.matrix(scales.size(k - 1), scales.size(k)).map(|_| ()))
+    }
+
+    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
+        // The first scale begins another batch: what is left of the one before is not its prior.
+        let before = self.before.take().filter(|_| k > 0);
+        let beta = self.config.schedule.at(k, scales);
+        let guided = match before {
+            Some(before) if beta != 0.0 => {
+                let (from, to) = (scales.size(k - 1), scales.size(k));
+                let data = TensorData::new(self.config.dse.matrix(from, to)?, [1, to.area(), from.area()]);
+                let matrix = Tensor::from_data(data, &logits.cond.device());
+                let null = match (logits.null.clone(), before.null) {
+                    (Some(null), Some(before)) if self.config.null_too => Some(guided(null, before, beta, &matrix)),
+                    (null, _) => null,
+                };
+                Logits { cond: guided(logits.cond.clone(), before.cond, beta, &matrix), null }
+            }
+            _ => logits.clone(),
+        };
+        self.before = Some(if self.config.recursive { guided.clone() } else { logits });
+        Ok(guided)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESIZES: [Resize; 3] = [Resize::Nearest, Resize::Bilinear, Resize::Bicubic];
+
+    fn size(height: usize, width: usize) -> MapSize {
+        MapSize { height, width }
+    }
+
+    #[test]
+    fn the_transform_is_orthonormal() {
+        for n in [1, 2, 5, 16] {
+            let c = dct_matrix(n);
+            for (i, value) in product_of_transposed(&c, &c, [n, n, n]).into_iter().enumerate() {
+                let expected = if i % (n + 1) == 0 { 1.0 } else { 0.0 };
+                assert!((value - expected).abs() < 1e-14, "entry {i} of the product, {n} numbers: {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn constant_maps_stay_constant_unless_taken_literally() {
+        for (from, to) in [(size(1, 1), size(2, 2)), (size(2, 3), size(3, 5)), (size(13, 13), size(16, 16))] {
+            let shrunk = (from.area() as f64 / to.area() as f64).sqrt();
+            for fill in [DseFill::Interpolated, DseFill::Zero, DseFill::Spatial] {
+                for (resize, scale) in RESIZES
+                    .into_iter()
+                    .flat_map(|resize| [DseScale::Amplitude, DseScale::Literal].map(|scale| (resize, scale)))
+                {
+                    let dse = Dse { fill, scale, resize };
+                    let literal = scale == DseScale::Literal && fill != DseFill::Spatial;
+                    let expected = if literal { shrunk } else { 1.0 };
+                    for row in dse.matrix(from, to).unwrap().chunks(from.area()) {
+                        let sum: f64 = row.iter().copied().map(f64::from).sum();
+                        assert!((sum - expected).abs() < 1e-5, "{dse:?}, {from} to {to}: {sum}, expected {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn maps_of_one_size_are_their_own_prior_and_shrinking_ones_are_refused() {
+        let matrix = Dse::default().matrix(size(2, 2), size(2, 2)).unwrap();
+        assert_eq!(matrix, [1., 0., 0., 0., 0., 1., 0., 0., 0., 0., 1., 0., 0., 0., 0., 1.]);
+        let error = Dse::default().matrix(size(3, 2), size(2, 4)).unwrap_err().to_string();
+        assert!(error.contains("maps that grow"), "{error}");
+    }
+
+    #[test]
+    fn the_last_scale_is_guided_and_a_batch_knows_nothing_of_the_one_before() {
+        let scales = Scales::square(&[1, 2]).unwrap();
+        assert!((SsgSchedule::Decay(0.8).at(1, &scales) - 0.4).abs() < 1e-12, "half at the last of two");
+        let device = burn::tensor::Device::default();
+        let logits =
+            |tokens: usize, value: f32| Logits { cond: Tensor::full([1, tokens, 3], value, &device), null: None };
+        let mut ssg = Ssg::new(SsgConfig::paper(1.0));
+        let mut at = |k: usize, logits: Logits| -> f32 {
+            let guided = ssg.steer(k, &scales, logits).unwrap();
+            guided.cond.max().into_scalar()
+        };
+        assert_eq!(at(0, logits(1, 2.0)), 2.0, "nothing before the first scale");
+        assert_eq!(at(1, logits(4, 5.0)), 5.0 * 1.5 - 2.0 * 0.5, "beta is a half here");
+        assert_eq!(at(0, logits(1, 7.0)), 7.0, "another batch");
+        assert_eq!(at(1, logits(4, 5.0)), 5.0 * 1.5 - 7.0 * 0.5, "its own prior");
+    }
+}

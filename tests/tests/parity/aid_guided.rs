@@ -1,0 +1,83 @@
+//! Generation under AID-VAR's guidance, against `aid_guided_inference` of its `models/var.py`.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use burn::tensor::{Device, Tensor};
+use burn_var::guidance::{Aid, AidWeight, Cfg, Entering, Guidance};
+use burn_var::sampler::Sampler;
+use burn_var::{Request, Result, Tokenizer, generate};
+use burn_var_tests::checks::Checks;
+use burn_var_tests::golden::Case;
+
+use super::{aid_injector, var, vqvae};
+
+/// Keeps the maps that an injector makes.
+struct Watched {
+    aid: Aid,
+    maps: Rc<RefCell<Vec<Tensor<3>>>>,
+}
+
+impl Guidance for Watched {
+    fn name(&self) -> &'static str {
+        self.aid.name()
+    }
+
+    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        self.maps.borrow_mut().extend(self.aid.map(scale)?);
+        self.aid.inject(scale, hidden)
+    }
+}
+
+pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let tokenizer = vqvae::config(case, &["/config/vae", "/config"]);
+    let tokenizer = vqvae::made(&tokenizer, &case.get("/weightgen/vae"), device)?;
+    let transformer = var::made(case, device)?;
+    let config = aid_injector::config(case, "/config/injector");
+    let injector = aid_injector::made(&config, &case.get("/weightgen/planner"), device)?;
+    let labels = var::labels(case, "labels");
+    let strength: f64 = case.get("/cfg");
+
+    let plain = var::greedy(&tokenizer, &transformer, &labels, strength)?;
+    for k in 0..tokenizer.scales().len() {
+        checks.ids(&format!("unguided.ids_{k}"), "ids", plain.result.tokens.map(k));
+    }
+    checks.floats("unguided.logits_last", "logits", plain.logits[plain.logits.len() - 1].clone());
+
+    let weights: Vec<f64> = case.get("/guidance_weights");
+    for weight in weights.iter().copied().chain([0.0]) {
+        let maps = Rc::default();
+        let aid = Aid::new(injector.clone(), &transformer, AidWeight::Constant(weight))?;
+        let watched = Watched { aid, maps: Rc::clone(&maps) };
+        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(watched), Box::new(Cfg::ramp(strength))];
+        let request = Request { labels: labels.clone(), seed: 0, first: 0, sampler: Sampler::greedy() };
+        let mut logits = Vec::new();
+        let made = generate(&tokenizer, &transformer, &mut guidance, &request, &mut |done| {
+            logits.push(done.logits.clone());
+            ControlFlow::Continue(())
+        })?;
+        if weight == 0.0 {
+            let same = logits.iter().zip(&plain.logits).all(|(a, b)| a.to_data() == b.to_data());
+            checks.require(same, || "weight 0 is not bit-identical to no injector".to_owned());
+            continue;
+        }
+        let changed = made.tokens.sequence().not_equal(plain.result.tokens.sequence()).int().sum();
+        let expected: i64 = case.get(&format!("/tokens_changed_vs_unguided/w{weight}"));
+        let found = changed.into_scalar::<i64>();
+        checks.require(found == expected, || format!("weight {weight}: {found} tokens changed, expected {expected}"));
+        for (k, logits) in logits.into_iter().enumerate() {
+            checks.floats(&format!("w{weight}.logits_{k}"), "logits", logits);
+            checks.ids(&format!("w{weight}.ids_{k}"), "ids", made.tokens.map(k));
+        }
+        for (map, k) in maps.borrow().iter().zip(1..) {
+            checks.floats(&format!("w{weight}.guidance_{k}"), "guidance", map.clone());
+        }
+        let image = format!("w{weight}.image");
+        let first = case.array(&image).shape[0];
+        let picture = tokenizer.decode(made.canvas.clone().narrow(0, 0, first));
+        checks.floats(&image, "image", (picture + 1.0) / 2.0);
+        checks.floats(&format!("w{weight}.f_hat"), "f_hat", made.canvas);
+    }
+    Ok(())
+}
