@@ -1,12 +1,13 @@
 //! Pictures by the batch.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
-use burn_var::guidance::{Cfg, CfgSchedule, Guidance};
+use burn_var::guidance::{Aid, AidWeight, Cfg, CfgSchedule, Guidance, Ssg, SsgConfig};
+use burn_var::pretrained::{StateDict, injector_config, load_injector};
 use burn_var::sampler::Sampler;
 use burn_var::{MapSize, Request, Tokenizer, generate};
 use burn_var_train::data::Fingerprint;
@@ -37,6 +38,15 @@ pub(crate) struct SamplingArgs {
         allow_negative_numbers = true
     )]
     cfg_schedule: Option<Vec<f64>>,
+    /// Strength of Scaled Spatial Guidance, which decays from scale to scale; 0.3 is a place to start.
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    ssg: Option<f64>,
+    /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale.
+    #[arg(long, value_name = "FILE")]
+    aid: Option<PathBuf>,
+    /// How much of the injector's map is added.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.001, requires = "aid", allow_negative_numbers = true)]
+    aid_weight: f64,
     /// Draw from so many of the most likely codes; 0 is all, 1 is always the most likely.
     #[arg(long, value_name = "CODES")]
     top_k: Option<usize>,
@@ -57,10 +67,20 @@ pub(crate) struct SamplingArgs {
 /// A model with its settings.
 pub(crate) struct Generator {
     pub(crate) pair: Pair,
-    schedule: CfgSchedule,
+    cfg: Cfg,
+    ssg: Option<SsgConfig>,
+    aid: Option<(Aid, Injected)>,
     sampler: Sampler,
     seed: u64,
     batch: usize,
+}
+
+/// Where an injector came from, for results.
+#[derive(Debug, Clone, serde::Serialize)]
+struct Injected {
+    file: PathBuf,
+    weights: String,
+    weight: AidWeight,
 }
 
 /// A finished batch.
@@ -94,10 +114,24 @@ impl Generator {
         };
         let asked = |error: burn_var::Error| crate::output::usage(error.to_string());
         sampler.validate().map_err(asked)?;
-        Cfg { schedule: schedule.clone() }.check(pair.tokenizer.scales()).map_err(asked)?;
+        let device = pair.tokenizer.codebook().device();
+        let aid = args.aid.as_ref().map(|file| injected(file, args.aid_weight, &pair, &device)).transpose()?;
         let [_, height, _] = pair.tokenizer.picture_shape();
         let batch = args.batch.map_or(if height > 64 { 8 } else { 32 }, |batch| batch as usize);
-        Ok(Self { pair, schedule, sampler, seed: args.seed, batch })
+        let ssg = args.ssg.map(SsgConfig::paper);
+        let generator = Self { pair, cfg: Cfg { schedule }, ssg, aid, sampler, seed: args.seed, batch };
+        let scales = generator.pair.tokenizer.scales();
+        generator.chain().iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
+        Ok(generator)
+    }
+
+    /// All guidance in its order: what changes the way in, classifier-free guidance, and what works on its result.
+    fn chain(&self) -> Vec<Box<dyn Guidance>> {
+        let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
+        chain.extend(self.aid.iter().map(|(aid, _)| Box::new(aid.clone()) as Box<dyn Guidance>));
+        chain.push(Box::new(self.cfg.clone()));
+        chain.extend(self.ssg.iter().map(|ssg| Box::new(Ssg::new(ssg.clone())) as Box<dyn Guidance>));
+        chain
     }
 
     /// Pictures in a batch.
@@ -120,10 +154,9 @@ impl Generator {
     fn make<'a>(&self, labels: &'a [usize], first: u64, stages: bool) -> burn_var::Result<Batch<'a>> {
         let Pair { tokenizer, transformer, .. } = &self.pair;
         let request = Request { first, sampler: self.sampler, ..Request::new(labels, self.seed) };
-        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg { schedule: self.schedule.clone() })];
         let mut canvases = Vec::new();
         let start = Instant::now();
-        let made = generate(tokenizer, transformer, &mut guidance, &request, &mut |scale| {
+        let made = generate(tokenizer, transformer, &mut self.chain(), &request, &mut |scale| {
             if stages {
                 canvases.push(scale.canvas.clone());
             }
@@ -145,8 +178,25 @@ impl Generator {
 
     /// What was used, for results.
     pub(crate) fn settings(&self) -> serde_json::Value {
-        serde_json::json!({ "seed": self.seed, "cfg": self.schedule, "sampler": self.sampler })
+        let mut settings = serde_json::json!({ "seed": self.seed, "cfg": self.cfg.schedule, "sampler": self.sampler });
+        if let Some(ssg) = &self.ssg {
+            settings["ssg"] = serde_json::json!(ssg);
+        }
+        if let Some((_, injected)) = &self.aid {
+            settings["aid"] = serde_json::json!(injected);
+        }
+        settings
     }
+}
+
+/// The injector in a file, for the transformer of a model.
+fn injected(file: &Path, weight: f64, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
+    let dict = StateDict::open(file)?;
+    let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
+    let weight = AidWeight::Constant(weight);
+    let weights = Fingerprint::new().module(&injector)?.finish();
+    let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
+    Ok((aid, Injected { file: file.into(), weights, weight }))
 }
 
 /// A set of pictures that do not exist before they are asked for.

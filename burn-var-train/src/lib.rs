@@ -1,10 +1,12 @@
-//! Trainers for next-scale autoregressive image generation: tokenizer and transformer, with exact resume.
+//! Trainers for next-scale autoregressive image generation, with exact resume: tokenizer, transformer, and the frozen
+//! networks that judge pictures.
 
 pub mod checkpoint;
 pub mod classifier;
 pub mod config;
 pub mod curves;
 pub mod data;
+pub mod dino;
 mod error;
 pub mod eval;
 pub mod fs;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml;
+use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Var(Args),
     /// The classifier that judges generated pictures.
     Classifier(Args),
+    /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
+    Dino(Args),
 }
 
 /// A run.
@@ -45,13 +48,15 @@ struct Report {
     stopped: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     test_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    knn_accuracy: Option<f64>,
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
     let mut progress = TrainProgress::new(output.quiet);
-    let (Command::Tokenizer(args) | Command::Var(args) | Command::Classifier(args)) = command;
+    let (Command::Tokenizer(args) | Command::Var(args) | Command::Classifier(args) | Command::Dino(args)) = command;
     let Args { config, out, steps } = args;
-    let mut test_accuracy = None;
+    let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
         Command::Tokenizer(_) => {
             let mut config: TokenizerConfig = read_toml(config)?;
@@ -70,12 +75,20 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);
             summary.map(|ClassifierSummary { file, .. }| file)
         }
+        Command::Dino(_) => {
+            let mut config: DinoTrainConfig = read_toml(config)?;
+            config.run.steps = steps.unwrap_or(config.run.steps);
+            let summary = train_dino(config, out, device, &mut progress)?;
+            knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
+            summary.map(|DinoSummary { file, .. }| file)
+        }
     };
-    let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy };
+    let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy };
     output.result(&report, || {
         let file = report.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
-        let accuracy =
-            report.test_accuracy.map(|share| format!("recognises {:.2}% of the test pictures\n", 100.0 * share));
+        let share = |who: &str, share: f64| format!("{who} {:.2}% of the test pictures\n", 100.0 * share);
+        let accuracy = report.test_accuracy.map(|found| share("recognises", found));
+        let accuracy = accuracy.or(report.knn_accuracy.map(|found| share("its nearest neighbours recognise", found)));
         let stopped = "stopped, with a checkpoint: the same command goes on from here\n";
         format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy.unwrap_or_default())
     })

@@ -3,7 +3,9 @@
 mod heads;
 mod injector;
 mod safe_norm;
+mod soft;
 
 pub use heads::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
 pub use injector::{Injector, InjectorConfig, InjectorResize};
 pub use safe_norm::SafeLayerNorm;
+pub use soft::{SoftCanvas, soft_codes};

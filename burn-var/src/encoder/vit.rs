@@ -244,7 +244,16 @@ impl Vit {
     pub fn prepare(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let side = self.config.image_size;
-        let images = Resize::Area.apply((images + 1.0) * 0.5, MapSize { height: side, width: side });
+        self.normalise(Resize::Area.apply(images, MapSize { height: side, width: side }))
+    }
+
+    /// Pictures in `[-1, 1]` of any size, normalised by channel.
+    ///
+    /// # Errors
+    /// As [`Vit::prepare`].
+    pub fn normalise(&self, images: Tensor<4>) -> Result<Tensor<4>> {
+        self.check_channels(&images)?;
+        let images = (images + 1.0) * 0.5;
         let channels = self.config.image_channels;
         let row = |values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();

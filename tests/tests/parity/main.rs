@@ -5,6 +5,7 @@
 
 mod aid_guided;
 mod aid_injector;
+mod aid_train_forward;
 mod checkpoints;
 mod dino;
 mod disc;
@@ -32,7 +33,7 @@ use burn_var_tests::golden::{self, Case};
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
 /// Kinds of cases by name.
-const READERS: [(&str, Reader); 17] = [
+const READERS: [(&str, Reader); 18] = [
     ("interp", interp::read),
     ("sampling", sampling::read),
     ("phi_select", phi_select::read),
@@ -50,6 +51,7 @@ const READERS: [(&str, Reader); 17] = [
     ("ssg", ssg::read),
     ("aid_injector", aid_injector::read),
     ("aid_guided", aid_guided::read),
+    ("aid_train_forward", aid_train_forward::read),
 ];
 
 /// Runs all cases of a kind on a device, and fails with all that differs.
@@ -162,6 +164,11 @@ macro_rules! on_device {
             #[test]
             fn parity_aid_guided() {
                 super::run("aid_guided", &$device);
+            }
+
+            #[test]
+            fn parity_aid_train_forward() {
+                super::run("aid_train_forward", &$device);
             }
         }
     };
