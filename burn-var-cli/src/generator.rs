@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Aid, AidWeight, Cfg, CfgSchedule, Guidance, Ssg, SsgConfig};
-use burn_var::pretrained::{StateDict, injector_config, load_injector};
+use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_injector};
 use burn_var::sampler::Sampler;
 use burn_var::{MapSize, Request, Tokenizer, generate};
 use burn_var_train::data::Fingerprint;
@@ -44,9 +44,9 @@ pub(crate) struct SamplingArgs {
     /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale.
     #[arg(long, value_name = "FILE")]
     aid: Option<PathBuf>,
-    /// How much of the injector's map is added.
-    #[arg(long, value_name = "WEIGHT", default_value_t = 0.001, requires = "aid", allow_negative_numbers = true)]
-    aid_weight: f64,
+    /// How much of the injector's map is added. [default: what the injector's file says, else 0.001]
+    #[arg(long, value_name = "WEIGHT", requires = "aid", allow_negative_numbers = true)]
+    aid_weight: Option<f64>,
     /// Draw from so many of the most likely codes; 0 is all, 1 is always the most likely.
     #[arg(long, value_name = "CODES")]
     top_k: Option<usize>,
@@ -190,10 +190,13 @@ impl Generator {
 }
 
 /// The injector in a file, for the transformer of a model.
-fn injected(file: &Path, weight: f64, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
+fn injected(file: &Path, weight: Option<f64>, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
     let dict = StateDict::open(file)?;
     let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
-    let weight = AidWeight::Constant(weight);
+    let weight = match weight {
+        Some(weight) => AidWeight::Constant(weight),
+        None => injector_weight(&dict)?.unwrap_or_default(),
+    };
     let weights = Fingerprint::new().module(&injector)?.finish();
     let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
     Ok((aid, Injected { file: file.into(), weights, weight }))

@@ -27,6 +27,8 @@ pub(crate) struct Learner<M> {
     pub(crate) average: M,
     optimizer: AdamW,
     rules: Rules,
+    /// What its parts in a checkpoint begin with, where there is another learner.
+    prefix: &'static str,
 }
 
 /// The parts of a checkpoint.
@@ -38,7 +40,16 @@ impl<M: Module> Learner<M> {
     pub(crate) fn new(model: M, rules: Rules) -> Self {
         let average = model.valid();
         let optimizer = rules.optimizer.init(&model, rules.no_decay);
-        Self { model, average, optimizer, rules }
+        Self { model, average, optimizer, rules, prefix: "" }
+    }
+
+    /// For a run with several networks: a name for its parts in checkpoints.
+    pub(crate) fn named(self, prefix: &'static str) -> Self {
+        Self { prefix, ..self }
+    }
+
+    fn part(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// The zero-based step; returns the norm of the gradients before clipping, and the learning rate.
@@ -60,18 +71,18 @@ impl<M: Module> Learner<M> {
 
     pub(crate) fn parts(&self) -> Vec<Part<'_>> {
         vec![
-            Part::module(MODEL, &self.model),
-            Part::module(AVERAGE, &self.average),
-            Part::optimizer(OPTIMIZER, &self.optimizer),
+            Part::module(self.part(MODEL), &self.model),
+            Part::module(self.part(AVERAGE), &self.average),
+            Part::optimizer(self.part(OPTIMIZER), &self.optimizer),
         ]
     }
 
     pub(crate) fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.model = checkpoint.module(MODEL, self.model.clone())?;
-        self.average = checkpoint.module(AVERAGE, self.average.clone())?;
+        self.model = checkpoint.module(&self.part(MODEL), self.model.clone())?;
+        self.average = checkpoint.module(&self.part(AVERAGE), self.average.clone())?;
         // Made anew, since the moments are found by the identities that the loaded parameters bear.
         let optimizer = self.rules.optimizer.init(&self.model, self.rules.no_decay);
-        self.optimizer = checkpoint.optimizer(OPTIMIZER, optimizer)?;
+        self.optimizer = checkpoint.optimizer(&self.part(OPTIMIZER), optimizer)?;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Trainers for next-scale autoregressive image generation, with exact resume: tokenizer, transformer, and the frozen
 //! networks that judge pictures.
 
+pub mod aid;
 pub mod checkpoint;
 pub mod classifier;
 pub mod config;

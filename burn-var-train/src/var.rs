@@ -370,7 +370,7 @@ pub fn train_var(
 const ENCODE_BATCH: usize = 64;
 
 /// The tokens of all training pictures, and of their mirror images if the run mirrors.
-fn cached_tokens(
+pub(crate) fn cached_tokens(
     source: Arc<dyn PictureSource>,
     mirror: bool,
     tokenizer: &VqVae,

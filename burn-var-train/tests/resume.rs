@@ -5,11 +5,18 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
+use burn_var::aid::Injector;
+use burn_var::encoder::VitConfig;
+use burn_var::guidance::AidWeight;
+use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_heads, load_injector, save_vit};
 use burn_var::tokenizer::VqVae;
+use burn_var_train::aid::{AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Reconstruction, train_aid};
 use burn_var_train::checkpoint::Checkpoint;
+use burn_var_train::data::TokenCache;
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
+use burn_var_train::run::Trainer;
 use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 
@@ -76,7 +83,7 @@ fn compare(folder: &Path, parts: &[&str], train: impl Fn(&Path, &mut dyn Progres
     for stop in [1, 3] {
         assert_eq!(train(&broken, &mut StopAfter(stop)), None, "stopped after step {stop}");
         let files = std::fs::read_dir(&broken).expect("a run").flatten().map(|entry| entry.file_name());
-        let models = ["tokenizer.safetensors", "transformer.safetensors"];
+        let models = ["tokenizer.safetensors", "transformer.safetensors", "injector.safetensors"];
         let models = files.filter(|name| models.iter().any(|model| name == model));
         assert_eq!(models.count(), 1, "the model as far as it is, after step {stop}");
     }
@@ -150,18 +157,105 @@ fn a_tokenizer_and_its_discriminator_go_on_to_the_bit() {
     }
 }
 
+/// A tokenizer of a few steps in `folder`, and how to train a transformer on it.
+fn transformer_config(folder: &Path, data: &Path) -> VarTrainConfig {
+    let config = tokenizer_config(data, "");
+    let path = train_tokenizer(config, &folder.join("tokenizer"), &Device::default(), &mut ())
+        .expect("trains")
+        .expect("to the end");
+    let text = format!("tokenizer = {path:?}\naccumulate = 2\nclass_dropout = 0.3\n{}", run_section(data))
+        + "[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\ndrop_path_rate = 0.2\n\
+           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[preview]\nper_class = 1\nclasses = 2\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// AID-VAR on models of a few steps, and an encoder of none.
+fn aid_config(folder: &Path) -> AidTrainConfig {
+    let data = pictures(folder);
+    let models = transformer_config(folder, &data);
+    let transformer = train_var(models.clone(), &folder.join("transformer"), &Device::default(), &mut ());
+    let transformer = transformer.expect("trains").expect("to the end");
+    let encoder = folder.join("encoder.safetensors");
+    let sizes: VitConfig = toml::from_str(
+        "image_size = 16\nimage_channels = 1\npatch_size = 4\nembed_dim = 16\ndepth = 2\nnum_heads = 2\n\
+         mean = [0.5]\nstd = [0.5]",
+    )
+    .expect("sizes");
+    save_vit(&sizes.init(1, &Device::default()).expect("valid"), &encoder, false).expect("written");
+    let files = format!("tokenizer = {:?}\ntransformer = {transformer:?}\nencoder = {encoder:?}\n", models.tokenizer);
+    let text = files
+        + &run_section(&data)
+        + "[guidance]\nweight = 0.1\nramp_from = 0.05\nramp_steps = 3\n[loss]\nlambda_rec = 0.5\n\
+           [learning_rate]\npeak = 0.01\n[discriminator]\nsteps = 2\n[discriminator.learning_rate]\npeak = 0.001\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn an_injector_goes_on_to_the_bit_and_learns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = aid_config(folder.path());
+    let parts = [
+        "beaten",
+        "heads-average",
+        "heads-model",
+        "heads-optimizer",
+        "injector-average",
+        "injector-model",
+        "injector-optimizer",
+    ];
+    let whole = compare(folder.path(), &parts, |run, progress| {
+        train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+    let device = Device::default();
+    let open = |file: &str| StateDict::open(whole.join(file)).expect("written");
+    let dict = open("injector.safetensors");
+    let sizes = injector_config(&dict).expect("its configuration");
+    assert_eq!(injector_weight(&dict).expect("readable"), Some(AidWeight::Constant(0.1)), "the weight at the end");
+    let untrained = sizes.init(config.run.seed, &device).expect("valid");
+    let weights = |module: &Injector| {
+        let mut collect = Collect(Vec::new());
+        module.visit(&mut collect);
+        collect.0
+    };
+    let (before, after) = (weights(&untrained), weights(&load_injector(&dict, &sizes, &device).expect("fits")));
+    let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    assert!(moved > before.len() / 2, "{moved} of {} weights have moved", before.len());
+    load_heads(&open("heads.safetensors"), &device).expect("the heads are kept too");
+    for record in read_log(whole.join("log.jsonl")).expect("a log") {
+        assert!(record["grad_norm"].as_f64() > Some(0.0), "the injector gets a gradient: {record:?}");
+        for name in ["adversarial", "reconstruction", "d_loss", "d_grad_norm", "d_real_2", "d_made_1", "tokens_changed"]
+        {
+            assert!(record.get(name).is_some(), "`{name}` is in the log: {record:?}");
+        }
+    }
+}
+
+#[test]
+fn the_backbone_of_an_injector_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = aid_config(folder.path());
+    config.loss.reconstruction = Reconstruction::FreeRunning;
+    let device = Device::default();
+    let backbone = || Backbone::load(&config, &device).expect("fits");
+    let tokens =
+        TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
+    let mut trainer =
+        AidTrainer::new(config.clone(), backbone(), tokens, folder.path(), &device).expect("a valid configuration");
+    for step in 0..2 {
+        trainer.step(step, true).expect("finite");
+    }
+    assert_eq!(trainer.backbone().fingerprint().unwrap(), backbone().fingerprint().unwrap(), "not a bit has changed");
+
+    config.collapse = CollapseConfig { accuracy: 0.0, patience: 1 };
+    let error =
+        train_aid(config, &folder.path().join("collapsed"), &device, &mut ()).expect_err("gives up").to_string();
+    assert!(error.contains("accuracies on real") && error.contains("r1_gamma"), "{error}");
+}
+
 #[test]
 fn a_transformer_goes_on_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = pictures(folder.path());
-    let config = tokenizer_config(&data, "");
-    let path = train_tokenizer(config, &folder.path().join("tokenizer"), &Device::default(), &mut ())
-        .expect("trains")
-        .expect("to the end");
-    let text = format!("tokenizer = {path:?}\naccumulate = 2\nclass_dropout = 0.3\n{}", run_section(&data))
-        + "[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\ndrop_path_rate = 0.2\n\
-           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[preview]\nper_class = 1\nclasses = 2\n";
-    let config: VarTrainConfig = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
+    let config = transformer_config(folder.path(), &pictures(folder.path()));
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
         train_var(config.clone(), run, &Device::default(), progress).expect("trains")
     });

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::guidance::{Entering, Guidance, Logits};
+use crate::guidance::{Entering, Given, Guidance, Logits};
 use crate::rng::Rng;
 use crate::sampler::{Drawn, Sampler};
 use crate::transformer::{Label, NextScale, Session};
@@ -105,7 +105,15 @@ pub fn generate(
             logits = part.steer(k, scales, logits)?;
         }
         let logits = logits.cond;
-        let Drawn { ids, codes } = request.sampler.draw(logits.clone(), &mut rngs, scales.ratio(k), &codebook)?;
+        let Drawn { mut ids, mut codes } =
+            request.sampler.draw(logits.clone(), &mut rngs, scales.ratio(k), &codebook)?;
+        for Given { ids: given, mask } in guidance.iter_mut().filter_map(|part| part.given(k)) {
+            ids = ids.mask_where(mask.clone(), given.clone());
+            codes = codes.map(|codes| {
+                let given = tokenizer.lookup(given);
+                codes.clone().mask_where(mask.unsqueeze_dim::<3>(2).expand(codes.dims()), given)
+            });
+        }
         let looked_up = tokenizer.lookup(ids.clone());
         canvas = tokenizer.paint(canvas, k, codes.unwrap_or_else(|| looked_up.clone()));
         previous = Some(looked_up);

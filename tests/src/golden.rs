@@ -204,7 +204,17 @@ impl Case {
             }),
             value => Some(value),
         };
-        let number = |value: &Value, field: &str| value.get(field).and_then(Value::as_f64).unwrap_or(0.0);
+        let number = |value: &Value, field: &str| match value.get(field) {
+            // `1e-3 * max|name|`
+            Some(Value::String(text)) => {
+                let parts = text.strip_suffix('|').and_then(|text| text.split_once(" * max|"));
+                let factor = parts.and_then(|(factor, name)| Some((factor.parse::<f64>().ok()?, name)));
+                let (factor, name) =
+                    factor.unwrap_or_else(|| panic!("case `{}`: the tolerance `{text}` is not understood", self.name));
+                factor * self.array(name).values.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()))
+            }
+            value => value.and_then(Value::as_f64).unwrap_or(0.0),
+        };
         match found {
             Some(Value::String(word)) if word == "exact" => Tolerance::EXACT,
             Some(value @ Value::Object(_)) => {

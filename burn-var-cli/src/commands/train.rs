@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
+use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
     Dino(Args),
+    /// AID-VAR's guidance injector, which corrects a transformer that stays as it is.
+    Aid(Args),
 }
 
 /// A run.
@@ -54,7 +57,11 @@ struct Report {
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
     let mut progress = TrainProgress::new(output.quiet);
-    let (Command::Tokenizer(args) | Command::Var(args) | Command::Classifier(args) | Command::Dino(args)) = command;
+    let (Command::Tokenizer(args)
+    | Command::Var(args)
+    | Command::Classifier(args)
+    | Command::Dino(args)
+    | Command::Aid(args)) = command;
     let Args { config, out, steps } = args;
     let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
@@ -81,6 +88,11 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             let summary = train_dino(config, out, device, &mut progress)?;
             knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
             summary.map(|DinoSummary { file, .. }| file)
+        }
+        Command::Aid(_) => {
+            let mut config: AidTrainConfig = read_toml(config)?;
+            config.run.steps = steps.unwrap_or(config.run.steps);
+            train_aid(config, out, device, &mut progress)?
         }
     };
     let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy };

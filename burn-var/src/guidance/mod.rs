@@ -1,13 +1,15 @@
-//! What changes a hidden state or logits on their way: each method one part, and they compose.
+//! What changes a hidden state, logits or tokens on their way: each method one part, and they compose.
 
 mod aid;
 mod cfg;
+mod keep;
 mod ssg;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Int, Tensor};
 
 pub use aid::{Aid, AidWeight};
 pub use cfg::{Cfg, CfgSchedule};
+pub use keep::Keep;
 pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgSchedule, dct_matrix};
 
 use crate::{Result, Scales};
@@ -30,6 +32,15 @@ pub struct Entering<'a> {
     pub scales: &'a Scales,
     /// The code vectors of the tokens drawn at the scale before, `[batch, tokens, z_channels]`; none at the first.
     pub previous: Option<&'a Tensor<3>>,
+}
+
+/// Tokens that are not drawn.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// Ids, `[batch, tokens]`.
+    pub ids: Tensor<2, Int>,
+    /// True where they are taken.
+    pub mask: Tensor<2, Bool>,
 }
 
 /// One part of the guidance chain.
@@ -69,5 +80,11 @@ pub trait Guidance {
     fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
         let _ = (k, scales);
         Ok(logits)
+    }
+
+    /// The tokens of scale `k` that are known beforehand.
+    fn given(&mut self, k: usize) -> Option<Given> {
+        let _ = k;
+        None
     }
 }

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use super::model_config::{axes, count};
 use super::{KeyMap, LoadOptions, ModelConfig, SaveOptions, Section, StateDict, export, load, save};
 use crate::aid::{Injector, InjectorConfig, InjectorResize};
+use crate::guidance::AidWeight;
 use crate::{Error, Result};
 
 const MODEL: &str = "AID-VAR injector";
@@ -56,12 +57,32 @@ pub fn load_injector(dict: &StateDict, config: &InjectorConfig, device: &Device)
     Ok(load(config.init_zeros(device)?, &weights(dict)?, &injector_keys(), LoadOptions::default())?.0)
 }
 
-/// Writes an injector as safetensors under AID-VAR's names, its configuration inside; `half` rounds to half precision.
+/// Where the weight that an injector was trained with is in a file's metadata.
+const WEIGHT: &str = "burn_var_aid_weight";
+
+/// How much of the injector's map should be added; none if the file does not say.
+///
+/// # Errors
+/// [`Error::Format`] if it cannot be understood.
+pub fn injector_weight(dict: &StateDict) -> Result<Option<AidWeight>> {
+    let Some(note) = dict.metadata().get(WEIGHT) else { return Ok(None) };
+    serde_json::from_str(note)
+        .map(Some)
+        .map_err(|error| Error::format(dict.origin(), format!("`{WEIGHT}` in its metadata is not understood: {error}")))
+}
+
+/// Writes an injector as safetensors under AID-VAR's names, its configuration and the weight to use it with inside;
+/// `half` rounds to half precision.
 ///
 /// # Errors
 /// As [`save`].
-pub fn save_injector(model: &Injector, path: impl AsRef<Path>, half: bool) -> Result<()> {
-    let metadata = ModelConfig::Injector(model.config().clone()).metadata()?;
+pub fn save_injector(model: &Injector, weight: Option<&AidWeight>, path: impl AsRef<Path>, half: bool) -> Result<()> {
+    let mut metadata = ModelConfig::Injector(model.config().clone()).metadata()?;
+    if let Some(weight) = weight {
+        let note = serde_json::to_string(weight)
+            .map_err(|error| Error::config("weight of the injector", error, "what JSON can hold"))?;
+        metadata.insert(WEIGHT.to_owned(), note);
+    }
     save(&export(model, &injector_keys())?, path, &SaveOptions { half, metadata })
 }
 
@@ -79,9 +100,10 @@ mod tests {
         let model = config.init(5, &device).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("injector.safetensors");
-        save_injector(&model, &path, false).unwrap();
+        save_injector(&model, Some(&AidWeight::Constant(0.25)), &path, false).unwrap();
         let dict = StateDict::open(&path).unwrap();
         assert_eq!(injector_config(&dict).unwrap(), config, "the configuration came along");
+        assert_eq!(injector_weight(&dict).unwrap(), Some(AidWeight::Constant(0.25)), "and the weight");
         let back = load_injector(&dict, &config, &device).unwrap();
         let map = |model: &Injector| {
             let tokens = Tensor::ones([1, 4, 16], &device);

@@ -22,9 +22,9 @@ mod vit;
 mod vqvae;
 
 pub use classifier::{load_classifier, save_classifier};
-pub use heads::heads_keys;
+pub use heads::{heads_keys, load_heads, save_heads};
 pub use inception::{inception_keys, load_inception};
-pub use injector::{injector_config, injector_keys, load_injector, save_injector};
+pub use injector::{injector_config, injector_keys, injector_weight, load_injector, save_injector};
 pub use key_map::KeyMap;
 pub use load::{LoadOptions, WeightType, cast_linear, export, load};
 pub use model_config::ModelConfig;

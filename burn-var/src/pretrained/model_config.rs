@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::StateDict;
-use crate::aid::InjectorConfig;
+use crate::aid::{HeadsConfig, InjectorConfig};
 use crate::classifier::ClassifierConfig;
 use crate::encoder::VitConfig;
 use crate::tokenizer::VqVaeConfig;
@@ -28,6 +28,8 @@ pub enum ModelConfig {
     Classifier(ClassifierConfig),
     /// A guidance injector of AID-VAR.
     Injector(InjectorConfig),
+    /// The heads of its discriminator.
+    Heads(HeadsConfig),
     /// A vision transformer that turns pictures into features.
     Vit(VitConfig),
 }

@@ -1,13 +1,17 @@
 //! DINO's vision transformer, against timm and facebookresearch/dino.
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_var::encoder::VitConfig;
+use burn_var::aid::{HeadsConfig, Projector, VitProjector, generator_loss};
+use burn_var::encoder::{Vit, VitConfig};
 use burn_var::pretrained::{load_vit, vit_keys};
 use burn_var::resize::Resize;
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use burn_var_tests::weightgen::WeightGen;
+
+use super::{disc, vqvae};
 
 /// The transformer's configuration, whose fields the case spells its own way.
 fn config(case: &Case) -> VitConfig {
@@ -26,14 +30,10 @@ fn config(case: &Case) -> VitConfig {
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let config = config(case);
-    let recipe: WeightGen = case.get("/weightgen/vit");
-    let weights = recipe.for_module(&config.init_zeros(device)?, &vit_keys());
-    let vit = load_vit(&weights, &config, device)?;
-
+    let vit = made(case, device)?;
     let step = case.find("/subsample").unwrap_or(1);
     let image: Tensor<4> = case.tensor("image", device);
-    let side = config.image_size;
+    let side = vit.config().image_size;
     let resized = Resize::Area.apply((image.clone() + 1.0) * 0.5, MapSize { height: side, width: side });
     checks.array("resized", "resized/normalized", every(step, resized)?);
     let prepared = vit.prepare(image)?;
@@ -48,9 +48,33 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     }
     checks.floats("cls", "feat_*/cls/tokens", features.tokens.clone().narrow(1, 0, 1).squeeze_dim::<2>(1));
     checks.array("tokens", "feat_*/cls/tokens", every(step, features.tokens)?);
-    // Outputs of the discriminator's heads on these features, which do not exist yet.
-    checks.skip("logits");
-    checks.skip("dimage");
+    discriminator(case, &hooks, step, &device.clone().autodiff(), checks)
+}
+
+/// The transformer with made-up weights, through the loader of real checkpoints.
+fn made(case: &Case, device: &Device) -> Result<Vit> {
+    let config = config(case);
+    let recipe: WeightGen = case.get("/weightgen/vit");
+    let weights = recipe.for_module(&config.init_zeros(device)?, &vit_keys());
+    load_vit(&weights, &config, device)
+}
+
+/// The discriminator whole: features, heads, and the gradient of what it asks of a picture.
+fn discriminator(case: &Case, blocks: &[usize], step: usize, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let vit = made(case, device)?.no_grad();
+    let config = HeadsConfig { heads: blocks.len() + 1, ..HeadsConfig::aid(vit.config().embed_dim) };
+    let projector = VitProjector::new(vit, blocks.to_vec())?;
+    let heads = disc::made(case, &config, &case.get("/weightgen/heads"), "state", device)?;
+    let image = case.tensor::<4>("image", device).require_grad();
+    let logits = heads.forward(&projector.features(image.clone())?, None)?;
+    checks.floats("logits", "logits", logits.clone());
+    let loss = generator_loss(logits);
+    let logits = case.tolerance("logits", "logits");
+    checks.scalar("loss_g", case.get("/scalars/loss_g"), vqvae::number(&loss), logits);
+    match image.grad(&loss.backward()) {
+        Some(grad) => checks.array("dimage", "dimage", every(step, grad)?),
+        None => checks.fail("dimage: no gradient reaches the picture"),
+    }
     Ok(())
 }
 

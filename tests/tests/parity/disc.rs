@@ -29,7 +29,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let expected = |name: &str| case.get::<f64>(&format!("/scalars/{name}"));
 
     // In use.
-    let heads = made(case, &config, "uv_eval", device)?;
+    let recipe: WeightGen = case.get("/weightgen");
+    let heads = made(case, &config, &recipe, "uv_eval", device)?;
     checks.floats("eval.logits_real", "logits", judge(&heads, &real)?);
     let tracked: Vec<Tensor<3>> = fake.iter().map(|features| features.clone().require_grad()).collect();
     let logits = judge(&heads, &tracked)?;
@@ -49,7 +50,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     checks.gradients("/grads/r1", &Gradients::of(&heads, &r1.backward(), &heads_keys()));
 
     // In training: a step of the power iteration before each pass.
-    let first = made(case, &config, "uv_init", device)?.iterated();
+    let first = made(case, &config, &recipe, "uv_init", device)?.iterated();
     vectors(&first, "uv_after_real", checks)?;
     let second = first.clone().iterated();
     vectors(&second, "uv_after_fake", checks)?;
@@ -81,9 +82,15 @@ fn config(case: &Case) -> HeadsConfig {
 }
 
 /// Heads with made-up weights, and the case's singular vectors.
-fn made(case: &Case, config: &HeadsConfig, vectors: &str, device: &Device) -> Result<Heads> {
+pub(super) fn made(
+    case: &Case,
+    config: &HeadsConfig,
+    recipe: &WeightGen,
+    vectors: &str,
+    device: &Device,
+) -> Result<Heads> {
     let module = config.init_zeros(device)?;
-    let recipe: WeightGen = case.get("/weightgen");
+    let recipe = recipe.clone();
     let names = export(&module, &heads_keys())?;
     let tensors: Vec<(String, Vec<usize>)> =
         names.keys().map(|key| (key.to_owned(), names.shape(key).unwrap_or_default().to_vec())).collect();

@@ -1,0 +1,269 @@
+use std::path::PathBuf;
+
+use burn_var::Scales;
+use burn_var::aid::{Augment, HeadVariant, HingeReduction, InjectorResize};
+use burn_var::sampler::Sampler;
+use serde::{Deserialize, Serialize};
+
+use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
+use crate::run::{DataConfig, RunConfig};
+use crate::{Error, Result};
+
+/// A run of AID-VAR. What is left out is as the papers have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AidTrainConfig {
+    /// Length, batch, seed, intervals.
+    pub run: RunConfig,
+    /// The real pictures.
+    pub data: DataConfig,
+    /// The tokenizer's file.
+    pub tokenizer: PathBuf,
+    /// The file of the transformer that is corrected.
+    pub transformer: PathBuf,
+    /// The file of the vision transformer that the discriminator looks through.
+    pub encoder: PathBuf,
+    /// The injector.
+    #[serde(default)]
+    pub injector: InjectorSize,
+    /// The discriminator.
+    #[serde(default)]
+    pub discriminator: DiscriminatorConfig,
+    /// What the injector learns from.
+    #[serde(default)]
+    pub loss: AidLossConfig,
+    /// How the rollouts are guided.
+    #[serde(default)]
+    pub guidance: GuidanceConfig,
+    /// AdamW of the injector.
+    #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
+    pub optimizer: OptimConfig,
+    /// Learning rate of the injector.
+    #[serde(default = "default_learning_rate")]
+    pub learning_rate: LrSchedule,
+    /// Moving average of injector and heads, which is what is kept in the end; none in the papers.
+    #[serde(default = "default_ema")]
+    pub ema: EmaConfig,
+    /// When the run is given up.
+    #[serde(default)]
+    pub collapse: CollapseConfig,
+}
+
+/// AdamW as AID-VAR uses it.
+fn default_optimizer() -> OptimConfig {
+    OptimConfig { weight_decay: 1e-5, clip_norm: Some(0.5), ..OptimConfig::default() }
+}
+
+fn optimizer<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
+    OptimConfig::over(default_optimizer(), section)
+}
+
+fn default_learning_rate() -> LrSchedule {
+    LrSchedule { peak: 1e-6, ..LrSchedule::default() }
+}
+
+fn default_ema() -> EmaConfig {
+    EmaConfig { decay: 0.0, warmup: false }
+}
+
+/// The sizes of an injector that are free once the transformer is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InjectorSize {
+    /// Encoder layers.
+    pub num_layers: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Resize of the map.
+    pub resize: InjectorResize,
+    /// One vector for all tokens of a scale, an ablation.
+    pub broadcast: bool,
+}
+
+impl Default for InjectorSize {
+    fn default() -> Self {
+        Self { num_layers: 2, num_heads: 8, resize: InjectorResize::default(), broadcast: false }
+    }
+}
+
+/// The discriminator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiscriminatorConfig {
+    /// The encoder's blocks whose output is judged; four at even distances if left out.
+    pub blocks: Option<Vec<usize>>,
+    /// Whose heads.
+    pub variant: HeadVariant,
+    /// Pictures whose statistics are taken together; the batch must be a multiple of its groups.
+    pub virtual_batch: usize,
+    /// How the logits of a picture come together.
+    pub hinge: HingeReduction,
+    /// Weight of the R1 penalty at the heads' inputs, halved; 0 for none.
+    pub r1_gamma: f64,
+    /// How pictures are changed before they are judged.
+    pub augment: Augment,
+    /// Steps of the discriminator for each of the injector.
+    pub steps: u32,
+    /// AdamW of the heads.
+    #[serde(deserialize_with = "optimizer")]
+    pub optimizer: OptimConfig,
+    /// Learning rate of the heads.
+    pub learning_rate: LrSchedule,
+}
+
+impl Default for DiscriminatorConfig {
+    fn default() -> Self {
+        Self {
+            blocks: None,
+            variant: HeadVariant::default(),
+            virtual_batch: 8,
+            hinge: HingeReduction::default(),
+            r1_gamma: 0.2,
+            augment: Augment::default(),
+            steps: 1,
+            optimizer: default_optimizer(),
+            learning_rate: default_learning_rate(),
+        }
+    }
+}
+
+/// What the reconstruction term compares with the real pictures' tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reconstruction {
+    /// Logits after the real tokens of the scales before: what the papers call VAR's token-level loss.
+    #[default]
+    TeacherForced,
+    /// Logits of the rollout, whose context is another picture's: what the released code does.
+    FreeRunning,
+}
+
+/// What the injector learns from: `L_adv + lambda_rec L_rec` (equation 7).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AidLossConfig {
+    /// Weight of the reconstruction term.
+    pub lambda_rec: f64,
+    /// What it compares.
+    pub reconstruction: Reconstruction,
+    /// The first scale that is judged; the very first has no guidance.
+    pub first_scale: usize,
+    /// Softmax temperature of the soft decode.
+    pub temperature: f64,
+}
+
+impl Default for AidLossConfig {
+    fn default() -> Self {
+        Self { lambda_rec: 0.01, reconstruction: Reconstruction::default(), first_scale: 1, temperature: 1.0 }
+    }
+}
+
+/// How rollouts are guided in training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuidanceConfig {
+    /// How much of the injector's map is added, and stored with the injector.
+    pub weight: f64,
+    /// The weight at the first step, from which it changes evenly over `ramp_steps`.
+    pub ramp_from: Option<f64>,
+    /// Steps of the ramp.
+    pub ramp_steps: u64,
+    /// Strength of classifier-free guidance at the last scale; 0 saves half of the time.
+    pub cfg: f64,
+    /// How tokens are drawn.
+    pub sampler: Sampler,
+    /// The most classes in a sample grid.
+    pub preview_classes: usize,
+}
+
+impl Default for GuidanceConfig {
+    fn default() -> Self {
+        let sampler = Sampler::default();
+        Self { weight: 0.001, ramp_from: None, ramp_steps: 0, cfg: 1.5, sampler, preview_classes: 16 }
+    }
+}
+
+impl GuidanceConfig {
+    /// The weight at zero-based `step`.
+    pub fn weight_at(&self, step: u64) -> f64 {
+        match self.ramp_from {
+            Some(from) if step < self.ramp_steps => from + (self.weight - from) * step as f64 / self.ramp_steps as f64,
+            _ => self.weight,
+        }
+    }
+}
+
+/// When a run is given up: the discriminator is right about every picture of every scale.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollapseConfig {
+    /// From this share of pictures on, in all scales, it counts as right about all.
+    pub accuracy: f64,
+    /// So many measured steps in a row; 0 for never.
+    pub patience: u32,
+}
+
+impl Default for CollapseConfig {
+    fn default() -> Self {
+        Self { accuracy: 1.0, patience: 20 }
+    }
+}
+
+impl AidTrainConfig {
+    /// Refuses what no run on a ladder can mean.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self, scales: &Scales) -> Result<()> {
+        self.run.validate()?;
+        self.optimizer.validate()?;
+        self.learning_rate.validate()?;
+        self.ema.validate()?;
+        self.guidance.sampler.validate()?;
+        self.discriminator.optimizer.validate().map_err(in_discriminator)?;
+        self.discriminator.learning_rate.validate().map_err(in_discriminator)?;
+        let finite = [
+            ("loss.lambda_rec", self.loss.lambda_rec),
+            ("discriminator.r1_gamma", self.discriminator.r1_gamma),
+            ("guidance.cfg", self.guidance.cfg),
+        ];
+        if let Some((name, value)) = finite.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
+            return Err(Error::config(*name, value, "0 or more"));
+        }
+        for (name, value) in
+            [("guidance.weight", self.guidance.weight), ("guidance.ramp_from", self.guidance.ramp_from.unwrap_or(1.0))]
+        {
+            if !(value.is_finite() && value != 0.0) {
+                return Err(Error::config(name, value, "a number other than 0, with which nothing is learnt"));
+            }
+        }
+        if !(self.loss.temperature.is_finite() && self.loss.temperature > 0.0) {
+            return Err(Error::config("loss.temperature", self.loss.temperature, "a positive number"));
+        }
+        if self.loss.first_scale >= scales.len() {
+            let expected = format!("below {}, the number of scales", scales.len());
+            return Err(Error::config("loss.first_scale", self.loss.first_scale, expected));
+        }
+        if self.discriminator.steps == 0 {
+            return Err(Error::config("discriminator.steps", 0, "at least 1"));
+        }
+        let groups = self.run.batch_size.div_ceil(self.discriminator.virtual_batch.max(1));
+        if self.discriminator.virtual_batch == 0 || !self.run.batch_size.is_multiple_of(groups.max(1)) {
+            let expected = format!(
+                "a multiple of the {groups} groups of up to discriminator.virtual_batch = {} pictures",
+                self.discriminator.virtual_batch
+            );
+            return Err(Error::config("run.batch_size", self.run.batch_size, expected));
+        }
+        Ok(())
+    }
+}
+
+fn in_discriminator(error: Error) -> Error {
+    match error {
+        Error::Config { name, found, expected } => {
+            Error::Config { name: format!("discriminator.{name}"), found, expected }
+        }
+        other => other,
+    }
+}
