@@ -109,6 +109,11 @@ pub(crate) fn equal_parts(classes: &[usize], count: usize) -> Vec<usize> {
     (0..count).map(|i| classes[(i as u128 * classes.len() as u128 / count as u128) as usize]).collect()
 }
 
+/// The same, the classes in turn: figures that are taken over a part of the pictures need all classes in it.
+pub(crate) fn in_turn(classes: &[usize], count: usize) -> Vec<usize> {
+    classes.iter().copied().cycle().take(count).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +149,7 @@ mod tests {
         assert_eq!(equal_parts(&[4, 1], 4), [4, 4, 1, 1], "two each");
         assert_eq!(equal_parts(&[0, 1, 2], 5), [0, 0, 1, 1, 2], "to within one");
         assert_eq!(equal_parts(&[0, 1, 2], 2), [0, 1], "fewer than classes");
+        assert_eq!(in_turn(&[4, 1, 7], 5), [4, 1, 7, 4, 1], "in turn");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use image::RgbImage;
 use serde::Serialize;
 
 use crate::caption::{Row, sheet};
-use crate::classes::equal_parts;
+use crate::classes::{equal_parts, in_turn};
 use crate::generator::{Batch, Generator, SamplingArgs, or_default};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
@@ -81,17 +81,18 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         chosen = (0..classes.count.min(most)).collect();
     }
     let count = args.count.map_or(chosen.len() * if args.scales { 1 } else { PER_CLASS }, |count| count as usize);
-    let labels = equal_parts(&chosen, count);
+    // A sheet shows class by class; evaluation tools take figures over parts of a file.
+    let labels = if args.npz.is_some() { in_turn(&chosen, count) } else { equal_parts(&chosen, count) };
 
     let start = Instant::now();
     let bar = output.bar(count, "pictures");
-    let mut rows: Vec<Row> = Vec::new();
-    let make = |rows: &mut Vec<Row>, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
+    let mut rows = Rows::default();
+    let make = |rows: &mut Rows, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
         generator.run(&labels, args.scales, |batch| {
             let images = pictures(batch.images.clone(), Range::Signed)?;
             images.iter().try_for_each(|image| take(image.as_raw()))?;
             if png.is_some() {
-                add_rows(rows, &batch, images, |label| classes.name(label))?;
+                rows.add(&batch, images, |label| classes.name(label))?;
             }
             bar.inc(batch.labels.len() as u64);
             Ok(())
@@ -106,7 +107,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
     if let Some(path) = &png {
-        write_png(path, &sheet(&rows, &headings(&generator, args.scales))?)?;
+        write_png(path, &sheet(&rows.finish(), &headings(&generator, args.scales))?)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let number = |class: &usize| labels.iter().filter(|label| *label == class).count();
@@ -129,31 +130,40 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     })
 }
 
-/// Puts a batch on the sheet: with stages a row a picture, else a row a class and a next one when it is full.
-fn add_rows(
-    rows: &mut Vec<Row>,
-    batch: &Batch<'_>,
-    images: Vec<RgbImage>,
-    name: impl Fn(usize) -> String,
-) -> Result<()> {
-    if !batch.stages.is_empty() {
-        let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
-        let stages = stages.collect::<Result<Vec<_>, _>>()?;
-        for (i, label) in batch.labels.iter().enumerate() {
-            let pictures = stages.iter().map(|stage| stage[i].clone()).collect();
-            rows.push(Row { caption: name(*label), pictures });
+/// The rows of a sheet while pictures come: with stages a row a picture, else rows of a class.
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Rows {
+    fn add(&mut self, batch: &Batch<'_>, images: Vec<RgbImage>, name: impl Fn(usize) -> String) -> Result<()> {
+        if !batch.stages.is_empty() {
+            let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
+            let stages = stages.collect::<Result<Vec<_>, _>>()?;
+            self.0.extend(batch.labels.iter().enumerate().map(|(i, label)| Row {
+                caption: name(*label),
+                pictures: stages.iter().map(|stage| stage[i].clone()).collect(),
+            }));
+            return Ok(());
         }
-        return Ok(());
-    }
-    for (label, image) in batch.labels.iter().zip(images) {
-        let name = name(*label);
-        let same = rows.iter().rev().find(|row| !row.caption.is_empty()).is_some_and(|row| row.caption == name);
-        match rows.last_mut() {
-            Some(row) if same && row.pictures.len() < COLUMNS => row.pictures.push(image),
-            _ => rows.push(Row { caption: if same { String::new() } else { name }, pictures: vec![image] }),
+        for (label, image) in batch.labels.iter().zip(images) {
+            let caption = name(*label);
+            match self.0.iter_mut().find(|row| row.caption == caption) {
+                Some(row) => row.pictures.push(image),
+                None => self.0.push(Row { caption, pictures: vec![image] }),
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Long rows go on below, without a caption.
+    fn finish(self) -> Vec<Row> {
+        let cut = |row: Row| {
+            let parts: Vec<Vec<RgbImage>> = row.pictures.chunks(COLUMNS).map(<[RgbImage]>::to_vec).collect();
+            let captions = std::iter::once(row.caption).chain(std::iter::repeat(String::new()));
+            parts.into_iter().zip(captions).map(|(pictures, caption)| Row { caption, pictures }).collect::<Vec<_>>()
+        };
+        self.0.into_iter().flat_map(cut).collect()
+    }
 }
 
 /// The sizes of the token maps over the columns of growing pictures.

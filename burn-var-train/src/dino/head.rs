@@ -38,7 +38,8 @@ impl HeadConfig {
         }
     }
 
-    /// A head for features of `width`, with DINO's first weights.
+    /// A head for features of `width`. First weights keep the size of what passes, whatever the widths: DINO's own
+    /// deviation of 0.02 does so for its widths alone, and the vector of length one would amplify what is small.
     pub(super) fn init(&self, width: usize, seed: u64, device: &Device) -> ProjectionHead {
         let sizes = [width, self.hidden, self.hidden, self.bottleneck];
         let zeros = |shape: [usize; 2]| Param::from_tensor(Tensor::<2>::zeros(shape, device));
@@ -47,7 +48,10 @@ impl HeadConfig {
             bias: Param::from_tensor(Tensor::zeros([pair[1]], device)),
         });
         let head = ProjectionHead { layers: layers.collect(), last: zeros([self.bottleneck, self.outputs]) };
-        initialise(head, seed, |slot| if slot.shape.len() == 1 { Start::Constant(0.0) } else { Start::Normal(0.02) })
+        initialise(head, seed, |slot| match slot.shape {
+            [inputs, _] => Start::Normal((*inputs as f64).powf(-0.5)),
+            _ => Start::Constant(0.0),
+        })
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
             checks.floats(&format!("soft_img_{k}"), "images", first(soft[k].clone()));
         }
     }
-    let canvases = models.tokenizer.canvases(&tokens);
+    let canvases = models.tokenizer.canvases(&unguided);
     checks.floats("hard_img_1", "images", first(canvases[1].clone()));
     // The released code fills the scales that have not come yet with the code 0.
     let padded = (2..scales.len()).fold(canvases[1].clone(), |canvas, k| {

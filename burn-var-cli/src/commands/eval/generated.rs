@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
 use super::page;
-use crate::classes::equal_parts;
+use crate::classes::in_turn;
 use crate::generator::{Generated, Generator, SamplingArgs};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
@@ -333,7 +333,7 @@ impl Args {
         let generator = Generator::new(&self.model, &self.sampling, device)?;
         let classes = generator.pair.classes();
         let names = (0..classes.count).map(|class| classes.name(class)).collect();
-        let labels = equal_parts(&(0..classes.count).collect::<Vec<usize>>(), self.count as usize);
+        let labels = in_turn(&(0..classes.count).collect::<Vec<usize>>(), self.count as usize);
         let settings = generator.settings();
         Ok((Box::new(Generated::new(generator, labels)?), settings, names))
     }
