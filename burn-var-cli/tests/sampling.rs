@@ -8,8 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
+use burn_var::aid::InjectorConfig;
 use burn_var::classifier::ClassifierConfig;
-use burn_var::pretrained::{StateDict, load_vqvae, save, save_classifier, vqvae_config};
+use burn_var::guidance::AidWeight;
+use burn_var::pretrained::{StateDict, load_vqvae, save, save_classifier, save_injector, vqvae_config};
 use burn_var::rng::Rng;
 use serde_json::Value;
 use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
@@ -97,6 +99,7 @@ fn settings_change_the_pictures() {
         &["--top-p", "0.2"],
         &["--temperature", "3"],
         &["--smooth"],
+        &["--ssg", "4"],
     ] {
         assert_ne!(sample("other.npz", settings), plain, "{settings:?} must matter");
     }
@@ -104,12 +107,37 @@ fn settings_change_the_pictures() {
         (["--top-p", "1.5"], "top_p"),
         (["--cfg-schedule", "1,2"], "3, one a scale"),
         (["--temperature", "0"], "temperature"),
+        (["--ssg", "inf"], "a finite number"),
+        (["--aid-weight", "1"], "--aid"),
         (["--device", "cuda"], "--features cuda"),
         (["--count", "0"], "--count"),
     ] {
         let message = fails(at, 2, &[&["sample", "--model", "."], &settings[..]].concat());
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn an_injector_changes_the_pictures_by_its_weight() {
+    let folder = folder();
+    let at = folder.path();
+    let injector = |width: usize, name: &str| {
+        let injector = InjectorConfig::paper(width).init(1, &Device::flex()).expect("valid");
+        save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join(name), true).expect("written");
+    };
+    injector(64, "aid.safetensors");
+    let sample = |settings: &[&str]| {
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--npz", "made.npz"], settings].concat());
+        arrays(&at.join("made.npz")).1
+    };
+    let plain = sample(&[]);
+    assert_eq!(sample(&["--aid", "aid.safetensors", "--aid-weight", "0"]), plain, "weight 0 changes not a bit");
+    assert_ne!(sample(&["--aid", "aid.safetensors"]), plain, "with the weight in its file");
+    injector(32, "narrow.safetensors");
+    let message = fails(at, 1, &["sample", "--model", ".", "--aid", "narrow.safetensors"]);
+    assert!(message.contains("32") && message.contains("64, the width of the transformer"), "{message}");
+    let message = fails(at, 1, &["sample", "--model", ".", "--aid", "tokenizer.safetensors"]);
+    assert!(message.contains("tokenizer.safetensors") && message.contains("injector"), "{message}");
 }
 
 #[test]
