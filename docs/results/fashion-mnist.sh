@@ -11,6 +11,7 @@ data=${1:-/usr/share/datasets/fashion-mnist}
 burn_var="${BURN_VAR:-target/release/burn-var} --quiet"
 classifier=models/fashion-mnist/classifier.safetensors
 page=docs/results/fashion-mnist.md
+mkdir -p target/results
 
 show() {
     printf '\n```console\n$ burn-var %s\n' "$*"
@@ -32,5 +33,5 @@ TEXT
     printf '\n## 10,000 generated pictures, seed 0, with the settings in the file\n'
     show eval generated --data "$data" --classifier "$classifier" --count 10000 --copies --mirror --per-class \
         --resamples 200 --out target/results/fashion-mnist
-} >"$page.new"
-mv "$page.new" "$page"
+} >target/results/page.md
+mv target/results/page.md "$page"
