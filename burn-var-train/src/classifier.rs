@@ -188,10 +188,8 @@ impl Trainer for ClassifierTrainer {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
-
     use super::*;
-    use crate::progress::StepReport;
+    use crate::progress::StopAfter;
 
     /// IDX files of 8x9 pictures: bright rows at the top, in the middle or at the bottom, by class.
     fn stripes(folder: &Path) {
@@ -218,17 +216,6 @@ mod tests {
              [learning_rate]\npeak = 0.003\nwarmup_steps = 3\n[ema]\ndecay = 0.8"
         );
         toml::from_str(&text).expect("a whole configuration")
-    }
-
-    /// Stops after a number of steps.
-    struct StopAfter(u64);
-
-    impl Progress for StopAfter {
-        fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()> {
-            if report.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        }
-
-        fn note(&mut self, _text: &str) {}
     }
 
     #[test]

@@ -377,13 +377,11 @@ impl Trainer for DinoTrainer {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
-
     use burn_var::rng::Rng;
 
     use super::*;
     use crate::eval::Features;
-    use crate::progress::StepReport;
+    use crate::progress::StopAfter;
     use crate::report::read_log;
 
     /// IDX files of 8x8 pictures of two classes: fine chequers and wide stripes, of any phase and brightness.
@@ -414,17 +412,6 @@ mod tests {
              [crops]\nsmall = 2\nsmall_size = 4\nsmall_area = [0.4, 0.8]\n[teacher]\ndecay = 0.95\n[learning_rate]\npeak = 0.01\nwarmup_steps = 3\n[probe]\nneighbours = 5"
         );
         toml::from_str(&text).expect("a whole configuration")
-    }
-
-    /// Stops after a number of steps.
-    struct StopAfter(u64);
-
-    impl Progress for StopAfter {
-        fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()> {
-            if report.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        }
-
-        fn note(&mut self, _text: &str) {}
     }
 
     #[test]

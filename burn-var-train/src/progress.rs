@@ -69,6 +69,19 @@ impl Rate {
     }
 }
 
+/// Stops after a number of steps.
+#[cfg(test)]
+pub(crate) struct StopAfter(pub(crate) u64);
+
+#[cfg(test)]
+impl Progress for StopAfter {
+    fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()> {
+        if report.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn note(&mut self, _text: &str) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
