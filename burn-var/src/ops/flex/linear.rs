@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{
     bridge::{Array, Kernel},
     matrix::{Shared, View, multiply, transpose},
+    packed::multiply_packed,
     scratch::Scratch,
     simd::{add, has_fma, vectorised},
 };
@@ -18,7 +19,9 @@ const PIECES: usize = 16;
 /// in the same way.
 const DEPTH: usize = 512;
 /// Rows up to which columns are read in place.
-const FEW_ROWS: usize = 40;
+const FEW_ROWS: usize = 10;
+/// Rows up to which the `gemm` crate is the slower way.
+const SOME_ROWS: usize = 512;
 /// Rows whose sums are taken together.
 const SUMMED: usize = 256;
 
@@ -93,19 +96,19 @@ pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: Vie
             unsafe { bias.as_ptr().copy_to_nonoverlapping(out.wrapping_add(row * row_stride), columns) };
         }
     }
-    // Both ways of multiplying form the sum of such a part from zero, in order and in one rounding a term, and add it
+    // All ways of multiplying form the sum of such a part from zero, in order and in one rounding a term, and add it
     // to what there is.
-    let (mut accumulate, few) = (bias.is_some(), rows <= FEW_ROWS && few_rows_fit(&a, &b));
+    let multiply = match rows {
+        _ if !(a.is_contiguous() && b.is_contiguous() && has_fma()) => multiply,
+        ..=FEW_ROWS => multiply_few_rows,
+        ..=SOME_ROWS => multiply_packed,
+        _ => multiply,
+    };
+    let mut accumulate = bias.is_some();
     for first in (0..depth.max(1)).step_by(DEPTH) {
         let part = first..depth.min(first + DEPTH);
-        let (a, b) = (a.columns(part.clone()), b.rows(part));
         // SAFETY: as the caller vouches; from the second part on all of it has been written.
-        unsafe {
-            match few {
-                true => multiply_few_rows(out, row_stride, a, b, accumulate),
-                false => multiply(out, row_stride, a, b, accumulate),
-            }
-        }
+        unsafe { multiply(out, row_stride, a.columns(part.clone()), b.rows(part), accumulate) };
         accumulate = true;
     }
 }
@@ -131,11 +134,6 @@ fn pieces(rows: usize, columns: usize) -> Vec<(Range<usize>, Range<usize>)> {
     };
     let (down, across) = ways.min_by_key(cost).unwrap_or((1, 1));
     cut(rows, down).flat_map(|rows| cut(columns, across).map(move |columns| (rows.clone(), columns))).collect()
-}
-
-/// Whether [`multiply_few_rows`] can take these, and is worth it.
-fn few_rows_fit(a: &View<'_>, b: &View<'_>) -> bool {
-    a.is_contiguous() && b.is_contiguous() && has_fma()
 }
 
 /// `out = a b`, or `out += a b` to `accumulate`, for rows so few that the columns of `b` are better read where they are
@@ -215,12 +213,12 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_the_others() {
         for (depth, columns) in [(3, 5), (70, 200), (513, 65), (1500, 300)] {
-            let (a, b, bias) = (numbers(300 * depth, 7919), numbers(depth * columns, 104_729), numbers(columns, 31));
+            let (a, b, bias) = (numbers(700 * depth, 7919), numbers(depth * columns, 104_729), numbers(columns, 31));
             let weight = View::new(&b, [depth, columns], columns);
             for bias in [None, Some(&bias[..])] {
                 let of = |rows: usize| product(View::new(&a, [rows, depth], depth), weight, bias);
-                let all = of(300);
-                for rows in [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, 64, 129, 256] {
+                let all = of(700);
+                for rows in [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, 64, 129, 256, SOME_ROWS] {
                     let found = of(rows);
                     let same = found.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{rows} rows of {depth} x {columns}");

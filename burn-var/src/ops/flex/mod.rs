@@ -14,6 +14,7 @@ mod layer_norm;
 mod linear;
 mod matrix;
 mod moments;
+mod packed;
 mod pointwise;
 mod residual;
 mod scratch;

@@ -23,11 +23,7 @@ macro_rules! vectorised {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     generic($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                if $crate::ops::flex::simd::has_avx512() {
                     // SAFETY: the CPU has just been found to have these instructions.
                     return unsafe { avx512($($arg),*) };
                 }
@@ -41,6 +37,18 @@ macro_rules! vectorised {
     )*};
 }
 pub(super) use vectorised;
+
+/// Whether [`vectorised`] functions use vectors of 512 bits, of which there are 32.
+pub(in crate::ops::flex) fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
+}
 
 /// Whether `mul_add` is one instruction in [`vectorised`] functions; elsewhere it is a slow call.
 pub(super) fn has_fma() -> bool {
