@@ -2,7 +2,8 @@
 //!
 //! Each is a plain composition of tensor operations on every backend. On Flex in `f32` it runs a fused, threaded
 //! kernel with a backward pass of its own instead: same formula, rounding differs. The kernels add in a fixed order
-//! that does not depend on the number of threads, so a run can be repeated bit by bit.
+//! that does not depend on the number of threads, so a run can be repeated bit by bit. With `BURN_VAR_KERNELS=generic` in
+//! the environment Flex takes the plain compositions too.
 //!
 //! Like the tensor operations of Burn they panic when shapes do not fit together.
 

@@ -181,6 +181,18 @@ on_device!(ndarray, super::ndarray());
 #[cfg(feature = "wgpu")]
 on_device!(wgpu, burn::tensor::Device::wgpu(Default::default()));
 
+/// Flex without its kernels, in a process of its own, for which they are off from the start.
+#[cfg(feature = "flex")]
+#[test]
+fn parity_flex_without_kernels() {
+    let tests = std::env::current_exe().expect("the program that runs");
+    let mut command = std::process::Command::new(tests);
+    let output = command.arg("flex::").env("BURN_VAR_KERNELS", "generic").output().expect("the same program runs");
+    let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{said}{errors}");
+    assert!(said.contains(&format!("{} passed", READERS.len())), "a test for every kind, not\n{said}");
+}
+
 /// The folder can be read, and says what it holds. Kinds without a reader are named on the terminal even though the
 /// test passes, which is why this writes past the harness.
 #[test]

@@ -223,13 +223,13 @@ vectorised! {
         for (score, &bias) in scores.iter_mut().zip(bias) {
             *score = *score * scale + bias;
         }
-        softmax_inline(scores);
+        softmax_inline::<FMA>(scores);
     }
 
     fn scaled_to_weights(scores: &mut [f32], scale: f32) {
         for score in scores.iter_mut() {
             *score *= scale;
         }
-        softmax_inline(scores);
+        softmax_inline::<FMA>(scores);
     }
 }

@@ -1,4 +1,5 @@
 use core::{fmt::Debug, marker::PhantomData};
+use std::sync::LazyLock;
 
 use burn::{
     backend::{
@@ -111,6 +112,11 @@ pub(in crate::ops) trait Kernel<const N: usize>: Clone + Debug + Send + 'static 
     fn backward(&self, saved: Self::Saved, grad: Array, wanted: [bool; N]) -> [Option<Array>; N];
 }
 
+/// Whether kernels are used at all: not if `BURN_VAR_KERNELS` is `generic`, which is for comparison and for finding out
+/// whether one of them is to blame.
+static ENABLED: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("BURN_VAR_KERNELS").is_none_or(|it| it != "generic"));
+
 /// Whether a tensor can be the input of a [`Kernel`].
 pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     // With a single backend enabled some of these patterns are all there is.
@@ -120,7 +126,7 @@ pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
         DispatchDevice::Autodiff(device) => matches!(**device, DispatchDevice::Flex(_)),
         _ => false,
     };
-    flex && tensor.dtype() == DType::F32
+    flex && tensor.dtype() == DType::F32 && *ENABLED
 }
 
 /// Whether a tensor is one that [`supports`] accepts, off the autodiff graph.

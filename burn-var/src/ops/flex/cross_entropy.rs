@@ -57,14 +57,14 @@ impl Kernel<1> for CrossEntropy {
 vectorised! {
     fn log_sum_exp_and_mean(row: &[f32]) -> [f32; 2] {
         let max = largest(row);
-        let [sum, total] = sums(row, row, |x, _| [exp(x - max), x]);
+        let [sum, total] = sums(row, row, |x, _| [exp::<FMA>(x - max), x]);
         [max + sum.ln() as f32, (total / row.len() as f64) as f32]
     }
 
     /// `factor softmax(row) - shift`, given the logarithm of the sum of exponentials.
     fn softmax_times(total: f32, factor: f32, shift: f32, row: &mut [f32]) {
         for value in row {
-            *value = exp(*value - total) * factor - shift;
+            *value = exp::<FMA>(*value - total) * factor - shift;
         }
     }
 }

@@ -112,13 +112,13 @@ vectorised! {
     fn affine_silu(mean: f32, slope: f32, bias: f32, values: &mut [f32]) {
         for value in values {
             let y = (*value - mean) * slope + bias;
-            *value = y * sigmoid(y);
+            *value = y * sigmoid::<FMA>(y);
         }
     }
 
     fn affine_silu_backward(x: &[f32], mean: f32, slope: f32, bias: f32, grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
-            *grad *= silu_slope((x - mean) * slope + bias);
+            *grad *= silu_slope::<FMA>((x - mean) * slope + bias);
         }
     }
 

@@ -98,10 +98,9 @@ pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: Vie
     }
     // All ways of multiplying form the sum of such a part from zero, in order and in one rounding a term, and add it
     // to what there is.
-    let multiply = match rows {
-        _ if !(a.is_contiguous() && b.is_contiguous() && has_fma()) => multiply,
-        ..=FEW_ROWS => multiply_few_rows,
-        ..=SOME_ROWS => multiply_packed,
+    let multiply = match a.is_contiguous() && b.is_contiguous() && has_fma() {
+        true if rows <= FEW_ROWS => multiply_few_rows,
+        true if rows <= SOME_ROWS => multiply_packed,
         _ => multiply,
     };
     let mut accumulate = bias.is_some();

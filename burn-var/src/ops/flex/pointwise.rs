@@ -43,15 +43,15 @@ impl Kernel<1> for Pointwise {
 
 /// `silu'(x) = s (1 + x (1 - s))` with `s = sigmoid(x)`.
 #[inline(always)]
-pub(super) fn silu_slope(x: f32) -> f32 {
-    let s = sigmoid(x);
+pub(super) fn silu_slope<const FMA: bool>(x: f32) -> f32 {
+    let s = sigmoid::<FMA>(x);
     s * (1.0 + x * (1.0 - s))
 }
 
 /// `1 + tanh(u) = 2 sigmoid(2 u)`, so the tanh form of GELU is `x sigmoid(2 u)` with one exponential.
 #[inline(always)]
-fn gelu_gate(x: f32) -> f32 {
-    sigmoid(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
+fn gelu_gate<const FMA: bool>(x: f32) -> f32 {
+    sigmoid::<FMA>(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
 }
 
 /// `1 / sqrt(2 pi)`.
@@ -76,38 +76,38 @@ vectorised! {
 
     fn silu(values: &mut [f32]) {
         for value in values {
-            *value *= sigmoid(*value);
+            *value *= sigmoid::<FMA>(*value);
         }
     }
 
     fn silu_backward(x: &[f32], grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
-            *grad *= silu_slope(x);
+            *grad *= silu_slope::<FMA>(x);
         }
     }
 
     fn gelu(values: &mut [f32]) {
         for value in values {
-            *value *= normal_cdf(*value);
+            *value *= normal_cdf::<FMA>(*value);
         }
     }
 
     fn gelu_backward(x: &[f32], grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
-            let density = NORMAL_PEAK * exp(-0.5 * x * x);
-            *grad *= normal_cdf(x) + x * density;
+            let density = NORMAL_PEAK * exp::<FMA>(-0.5 * x * x);
+            *grad *= normal_cdf::<FMA>(x) + x * density;
         }
     }
 
     fn gelu_tanh(values: &mut [f32]) {
         for value in values {
-            *value *= gelu_gate(*value);
+            *value *= gelu_gate::<FMA>(*value);
         }
     }
 
     fn gelu_tanh_backward(x: &[f32], grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
-            let gate = gelu_gate(x);
+            let gate = gelu_gate::<FMA>(x);
             let inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
             *grad *= gate + x * gate * (1.0 - gate) * inner;
         }

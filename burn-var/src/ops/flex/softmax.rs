@@ -30,7 +30,7 @@ fn row_len(x: &Array) -> usize {
 
 vectorised! {
     fn softmax(row: &mut [f32]) {
-        softmax_inline(row);
+        softmax_inline::<FMA>(row);
     }
 
     pub(super) fn softmax_backward(y: &[f32], grad: &mut [f32]) {
@@ -40,11 +40,11 @@ vectorised! {
 
 /// Softmax of a row in place.
 #[inline(always)]
-pub(super) fn softmax_inline(row: &mut [f32]) {
+pub(super) fn softmax_inline<const FMA: bool>(row: &mut [f32]) {
     // The comparison passes over NaN, but the exponential below does not.
     let max = largest(row);
     for value in row.iter_mut() {
-        *value = exp(*value - max);
+        *value = exp::<FMA>(*value - max);
     }
     let [sum] = sums(row, row, |value, _| [value]);
     let factor = sum.recip() as f32;
