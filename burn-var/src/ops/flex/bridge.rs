@@ -108,6 +108,11 @@ pub(in crate::ops) trait Kernel<const N: usize>: Clone + Debug + Send + 'static 
     /// The output, and what to keep for the backward pass.
     fn forward(&self, inputs: [Array; N]) -> (Array, Self::Saved);
 
+    /// The output alone, for a kernel that can do with less memory where nothing is kept.
+    fn infer(&self, inputs: [Array; N]) -> Array {
+        self.forward(inputs).0
+    }
+
     /// The gradients of the inputs for which `wanted` is set, given the gradient of the output.
     fn backward(&self, saved: Self::Saved, grad: Array, wanted: [bool; N]) -> [Option<Array>; N];
 }
@@ -156,7 +161,7 @@ pub(in crate::ops) fn run<K: Kernel<N>, const N: usize, const D: usize>(
         inputs.iter().fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.autodiff));
     let kind = match autodiff {
         DispatchAutodiffContext::Disabled => {
-            return kernel.forward(inputs.map(|input| Array::from(tracked(input).into_primitive()))).0.into();
+            return kernel.infer(inputs.map(|input| Array::from(tracked(input).into_primitive()))).into();
         }
         DispatchAutodiffContext::Enabled(strategy) => {
             let inputs = inputs.map(tracked);

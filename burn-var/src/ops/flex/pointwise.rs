@@ -19,14 +19,17 @@ impl Kernel<1> for Pointwise {
     type Saved = Array;
 
     fn forward(&self, [x]: [Array; 1]) -> (Array, Array) {
+        (self.infer([x.clone()]), x)
+    }
+
+    fn infer(&self, [x]: [Array; 1]) -> Array {
         let apply = match self {
             Self::Relu => relu,
             Self::Silu => silu,
             Self::Gelu => gelu,
             Self::GeluTanh => gelu_tanh,
         };
-        let (out, _) = x.clone().update(PIECE, |_, values| apply(values));
-        (out, x)
+        x.update(PIECE, |_, values| apply(values)).0
     }
 
     fn backward(&self, x: Array, grad: Array, _: [bool; 1]) -> [Option<Array>; 1] {
