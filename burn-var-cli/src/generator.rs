@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
-use burn_var::guidance::{Aid, AidWeight, Cfg, CfgSchedule, Guidance, Ssg, SsgConfig};
-use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_injector};
+use burn_var::guidance::{Aid, AidWeight, Cfg, CfgSchedule, Guidance, Ssg, SsgConfig, Uncertainty};
+use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_injector, load_lora};
 use burn_var::sampler::Sampler;
-use burn_var::{MapSize, Request, Tokenizer, generate};
+use burn_var::transformer::Var;
+use burn_var::{MapSize, Request, TokenPyramid, Tokenizer, generate};
 use burn_var_train::data::Fingerprint;
 use burn_var_train::eval::PictureSet;
 use burn_var_train::grid::{Range, pictures};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::models::{Pair, PairArgs};
+use crate::output::usage;
 
 /// How pictures are drawn; what is left out comes from the transformer's file, or from the VAR paper.
 #[derive(Debug, Clone, Default, Args)]
@@ -47,6 +49,12 @@ pub(crate) struct SamplingArgs {
     /// How much of the injector's map is added. [default: what the injector's file says, else 0.001]
     #[arg(long, value_name = "WEIGHT", requires = "aid", allow_negative_numbers = true)]
     aid_weight: Option<f64>,
+    /// Scale that weight by how uncertain the model was at the scale before.
+    #[arg(long, value_enum, value_name = "MEASURE", requires = "aid")]
+    aid_adaptive: Option<Adaptive>,
+    /// A LoRA of the transformer, from `burn-var train aid`.
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
     /// Draw from so many of the most likely codes; 0 is all, 1 is always the most likely.
     #[arg(long, value_name = "CODES")]
     top_k: Option<usize>,
@@ -64,9 +72,34 @@ pub(crate) struct SamplingArgs {
     pub(crate) batch: Option<u32>,
 }
 
+/// How the weight of an injector adapts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Adaptive {
+    /// By the mean entropy of a scale's tokens.
+    Entropy,
+    /// By the mean margin between the two likeliest codes.
+    Margin,
+    /// By entropy, position by position.
+    EntropyMap,
+    /// By margin, position by position.
+    MarginMap,
+}
+
+impl Adaptive {
+    fn weight(self, most: f64) -> AidWeight {
+        let by = match self {
+            Self::Entropy | Self::EntropyMap => Uncertainty::Entropy,
+            Self::Margin | Self::MarginMap => Uncertainty::Margin,
+        };
+        AidWeight::Adaptive { most, by, per_position: matches!(self, Self::EntropyMap | Self::MarginMap) }
+    }
+}
+
 /// A model with its settings.
 pub(crate) struct Generator {
     pub(crate) pair: Pair,
+    /// The transformer with a LoRA in it, and the latter's fingerprint.
+    adapted: Option<(Var, String)>,
     cfg: Cfg,
     ssg: Option<SsgConfig>,
     aid: Option<(Aid, Injected)>,
@@ -83,13 +116,23 @@ struct Injected {
     weight: AidWeight,
 }
 
+/// What of a batch is wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// The pictures after every scale too.
+    pub(crate) stages: bool,
+    /// Pictures without injector, LoRA and guidance other than CFG.
+    pub(crate) plain: bool,
+}
+
 /// A finished batch.
 pub(crate) struct Batch<'a> {
     /// `[batch, channels, height, width]` in `[-1, 1]`.
     pub(crate) images: Tensor<4>,
-    /// With `stages`, the pictures after every scale, the last one too.
+    /// If wanted, the pictures after every scale, the last one too.
     pub(crate) stages: Vec<Tensor<4>>,
     pub(crate) labels: &'a [usize],
+    pub(crate) tokens: TokenPyramid,
     /// Time in the transformer and in the decoder.
     pub(crate) time: [Duration; 2],
 }
@@ -112,26 +155,40 @@ impl Generator {
             temperature: args.temperature.unwrap_or(known.temperature),
             more_smooth: args.smooth || known.more_smooth,
         };
-        let asked = |error: burn_var::Error| crate::output::usage(error.to_string());
+        let asked = |error: burn_var::Error| usage(error.to_string());
         sampler.validate().map_err(asked)?;
         let device = pair.tokenizer.codebook().device();
-        let aid = args.aid.as_ref().map(|file| injected(file, args.aid_weight, &pair, &device)).transpose()?;
+        let aid = args.aid.as_ref().map(|file| injected(file, args, &pair, &device)).transpose()?;
+        let adapted = args.lora.as_ref().map(|file| adapted(file, &pair.transformer, &device)).transpose()?;
         let [_, height, _] = pair.tokenizer.picture_shape();
         let batch = args.batch.map_or(if height > 64 { 8 } else { 32 }, |batch| batch as usize);
         let ssg = args.ssg.map(SsgConfig::paper);
-        let generator = Self { pair, cfg: Cfg { schedule }, ssg, aid, sampler, seed: args.seed, batch };
+        let (cfg, seed) = (Cfg { schedule }, args.seed);
+        let generator = Self { pair, adapted, cfg, ssg, aid, sampler, seed, batch };
         let scales = generator.pair.tokenizer.scales();
-        generator.chain().iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
+        generator.chain(false).iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
         Ok(generator)
     }
 
     /// All guidance in its order: what changes the way in, classifier-free guidance, and what works on its result.
-    fn chain(&self) -> Vec<Box<dyn Guidance>> {
+    fn chain(&self, plain: bool) -> Vec<Box<dyn Guidance>> {
+        if plain {
+            return vec![Box::new(self.cfg.clone())];
+        }
         let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
         chain.extend(self.aid.iter().map(|(aid, _)| Box::new(aid.clone()) as Box<dyn Guidance>));
         chain.push(Box::new(self.cfg.clone()));
         chain.extend(self.ssg.iter().map(|ssg| Box::new(Ssg::new(ssg.clone())) as Box<dyn Guidance>));
         chain
+    }
+
+    /// Whether there is anything that [`Wanted::plain`] leaves out.
+    pub(crate) fn is_guided(&self) -> bool {
+        self.aid.is_some() || self.ssg.is_some() || self.adapted.is_some()
+    }
+
+    fn transformer(&self, plain: bool) -> &Var {
+        self.adapted.as_ref().filter(|_| !plain).map_or(&self.pair.transformer, |(adapted, _)| adapted)
     }
 
     /// Pictures in a batch.
@@ -143,21 +200,21 @@ impl Generator {
     pub(crate) fn run(
         &self,
         labels: &[usize],
-        stages: bool,
+        wanted: Wanted,
         mut take: impl FnMut(Batch<'_>) -> Result<()>,
     ) -> Result<()> {
         let starts = (0..).step_by(self.batch);
-        starts.zip(labels.chunks(self.batch)).try_for_each(|(first, part)| take(self.make(part, first, stages)?))
+        starts.zip(labels.chunks(self.batch)).try_for_each(|(first, part)| take(self.make(part, first, wanted)?))
     }
 
     /// One batch, the first picture of which has a number.
-    fn make<'a>(&self, labels: &'a [usize], first: u64, stages: bool) -> burn_var::Result<Batch<'a>> {
-        let Pair { tokenizer, transformer, .. } = &self.pair;
+    fn make<'a>(&self, labels: &'a [usize], first: u64, wanted: Wanted) -> burn_var::Result<Batch<'a>> {
+        let (tokenizer, transformer) = (&self.pair.tokenizer, self.transformer(wanted.plain));
         let request = Request { first, sampler: self.sampler, ..Request::new(labels, self.seed) };
         let mut canvases = Vec::new();
         let start = Instant::now();
-        let made = generate(tokenizer, transformer, &mut self.chain(), &request, &mut |scale| {
-            if stages {
+        let made = generate(tokenizer, transformer, &mut self.chain(wanted.plain), &request, &mut |scale| {
+            if wanted.stages {
                 canvases.push(scale.canvas.clone());
             }
             ControlFlow::Continue(())
@@ -168,7 +225,7 @@ impl Generator {
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
         let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        Ok(Batch { images, stages, labels, time })
+        Ok(Batch { images, stages, labels, tokens: made.tokens, time })
     }
 
     /// Waits for the device.
@@ -185,21 +242,35 @@ impl Generator {
         if let Some((_, injected)) = &self.aid {
             settings["aid"] = serde_json::json!(injected);
         }
+        if let Some((_, lora)) = &self.adapted {
+            settings["lora"] = serde_json::json!(lora);
+        }
         settings
     }
 }
 
 /// The injector in a file, for the transformer of a model.
-fn injected(file: &Path, weight: Option<f64>, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
+fn injected(file: &Path, args: &SamplingArgs, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
     let dict = StateDict::open(file)?;
     let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
-    let weight = match weight {
+    let weight = match args.aid_weight {
         Some(weight) => AidWeight::Constant(weight),
         None => injector_weight(&dict)?.unwrap_or_default(),
+    };
+    let weight = match (args.aid_adaptive, weight) {
+        (None, weight) => weight,
+        (Some(adaptive), AidWeight::Constant(most)) => adaptive.weight(most),
+        (Some(_), _) => return Err(usage("--aid-adaptive wants one number: name it with --aid-weight")),
     };
     let weights = Fingerprint::new().module(&injector)?.finish();
     let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
     Ok((aid, Injected { file: file.into(), weights, weight }))
+}
+
+/// A transformer with the LoRA in a file.
+fn adapted(file: &Path, transformer: &Var, device: &Device) -> Result<(Var, String)> {
+    let lora = load_lora(&StateDict::open(file)?, device)?;
+    Ok((lora.merge(transformer.clone())?, Fingerprint::new().module(&lora)?.finish()))
 }
 
 /// A set of pictures that do not exist before they are asked for.
@@ -213,13 +284,13 @@ pub(crate) struct Generated {
 
 impl Generated {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let Pair { tokenizer, transformer, .. } = &generator.pair;
+        let (tokenizer, transformer) = (&generator.pair.tokenizer, generator.transformer(false));
         let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
         Ok(Self { generator, labels, model })
     }
 
     fn pixels(&self, numbers: std::ops::Range<usize>) -> burn_var_train::Result<Vec<u8>> {
-        let made = self.generator.make(&self.labels[numbers.clone()], numbers.start as u64, false)?;
+        let made = self.generator.make(&self.labels[numbers.clone()], numbers.start as u64, Wanted::default())?;
         Ok(pictures(made.images, Range::Signed)?.into_iter().flat_map(image::RgbImage::into_raw).collect())
     }
 }

@@ -11,23 +11,25 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use burn_var::aid::{
-    Heads, HeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss,
+    Augment, Heads, HeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss,
 };
 use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance, Keep};
 use burn_var::ops;
 use burn_var::pretrained::{
-    StateDict, load_var, load_vit, load_vqvae, save_heads, save_injector, var_config, vit_config, vqvae_config,
+    StateDict, load_var, load_vit, load_vqvae, save_heads, save_injector, save_lora, var_config, vit_config,
+    vqvae_config,
 };
 use burn_var::rng::Rng;
 use burn_var::tokenizer::VqVae;
-use burn_var::transformer::Var;
+use burn_var::transformer::{Lora, LoraConfig, NextScale, Truncated, Var};
 use burn_var::{Generated, Request, ScaleDone, TokenPyramid, Tokenizer, check_pair, generate};
 
 pub use config::{
-    AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, GuidanceConfig, InjectorSize, Reconstruction,
+    AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, GuidanceConfig, InjectorSize, Judges, LoraSize,
+    Reconstruction,
 };
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -43,6 +45,7 @@ use crate::{Error, Result};
 
 /// The files that a run leaves in its folder.
 const INJECTOR: &str = "injector.safetensors";
+const LORA: &str = "lora.safetensors";
 const HEADS: &str = "heads.safetensors";
 
 /// The frozen networks: the models that are corrected, and the one that the discriminator looks through. All are on an
@@ -50,7 +53,8 @@ const HEADS: &str = "heads.safetensors";
 pub struct Backbone {
     tokenizer: VqVae,
     transformer: Var,
-    encoder: VitProjector,
+    /// None if the discriminator judges the quantizer's features.
+    encoder: Option<VitProjector>,
 }
 
 impl Backbone {
@@ -62,11 +66,12 @@ impl Backbone {
         let device = &device.clone().autodiff();
         let tokenizer = StateDict::open(&config.tokenizer)?;
         let transformer = StateDict::open(&config.transformer)?;
-        let encoder = StateDict::open(&config.encoder)?;
         let tokenizer = load_vqvae(&tokenizer, &vqvae_config(&tokenizer, None)?, device)?.no_grad();
         let sizes = var_config(&transformer, Some(tokenizer.scales()))?;
         let transformer = load_var(&transformer, &sizes, device)?.no_grad();
         check_pair(&tokenizer, &transformer)?;
+        let Some(encoder) = &config.encoder else { return Ok(Self { tokenizer, transformer, encoder: None }) };
+        let encoder = StateDict::open(encoder)?;
         let encoder = load_vit(&encoder, &vit_config(&encoder)?, device)?.no_grad();
         let channels = encoder.config().image_channels;
         if tokenizer.picture_shape()[0] != channels {
@@ -77,22 +82,57 @@ impl Backbone {
             Some(blocks) => VitProjector::new(encoder, blocks.clone())?,
             None => VitProjector::even(encoder),
         };
-        Ok(Self { tokenizer, transformer, encoder })
+        Ok(Self { tokenizer, transformer, encoder: Some(encoder) })
     }
-}
 
-impl Backbone {
-    /// Changes with any weight of the three networks.
+    /// Changes with any weight of these networks.
     ///
     /// # Errors
     /// If a weight cannot be read back.
     pub fn fingerprint(&self) -> Result<String> {
         let Self { tokenizer, transformer, encoder } = self;
-        Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.module(encoder.vit())?.finish())
+        let models = Fingerprint::new().module(tokenizer)?.module(transformer)?;
+        Ok(match encoder {
+            Some(encoder) => models.module(encoder.vit())?,
+            None => models,
+        }
+        .finish())
+    }
+
+    /// Layers and channels of what the heads see.
+    fn seen(&self) -> [usize; 2] {
+        match &self.encoder {
+            Some(encoder) => [encoder.layers(), encoder.channels()],
+            None => [1, self.tokenizer.z_channels()],
+        }
+    }
+
+    /// What is judged of a canvas: its picture, or itself.
+    fn show(&self, canvas: Tensor<4>) -> Tensor<4> {
+        match self.encoder {
+            Some(_) => self.tokenizer.decode(canvas),
+            None => canvas,
+        }
+    }
+
+    /// What the heads see of it, changed by `augment` if it is a picture.
+    fn look(&self, shown: Tensor<4>, augment: &Augment, rng: &mut Rng) -> Result<Vec<Tensor<3>>> {
+        match &self.encoder {
+            Some(encoder) => Ok(encoder.features(augment.apply(shown, rng))?),
+            None => Ok(vec![shown.flatten::<3>(2, 3)]),
+        }
     }
 }
 
-/// An injector and its discriminator in training.
+/// What is trained.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
+enum Correction {
+    Injector(Injector),
+    Lora(Lora),
+}
+
+/// An injector, or a low-rank adaptation, and its discriminator in training.
 pub struct AidTrainer {
     config: AidTrainConfig,
     folder: PathBuf,
@@ -100,19 +140,48 @@ pub struct AidTrainer {
     backbone: Backbone,
     tokens: TokenCache,
     order: BatchOrder,
-    injector: Learner<Injector>,
+    correction: Learner<Correction>,
     heads: Learner<Heads>,
     /// Measured steps in a row in which the discriminator was never wrong.
     beaten: u32,
 }
 
-/// One guided rollout on the graph.
+/// The scales of one guided rollout that are judged.
+#[derive(Default)]
 struct Rollout {
-    /// The picture as of each scale that is judged, `[batch, channels, height, width]`.
-    pictures: Vec<Tensor<4>>,
-    /// The logits of the same scales.
+    /// What the discriminator judges as of each, `[batch, channels, height, width]`.
+    shown: Vec<Tensor<4>>,
     logits: Vec<Tensor<3>>,
-    tokens: TokenPyramid,
+}
+
+/// Terms of a loss on their way to gradients.
+struct Gradients<'a> {
+    model: &'a Correction,
+    so_far: GradientsAccumulator<Correction>,
+    /// The sum of those that share a graph.
+    waiting: Option<Tensor<1>>,
+    /// Whether each has a graph of its own, which can go at once.
+    apart: bool,
+}
+
+impl Gradients<'_> {
+    fn add(&mut self, term: Tensor<1>) {
+        if self.apart {
+            self.so_far.accumulate(self.model, GradientsParams::from_grads(term.backward(), self.model));
+            return;
+        }
+        self.waiting = Some(match self.waiting.take() {
+            Some(sum) => sum + term,
+            None => term,
+        });
+    }
+
+    fn finish(mut self) -> GradientsParams {
+        match self.waiting {
+            Some(sum) => GradientsParams::from_grads(sum.backward(), self.model),
+            None => self.so_far.grads(),
+        }
+    }
 }
 
 impl AidTrainer {
@@ -129,10 +198,19 @@ impl AidTrainer {
     ) -> Result<Self> {
         config.validate(backbone.tokenizer.scales())?;
         let autodiff = device.clone().autodiff();
-        let InjectorSize { num_layers, num_heads, resize, broadcast } = config.injector;
-        let width = backbone.transformer.config().embed_dim;
-        let sizes = InjectorConfig { num_layers, num_heads, resize, broadcast, ..InjectorConfig::paper(width) };
-        let injector = sizes.init(config.run.seed, &autodiff)?;
+        let sizes = backbone.transformer.config();
+        let correction = match config.lora {
+            Some(LoraSize { attention, feed_forward }) => {
+                let sizes = LoraConfig { attention, feed_forward, ..LoraConfig::released(sizes) };
+                Correction::Lora(sizes.init(config.run.seed, &autodiff)?)
+            }
+            None => {
+                let InjectorSize { num_layers, num_heads, resize, broadcast } = config.injector;
+                let paper = InjectorConfig::paper(sizes.embed_dim);
+                let sizes = InjectorConfig { num_layers, num_heads, resize, broadcast, ..paper };
+                Correction::Injector(sizes.init(config.run.seed, &autodiff)?)
+            }
+        };
         let rules = |optimizer, learning_rate| Rules {
             optimizer,
             learning_rate,
@@ -140,25 +218,16 @@ impl AidTrainer {
             no_decay: no_decay_1d,
             steps: config.run.steps,
         };
-        let rules_of_injector = rules(config.optimizer.clone(), config.learning_rate.clone());
-        let injector = Learner::new(injector, rules_of_injector).named("injector-");
+        let own_rules = rules(config.optimizer.clone(), config.learning_rate.clone());
+        let correction = Learner::new(correction, own_rules).named("correction-");
         let DiscriminatorConfig { variant, virtual_batch, optimizer, learning_rate, .. } = config.discriminator.clone();
-        let heads = HeadsConfig {
-            heads: backbone.encoder.layers(),
-            variant,
-            virtual_batch,
-            ..HeadsConfig::aid(backbone.encoder.channels())
-        };
+        let [layers, channels] = backbone.seen();
+        let heads = HeadsConfig { heads: layers, variant, virtual_batch, ..HeadsConfig::aid(channels) };
         let heads = heads.init(config.run.seed, &autodiff)?;
         let heads = Learner::new(heads, rules(optimizer, learning_rate)).named("heads-");
         let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
         let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { config, folder, device, backbone, tokens, order, injector, heads, beaten: 0 })
-    }
-
-    /// The injector that the run is for.
-    pub fn injector(&self) -> &Injector {
-        &self.injector.average
+        Ok(Self { config, folder, device, backbone, tokens, order, correction, heads, beaten: 0 })
     }
 
     /// The networks that the run leaves as they are.
@@ -166,26 +235,36 @@ impl AidTrainer {
         &self.backbone
     }
 
-    /// One generation, the guidance's parts in front of classifier-free guidance.
+    /// One generation as corrected at `step`, `kept` tokens in place of drawn ones.
     fn generate(
         &self,
-        first: Vec<Box<dyn Guidance>>,
-        cfg: f64,
+        correction: Option<&Correction>,
+        step: u64,
+        kept: Option<Keep>,
         request: &Request,
         observer: &mut dyn FnMut(ScaleDone<'_>),
     ) -> Result<Generated> {
-        let mut chain = first;
-        chain.push(Box::new(Cfg::ramp(cfg)));
         let Backbone { tokenizer, transformer, .. } = &self.backbone;
+        let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
+        if let Some(Correction::Injector(injector)) = correction {
+            let weight = AidWeight::Constant(self.config.guidance.weight_at(step));
+            chain.push(Box::new(Aid::new(injector.clone(), transformer, weight)?));
+        }
+        match kept {
+            Some(kept) => chain.push(Box::new(kept)),
+            None => chain.push(Box::new(Cfg::ramp(self.config.guidance.cfg))),
+        }
+        let adapted = match correction {
+            Some(Correction::Lora(lora)) => Some(lora.adapt(transformer)?),
+            _ => None,
+        };
+        let whole: &dyn NextScale = adapted.as_ref().map_or(transformer as &dyn NextScale, |adapted| adapted);
+        let truncated = Truncated(whole);
+        let transformer: &dyn NextScale = if self.config.loss.truncate { &truncated } else { whole };
         Ok(generate(tokenizer, transformer, &mut chain, request, &mut |done| {
             observer(done);
             ControlFlow::Continue(())
         })?)
-    }
-
-    fn aid(&self, injector: &Injector, step: u64) -> Result<Box<dyn Guidance>> {
-        let weight = AidWeight::Constant(self.config.guidance.weight_at(step));
-        Ok(Box::new(Aid::new(injector.clone(), &self.backbone.transformer, weight)?))
     }
 
     fn request(&self, labels: &[usize], step: u64) -> Request {
@@ -194,60 +273,51 @@ impl AidTrainer {
         Request { first, sampler, ..Request::new(labels, self.config.run.seed) }
     }
 
-    /// The guided rollout of a step, on the graph of the injector.
-    fn rollout(&self, request: &Request, step: u64) -> Result<Rollout> {
-        let tokenizer = &self.backbone.tokenizer;
-        let first = self.config.loss.first_scale;
-        let mut canvas = SoftCanvas::new(tokenizer, request.labels.len(), self.config.loss.temperature);
-        let (mut pictures, mut logits) = (Vec::new(), Vec::new());
-        let guidance = vec![self.aid(&self.injector.model, step)?];
-        let made = self.generate(guidance, self.config.guidance.cfg, request, &mut |done| {
-            let canvas = canvas.paint(done.k, done.logits.clone());
-            if done.k >= first {
-                pictures.push(tokenizer.decode(canvas));
-                logits.push(done.logits.clone());
-            }
-        })?;
-        Ok(Rollout { pictures, logits, tokens: made.tokens })
-    }
-
-    /// `mean_k CE(z'_k, s_k)` against the real pictures' tokens: of the rollout's own logits, or of a taught model's.
-    fn reconstruction(
+    /// The rollout of a step; `take` gets of every scale that is judged its number, what is judged of it, softly decoded,
+    /// and its logits.
+    fn rollout(
         &self,
-        rollout: &Rollout,
-        real: &TokenPyramid,
+        correction: &Correction,
         request: &Request,
         step: u64,
-    ) -> Result<Tensor<1>> {
-        let first = self.config.loss.first_scale;
-        let logits = match self.config.loss.reconstruction {
-            Reconstruction::FreeRunning => rollout.logits.clone(),
-            Reconstruction::TeacherForced => {
-                let mut logits = Vec::new();
-                let guidance: Vec<Box<dyn Guidance>> =
-                    vec![self.aid(&self.injector.model, step)?, Box::new(Keep::all(real.clone()))];
-                self.generate(guidance, 0.0, request, &mut |done| {
-                    if done.k >= first {
-                        logits.push(done.logits.clone());
-                    }
-                })?;
-                logits
+        take: &mut dyn FnMut(usize, Tensor<4>, Tensor<3>),
+    ) -> Result<TokenPyramid> {
+        let AidLossConfig { first_scale, temperature, truncate, .. } = self.config.loss;
+        let mut canvas = SoftCanvas::new(&self.backbone.tokenizer, request.labels.len(), temperature);
+        let made = self.generate(Some(correction), step, None, request, &mut |done| {
+            let painted = canvas.paint(done.k, done.logits.clone());
+            if truncate {
+                canvas.detach();
             }
-        };
-        let entropy = |(k, logits): (usize, &Tensor<3>)| ops::cross_entropy(logits.clone(), real.map(k), 0.0).mean();
-        mean((first..).zip(&logits).map(entropy))
+            if done.k >= first_scale {
+                take(done.k, self.backbone.show(painted), done.logits.clone());
+            }
+        })?;
+        Ok(made.tokens)
     }
 
-    /// One step of the discriminator on the pictures of all scales, which are off the graph.
-    fn judge(&mut self, real: &[Tensor<4>], made: &[Tensor<4>], rng: &mut Rng, step: u64) -> Result<Judged> {
+    /// The share of tokens that the correction has changed, from those of the same seeds without it.
+    fn changed(&self, corrected: &TokenPyramid, request: &Request) -> Result<f64> {
+        let plain = self.generate(None, 0, None, request, &mut |_| ())?;
+        share(corrected.sequence().not_equal(plain.tokens.sequence()).float())
+    }
+
+    /// One step of the discriminator on what is off the graph, scale by scale; says how it did if it is to `measure`.
+    fn judge(
+        &mut self,
+        real: &[Tensor<4>],
+        made: &[Tensor<4>],
+        rng: &mut Rng,
+        step: u64,
+        measure: bool,
+    ) -> Result<Option<Judged>> {
         let DiscriminatorConfig { r1_gamma, hinge, augment, .. } = self.config.discriminator;
-        let see = |images: &Tensor<4>, rng: &mut Rng| -> Result<Vec<Tensor<3>>> {
-            let images = augment.apply(Tensor::from_inner(images.clone()), rng);
+        let see = |shown: &Tensor<4>, rng: &mut Rng| -> Result<Vec<Tensor<3>>> {
             // The encoder's own graph is of no use here: nothing before the heads is trained.
-            let features = self.backbone.encoder.features(images)?;
+            let features = self.backbone.look(Tensor::from_inner(shown.clone()), &augment, rng)?;
             Ok(features.into_iter().map(Tensor::detach).collect())
         };
-        let seen = |images: &[Tensor<4>], rng: &mut Rng| images.iter().map(|k| see(k, rng)).collect::<Result<Vec<_>>>();
+        let seen = |shown: &[Tensor<4>], rng: &mut Rng| shown.iter().map(|k| see(k, rng)).collect::<Result<Vec<_>>>();
         let (real, made) = (seen(real, rng)?, seen(made, rng)?);
         let (mut losses, mut judged) = (Vec::new(), Judged::default());
         for (real, made) in real.iter().zip(&made) {
@@ -256,8 +326,10 @@ impl AidTrainer {
             let on_real = self.heads.model.forward(real, None)?;
             self.heads.model = self.heads.model.clone().iterated();
             let on_made = self.heads.model.forward(made, None)?;
-            judged.real.push(share(on_real.clone().mean_dim(1).greater_elem(0.0).float())?);
-            judged.made.push(share(on_made.clone().mean_dim(1).lower_elem(0.0).float())?);
+            if measure {
+                judged.real.push(share(on_real.clone().mean_dim(1).greater_elem(0.0).float())?);
+                judged.made.push(share(on_made.clone().mean_dim(1).lower_elem(0.0).float())?);
+            }
             let loss = hinge.discriminator_loss(on_real, on_made);
             losses.push(match r1_gamma {
                 0.0 => loss,
@@ -265,10 +337,75 @@ impl AidTrainer {
             });
         }
         let loss = mean(losses.into_iter())?;
-        judged.loss = scalar(&loss)?;
+        if measure {
+            judged.loss = scalar(&loss)?;
+        }
         let grads = GradientsParams::from_grads(loss.backward(), &self.heads.model);
         judged.grad_norm = self.heads.update(step, grads)?.first().map_or(0.0, |(_, norm)| *norm);
-        Ok(judged)
+        Ok(measure.then_some(judged))
+    }
+
+    /// The gradients of `mean over scales of L_adv + lambda_rec L_rec` (equation 7), and both parts' values. `rollout` is
+    /// the one whose pictures the discriminator has just seen; none if it is not on the graph.
+    fn learn(
+        &self,
+        rollout: Option<Rollout>,
+        real: &TokenPyramid,
+        request: &Request,
+        rng: &mut Rng,
+        step: u64,
+    ) -> Result<(GradientsParams, Learnt)> {
+        let AidLossConfig { lambda_rec, reconstruction, first_scale, truncate, .. } = self.config.loss;
+        let augment = &self.config.discriminator.augment;
+        let share = 1.0 / (self.backbone.tokenizer.scales().len() - first_scale) as f64;
+        // The heads do not learn from what the injector learns.
+        let heads = self.heads.model.clone().no_grad();
+        let correction = &self.correction.model;
+        let so_far = GradientsAccumulator::new();
+        let mut gradients = Gradients { model: correction, so_far, waiting: None, apart: truncate };
+        let mut learnt = Learnt::default();
+        let entropy = |k: usize, logits: Tensor<3>| ops::cross_entropy(logits, real.map(k), 0.0).mean() * share;
+        let free = lambda_rec > 0.0 && reconstruction == Reconstruction::FreeRunning;
+
+        let mut scale = |k: usize, shown: Tensor<4>, logits: Tensor<3>| -> Result<()> {
+            let features = self.backbone.look(shown, augment, rng)?;
+            let mut term = generator_loss(heads.forward(&features, None)?) * share;
+            learnt.adversarial.push(term.clone().inner());
+            if free {
+                let entropy = entropy(k, logits);
+                learnt.reconstruction.push(entropy.clone().inner());
+                term = term + entropy * lambda_rec;
+            }
+            gradients.add(term);
+            Ok(())
+        };
+        match rollout {
+            Some(Rollout { shown, logits }) => {
+                (first_scale..)
+                    .zip(shown.into_iter().zip(logits))
+                    .try_for_each(|(k, (shown, logits))| scale(k, shown, logits))?;
+            }
+            None => {
+                let mut outcome = Ok(());
+                self.rollout(correction, request, step, &mut |k, shown, logits| {
+                    if outcome.is_ok() {
+                        outcome = scale(k, shown, logits);
+                    }
+                })?;
+                outcome?;
+            }
+        }
+        if lambda_rec > 0.0 && reconstruction == Reconstruction::TeacherForced {
+            let kept = Some(Keep::all(real.clone()));
+            self.generate(Some(correction), step, kept, request, &mut |done| {
+                if done.k >= first_scale {
+                    let entropy = entropy(done.k, done.logits.clone());
+                    learnt.reconstruction.push(entropy.clone().inner());
+                    gradients.add(entropy * lambda_rec);
+                }
+            })?;
+        }
+        Ok((gradients.finish(), learnt))
     }
 
     /// Stops a run whose discriminator has won for good: the injector learns nothing from it any more.
@@ -287,6 +424,13 @@ impl AidTrainer {
         }
         Ok(())
     }
+}
+
+/// The terms of the injector's loss, scale by scale.
+#[derive(Default)]
+struct Learnt {
+    adversarial: Vec<Tensor<1>>,
+    reconstruction: Vec<Tensor<1>>,
 }
 
 /// What the discriminator said of one step.
@@ -310,59 +454,51 @@ impl Trainer for AidTrainer {
         let request = self.request(&batch.labels, step);
         let first = self.config.loss.first_scale;
 
-        let rollout = self.rollout(&request, step)?;
-        let made: Vec<Tensor<4>> = rollout.pictures.iter().map(|pictures| pictures.clone().inner()).collect();
-        let originals: Vec<Tensor<4>> =
-            tokenizer.canvases(&real).into_iter().skip(first).map(|canvas| tokenizer.decode(canvas).inner()).collect();
-        let mut rng = Rng::new(self.config.run.seed, "aid augment", step);
-        let mut judged = Judged::default();
-        for _ in 0..self.config.discriminator.steps {
-            judged = self.judge(&originals, &made, &mut rng, step)?;
-        }
-
-        // The heads do not learn from what the injector learns.
-        let heads = self.heads.model.clone().no_grad();
-        let augment = self.config.discriminator.augment;
-        let mut terms = Vec::new();
-        for pictures in &rollout.pictures {
-            let features = self.backbone.encoder.features(augment.apply(pictures.clone(), &mut rng))?;
-            terms.push(generator_loss(heads.forward(&features, None)?));
-        }
-        let adversarial = mean(terms.into_iter())?;
-        let value = scalar(&adversarial)?;
-        let mut metrics: Metrics = vec![("adversarial".into(), value)];
-        let loss = match self.config.loss.lambda_rec {
-            0.0 => adversarial,
-            lambda => {
-                let reconstruction = self.reconstruction(&rollout, &real, &request, step)?;
-                metrics.push(("reconstruction".into(), scalar(&reconstruction)?));
-                adversarial + reconstruction * lambda
-            }
+        // Truncated gradients are taken scale by scale, each scale's graph gone before the next: there is none here.
+        let correction = match self.config.loss.truncate {
+            true => self.correction.model.clone().no_grad(),
+            false => self.correction.model.clone(),
         };
-        let grads = GradientsParams::from_grads(loss.backward(), &self.injector.model);
-        let rates = self.injector.update(step, grads)?;
-        if !measure {
-            return Ok(Metrics::new());
+        let mut rollout = Rollout::default();
+        let tokens = self.rollout(&correction, &request, step, &mut |_, shown, logits| {
+            rollout.shown.push(shown);
+            rollout.logits.push(logits);
+        })?;
+        drop(correction);
+        let made: Vec<Tensor<4>> = rollout.shown.iter().map(|shown| shown.clone().inner()).collect();
+        let canvases = tokenizer.canvases(&real).into_iter().skip(first);
+        let originals: Vec<Tensor<4>> = canvases.map(|canvas| self.backbone.show(canvas).inner()).collect();
+        let mut rng = Rng::new(self.config.run.seed, "aid augment", step);
+        let mut judged = None;
+        for _ in 0..self.config.discriminator.steps {
+            judged = self.judge(&originals, &made, &mut rng, step, measure)?;
         }
+        let on_graph = (!self.config.loss.truncate).then_some(rollout);
+        let (grads, learnt) = self.learn(on_graph, &real, &request, &mut rng, step)?;
+        let rates = self.correction.update(step, grads)?;
+        let Some(judged) = judged else { return Ok(Metrics::new()) };
+        let value = sum(learnt.adversarial)?.unwrap_or_default();
+        let mut metrics: Metrics = vec![("adversarial".into(), value)];
+        metrics.extend(sum(learnt.reconstruction)?.map(|value| ("reconstruction".into(), value)));
         self.watch(&judged, value)?;
         metrics.extend([("d_loss".into(), judged.loss), ("d_grad_norm".into(), judged.grad_norm)]);
         for (i, (real, made)) in judged.real.iter().zip(&judged.made).enumerate() {
             metrics.extend([(format!("d_real_{}", i + first), *real), (format!("d_made_{}", i + first), *made)]);
         }
-        metrics.push(("tokens_changed".into(), self.changed(&rollout.tokens, &request)?));
+        metrics.push(("tokens_changed".into(), self.changed(&tokens, &request)?));
         metrics.extend(rates);
         Ok(metrics)
     }
 
     fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts = self.injector.parts();
+        let mut parts = self.correction.parts();
         parts.extend(self.heads.parts());
         parts.push(Part::bytes("beaten", self.beaten.to_le_bytes().to_vec()));
         parts
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.injector.restore(checkpoint)?;
+        self.correction.restore(checkpoint)?;
         self.heads.restore(checkpoint)?;
         let beaten = checkpoint.bytes("beaten")?;
         let beaten = <[u8; 4]>::try_from(&beaten[..])
@@ -382,23 +518,31 @@ impl Trainer for AidTrainer {
         let labels: Vec<usize> = (0..classes).collect();
         let sampler = self.config.guidance.sampler;
         let request = Request { sampler, ..Request::new(&labels, self.config.run.seed) };
-        let make = |guidance: Vec<Box<dyn Guidance>>| -> Result<Vec<image::RgbImage>> {
-            let made = self.generate(guidance, self.config.guidance.cfg, &request, &mut |_| ())?;
+        let make = |correction: Option<&Correction>| -> Result<Vec<image::RgbImage>> {
+            let made = self.generate(correction, step, None, &request, &mut |_| ())?;
             pictures(self.backbone.tokenizer.decode(made.canvas).inner(), Range::Signed)
         };
-        let injector = &self.injector.model;
-        let rows = [make(Vec::new())?, make(vec![self.aid(injector, step)?])?].concat();
+        let rows = [make(None)?, make(Some(&self.correction.model))?].concat();
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         Grid::new(classes).write(&path, &rows)?;
         Ok(Some(path))
     }
 
     fn export(&self) -> Result<PathBuf> {
-        let path = self.folder.join(INJECTOR);
-        let weight = AidWeight::Constant(self.config.guidance.weight_at(self.config.run.steps));
-        save_injector(self.injector(), Some(&weight), &path, false)?;
         save_heads(&self.heads.average, self.folder.join(HEADS), false)?;
-        Ok(path)
+        match &self.correction.average {
+            Correction::Injector(injector) => {
+                let path = self.folder.join(INJECTOR);
+                let weight = AidWeight::Constant(self.config.guidance.weight_at(self.config.run.steps));
+                save_injector(injector, Some(&weight), &path, false)?;
+                Ok(path)
+            }
+            Correction::Lora(lora) => {
+                let path = self.folder.join(LORA);
+                save_lora(lora, &path, false)?;
+                Ok(path)
+            }
+        }
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
@@ -412,20 +556,17 @@ impl Trainer for AidTrainer {
     }
 }
 
-impl AidTrainer {
-    /// The share of tokens that differ from those of the same seeds without guidance.
-    fn changed(&self, guided: &TokenPyramid, request: &Request) -> Result<f64> {
-        let plain = self.generate(Vec::new(), self.config.guidance.cfg, request, &mut |_| ())?;
-        share(guided.sequence().not_equal(plain.tokens.sequence()).float())
-    }
-}
-
 /// The mean of single numbers on the graph.
 fn mean(terms: impl Iterator<Item = Tensor<1>>) -> Result<Tensor<1>> {
     let terms: Vec<Tensor<1>> = terms.collect();
     let count = terms.len();
     let sum = terms.into_iter().reduce(|a, b| a + b);
     Ok(sum.ok_or_else(|| Error::config("scales that are judged", 0, "at least 1"))? / count as f64)
+}
+
+/// The sum of single numbers, if there are any.
+fn sum(terms: Vec<Tensor<1>>) -> Result<Option<f64>> {
+    terms.into_iter().reduce(|a, b| a + b).as_ref().map(scalar).transpose()
 }
 
 fn scalar(value: &Tensor<1>) -> Result<f64> {

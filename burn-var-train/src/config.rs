@@ -36,6 +36,38 @@ pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     toml::from_str(&text).map_err(|e| Error::format(path, e.to_string().trim_end().to_string()))
 }
 
+/// Reads a configuration file that may begin with `preset = "..."`: what it leaves out is as in that one of `presets`,
+/// names and TOML.
+///
+/// # Errors
+/// As [`read_toml`], and [`Error::Format`] listing the presets if there is none of that name.
+pub fn read_toml_over<T: DeserializeOwned>(path: impl AsRef<Path>, presets: &[(&str, &str)]) -> Result<T> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let wrong = |e: toml::de::Error| Error::format(path, e.to_string().trim_end().to_string());
+    let mut own: toml::Table = toml::from_str(&text).map_err(wrong)?;
+    let Some(name) = own.remove("preset") else { return toml::from_str(&text).map_err(wrong) };
+    let Some((_, preset)) = presets.iter().find(|(known, _)| name.as_str() == Some(known)) else {
+        let known: Vec<&str> = presets.iter().map(|(name, _)| *name).collect();
+        return Err(Error::format(path, format!("there is no preset {name}, but {}", known.join(", "))));
+    };
+    let mut whole: toml::Table = toml::from_str(preset).map_err(wrong)?;
+    overlay(&mut whole, own);
+    whole.try_into().map_err(wrong)
+}
+
+/// Puts the keys of one table over those of another, section by section.
+fn overlay(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
 /// Writes the resolved configuration to `config.toml` in the run's folder, or compares it with the one that is there.
 ///
 /// Returns whether it was there, that is whether this may be a resumed run. `may_change` lists the keys, dotted, that

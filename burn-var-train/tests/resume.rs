@@ -5,12 +5,18 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
+use burn_var::Scales;
 use burn_var::aid::Injector;
 use burn_var::encoder::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_heads, load_injector, save_vit};
+use burn_var::pretrained::{
+    StateDict, injector_config, injector_weight, load_heads, load_injector, load_lora, save_vit,
+};
 use burn_var::tokenizer::VqVae;
-use burn_var_train::aid::{AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Reconstruction, train_aid};
+use burn_var::transformer::LowRankConfig;
+use burn_var_train::aid::{
+    AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Judges, LoraSize, Reconstruction, train_aid,
+};
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
 use burn_var_train::patch_gan::PatchGan;
@@ -83,7 +89,7 @@ fn compare(folder: &Path, parts: &[&str], train: impl Fn(&Path, &mut dyn Progres
     for stop in [1, 3] {
         assert_eq!(train(&broken, &mut StopAfter(stop)), None, "stopped after step {stop}");
         let files = std::fs::read_dir(&broken).expect("a run").flatten().map(|entry| entry.file_name());
-        let models = ["tokenizer.safetensors", "transformer.safetensors", "injector.safetensors"];
+        let models = ["tokenizer.safetensors", "transformer.safetensors", "injector.safetensors", "lora.safetensors"];
         let models = files.filter(|name| models.iter().any(|model| name == model));
         assert_eq!(models.count(), 1, "the model as far as it is, after step {stop}");
     }
@@ -159,7 +165,10 @@ fn a_tokenizer_and_its_discriminator_go_on_to_the_bit() {
 
 /// A tokenizer of a few steps in `folder`, and how to train a transformer on it.
 fn transformer_config(folder: &Path, data: &Path) -> VarTrainConfig {
-    let config = tokenizer_config(data, "");
+    transformer_config_on(folder, tokenizer_config(data, ""), data)
+}
+
+fn transformer_config_on(folder: &Path, config: TokenizerConfig, data: &Path) -> VarTrainConfig {
     let path = train_tokenizer(config, &folder.join("tokenizer"), &Device::default(), &mut ())
         .expect("trains")
         .expect("to the end");
@@ -172,7 +181,11 @@ fn transformer_config(folder: &Path, data: &Path) -> VarTrainConfig {
 /// AID-VAR on models of a few steps, and an encoder of none.
 fn aid_config(folder: &Path) -> AidTrainConfig {
     let data = pictures(folder);
-    let models = transformer_config(folder, &data);
+    aid_config_on(folder, tokenizer_config(&data, ""), &data)
+}
+
+fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidTrainConfig {
+    let models = transformer_config_on(folder, tokenizer, data);
     let transformer = train_var(models.clone(), &folder.join("transformer"), &Device::default(), &mut ());
     let transformer = transformer.expect("trains").expect("to the end");
     let encoder = folder.join("encoder.safetensors");
@@ -184,7 +197,7 @@ fn aid_config(folder: &Path) -> AidTrainConfig {
     save_vit(&sizes.init(1, &Device::default()).expect("valid"), &encoder, false).expect("written");
     let files = format!("tokenizer = {:?}\ntransformer = {transformer:?}\nencoder = {encoder:?}\n", models.tokenizer);
     let text = files
-        + &run_section(&data)
+        + &run_section(data)
         + "[guidance]\nweight = 0.1\nramp_from = 0.05\nramp_steps = 3\n[loss]\nlambda_rec = 0.5\n\
            [learning_rate]\npeak = 0.01\n[discriminator]\nsteps = 2\n[discriminator.learning_rate]\npeak = 0.001\n";
     toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
@@ -196,12 +209,12 @@ fn an_injector_goes_on_to_the_bit_and_learns() {
     let config = aid_config(folder.path());
     let parts = [
         "beaten",
+        "correction-average",
+        "correction-model",
+        "correction-optimizer",
         "heads-average",
         "heads-model",
         "heads-optimizer",
-        "injector-average",
-        "injector-model",
-        "injector-optimizer",
     ];
     let whole = compare(folder.path(), &parts, |run, progress| {
         train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
@@ -228,6 +241,62 @@ fn an_injector_goes_on_to_the_bit_and_learns() {
             assert!(record.get(name).is_some(), "`{name}` is in the log: {record:?}");
         }
     }
+}
+
+#[test]
+fn a_lora_goes_on_to_the_bit_and_learns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rank = LowRankConfig { rank: 2, alpha: 2.0 };
+    let lora = Some(LoraSize { attention: rank, feed_forward: rank });
+    // Judged without an encoder besides, and scale by scale.
+    let mut config = AidTrainConfig { lora, encoder: None, ..aid_config(folder.path()) };
+    config.discriminator.judges = Judges::QuantizerFeatures;
+    config.loss.truncate = true;
+    let parts = [
+        "beaten",
+        "correction-average",
+        "correction-model",
+        "correction-optimizer",
+        "heads-average",
+        "heads-model",
+        "heads-optimizer",
+    ];
+    let whole = compare(folder.path(), &parts, |run, progress| {
+        train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+    let dict = StateDict::open(whole.join("lora.safetensors")).expect("written");
+    let lora = load_lora(&dict, &Device::default()).expect("its configuration and weights");
+    let mut collect = Collect(Vec::new());
+    lora.visit(&mut collect);
+    let zeros = collect.0.iter().filter(|weight| **weight == 0.0).count();
+    assert!(zeros * 10 < collect.0.len(), "second factors begin at zero, and {zeros} of {} are", collect.0.len());
+    for record in read_log(whole.join("log.jsonl")).expect("a log") {
+        assert!(record["grad_norm"].as_f64() > Some(0.0), "it gets a gradient: {record:?}");
+    }
+}
+
+#[test]
+fn truncated_gradients_are_whole_where_one_scale_is_corrected() {
+    let norms = |patch_nums: &[usize]| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = pictures(folder.path());
+        let mut tokenizer = tokenizer_config(&data, "");
+        tokenizer.model.patch_nums = Scales::square(patch_nums).expect("a ladder");
+        let mut config = aid_config_on(folder.path(), tokenizer, &data);
+        [false, true].map(|truncate| {
+            config.loss.truncate = truncate;
+            let tokens =
+                TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
+            let backbone = Backbone::load(&config, &Device::default()).expect("fits");
+            let trainer = AidTrainer::new(config.clone(), backbone, tokens, folder.path(), &Device::default());
+            let metrics = trainer.expect("a valid configuration").step(0, true).expect("finite");
+            metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1
+        })
+    };
+    let [whole, truncated] = norms(&[1, 8]);
+    assert!((whole - truncated).abs() < 1e-4 * whole, "with one scale to correct: {whole} and {truncated}");
+    let [whole, truncated] = norms(&[1, 3, 8]);
+    assert!((whole - truncated).abs() > 1e-3 * whole, "with two: {whole} and {truncated}");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub struct Generated {
 /// [`Error::Shape`] if tokenizer and transformer do not belong together.
 pub fn generate(
     tokenizer: &impl Tokenizer,
-    transformer: &impl NextScale,
+    transformer: &(impl NextScale + ?Sized),
     guidance: &mut [Box<dyn Guidance>],
     request: &Request,
     observer: &mut dyn FnMut(ScaleDone<'_>) -> ControlFlow<()>,
@@ -127,7 +127,7 @@ pub fn generate(
 }
 
 /// One step of the transformer, its sequences cut into those with a class and those without.
-fn branches(transformer: &impl NextScale, session: &mut Session, hidden: Tensor<3>, batch: usize) -> Logits {
+fn branches(transformer: &(impl NextScale + ?Sized), session: &mut Session, hidden: Tensor<3>, batch: usize) -> Logits {
     let logits = transformer.step(session, hidden);
     let sequences = logits.dims()[0];
     if sequences == batch {
@@ -141,7 +141,7 @@ fn branches(transformer: &impl NextScale, session: &mut Session, hidden: Tensor<
 ///
 /// # Errors
 /// [`Error::Config`] naming what differs.
-pub fn check_pair(tokenizer: &impl Tokenizer, transformer: &impl NextScale) -> Result<()> {
+pub fn check_pair(tokenizer: &impl Tokenizer, transformer: &(impl NextScale + ?Sized)) -> Result<()> {
     if tokenizer.scales() != transformer.scales() {
         let expected = format!("`{}`, the tokenizer's", tokenizer.scales());
         return Err(Error::config("patch_nums of the transformer", transformer.scales(), expected));

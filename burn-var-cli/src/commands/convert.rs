@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use burn_var::Scales;
 use burn_var::pretrained::{
-    ModelConfig, Section, StateDict, Usage, load_classifier, load_var, load_vqvae, save_classifier, save_var,
-    save_vqvae, var_config, vqvae_config,
+    ModelConfig, Section, StateDict, Usage, load_classifier, load_lora, load_var, load_vqvae, save_classifier,
+    save_var, save_vqvae, var_config, vqvae_config,
 };
 use clap::ValueEnum;
 use serde::Serialize;
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Names of a transformer's classes for the new file: a text file, one name a line.
     #[arg(long, value_name = "FILE")]
     class_names: Option<PathBuf>,
+    /// A LoRA to merge into a transformer.
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
     /// Sides of the token maps, of a file that does not tell.
     #[arg(long, value_name = "SIDES", value_delimiter = ',')]
     patch_nums: Option<Vec<usize>>,
@@ -63,6 +66,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     if args.class_names.is_some() && part != Part::Transformer {
         return Err(usage("--class-names is for transformers: others have no classes by name"));
     }
+    if args.lora.is_some() && part != Part::Transformer {
+        return Err(usage("--lora is for transformers: it changes the weights of one"));
+    }
     let device = Device::default();
     let (path, half) = (&args.output, args.half);
     let config = match part {
@@ -77,7 +83,12 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
             if let Some(file) = &args.class_names {
                 usage.class_names = class_names(file, config.num_classes)?;
             }
-            save_var(&load_var(&dict, &config, &device)?, &usage, path, half)?;
+            let transformer = load_var(&dict, &config, &device)?;
+            let transformer = match &args.lora {
+                Some(file) => load_lora(&StateDict::open(file)?, &device)?.merge(transformer)?,
+                None => transformer,
+            };
+            save_var(&transformer, &usage, path, half)?;
             ModelConfig::Var(config)
         }
         Part::Classifier => {

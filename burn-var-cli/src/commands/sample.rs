@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::caption::{Row, sheet};
 use crate::classes::{equal_parts, in_turn};
-use crate::generator::{Batch, Generator, SamplingArgs, or_default};
+use crate::generator::{Batch, Generator, SamplingArgs, Wanted, or_default};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
 
@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Show how each picture grows, a column a scale.
     #[arg(long)]
     scales: bool,
+    /// Every picture twice: without injector, LoRA and guidance other than CFG, and below with them.
+    #[arg(long, conflicts_with = "npz")]
+    compare: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -74,6 +77,9 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     png.iter().chain(&args.npz).try_for_each(|path| check_target(path))?;
     let generator = Generator::new(&args.model, &args.sampling, device)?;
+    if args.compare && !generator.is_guided() {
+        return Err(usage("--compare needs something to compare: --aid, --lora or --ssg"));
+    }
     let classes = generator.pair.classes();
     let mut chosen = classes.find_all(&args.classes)?;
     if chosen.is_empty() {
@@ -85,14 +91,15 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let labels = if args.npz.is_some() { in_turn(&chosen, count) } else { equal_parts(&chosen, count) };
 
     let start = Instant::now();
-    let bar = output.bar(count, "pictures");
+    let bar = output.bar(if args.compare { 2 * count } else { count }, "pictures");
     let mut rows = Rows::default();
-    let make = |rows: &mut Rows, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
-        generator.run(&labels, args.scales, |batch| {
+    let make = |rows: &mut Rows, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
+        generator.run(&labels, Wanted { stages: args.scales, plain }, |batch| {
             let images = pictures(batch.images.clone(), Range::Signed)?;
             images.iter().try_for_each(|image| take(image.as_raw()))?;
             if png.is_some() {
-                rows.add(&batch, images, |label| classes.name(label))?;
+                let note = if args.compare && !plain { ", guided" } else { "" };
+                rows.add(&batch, images, |label| format!("{}{note}", classes.name(label)))?;
             }
             bar.inc(batch.labels.len() as u64);
             Ok(())
@@ -101,9 +108,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     match &args.npz {
         Some(path) => {
             let [_, height, width] = generator.pair.tokenizer.picture_shape();
-            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut rows, take))?;
+            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut rows, false, take))?;
         }
-        None => make(&mut rows, &mut |_| Ok(()))?,
+        None => make(&mut rows, args.compare, &mut |_| Ok(()))?,
+    }
+    if args.compare {
+        let mut guided = Rows::default();
+        make(&mut guided, false, &mut |_| Ok(()))?;
+        rows = Rows(rows.0.into_iter().zip(guided.0).flat_map(|(plain, guided)| [plain, guided]).collect());
     }
     bar.finish_and_clear();
     if let Some(path) = &png {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
-use burn_var_train::config::read_toml;
+use burn_var_train::config::{read_toml, read_toml_over};
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
@@ -90,7 +90,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             summary.map(|DinoSummary { file, .. }| file)
         }
         Command::Aid(_) => {
-            let mut config: AidTrainConfig = read_toml(config)?;
+            let mut config: AidTrainConfig = read_toml_over(config, &AidTrainConfig::PRESETS)?;
             config.run.steps = steps.unwrap_or(config.run.steps);
             train_aid(config, out, device, &mut progress)?
         }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use burn_var::Scales;
 use burn_var::aid::{Augment, HeadVariant, HingeReduction, InjectorResize};
 use burn_var::sampler::Sampler;
+use burn_var::transformer::LowRankConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
@@ -21,11 +22,15 @@ pub struct AidTrainConfig {
     pub tokenizer: PathBuf,
     /// The file of the transformer that is corrected.
     pub transformer: PathBuf,
-    /// The file of the vision transformer that the discriminator looks through.
-    pub encoder: PathBuf,
+    /// The file of the vision transformer that the discriminator looks through, if it looks at pictures.
+    #[serde(default)]
+    pub encoder: Option<PathBuf>,
     /// The injector.
     #[serde(default)]
     pub injector: InjectorSize,
+    /// Trains this in place of an injector, against the same discriminator.
+    #[serde(default)]
+    pub lora: Option<LoraSize>,
     /// The discriminator.
     #[serde(default)]
     pub discriminator: DiscriminatorConfig,
@@ -47,6 +52,16 @@ pub struct AidTrainConfig {
     /// When the run is given up.
     #[serde(default)]
     pub collapse: CollapseConfig,
+}
+
+impl AidTrainConfig {
+    /// Hyperparameters by name, as TOML that [`read_toml_over`](crate::config::read_toml_over) takes: `paper` and
+    /// `single-class` of the papers, `released` of the authors' script.
+    pub const PRESETS: [(&str, &str); 3] = [
+        ("paper", include_str!("presets/paper.toml")),
+        ("released", include_str!("presets/released.toml")),
+        ("single-class", include_str!("presets/single-class.toml")),
+    ];
 }
 
 /// AdamW as AID-VAR uses it.
@@ -86,10 +101,40 @@ impl Default for InjectorSize {
     }
 }
 
+/// The ranks of a low-rank adaptation; those of AID-VAR's code if left out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSize {
+    /// Of the projections to queries, keys and values, and of the mixed values.
+    pub attention: LowRankConfig,
+    /// Of both layers of the feed-forward.
+    pub feed_forward: LowRankConfig,
+}
+
+impl Default for LoraSize {
+    fn default() -> Self {
+        Self { attention: LowRankConfig::ATTENTION, feed_forward: LowRankConfig::FEED_FORWARD }
+    }
+}
+
+/// What the discriminator judges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judges {
+    /// Pictures, through a frozen encoder.
+    #[default]
+    Pictures,
+    /// The quantizer's features before they are decoded, an ablation of the papers that collapses: without an encoder,
+    /// and without augmentation.
+    QuantizerFeatures,
+}
+
 /// The discriminator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiscriminatorConfig {
+    /// What it judges.
+    pub judges: Judges,
     /// The encoder's blocks whose output is judged; four at even distances if left out.
     pub blocks: Option<Vec<usize>>,
     /// Whose heads.
@@ -114,6 +159,7 @@ pub struct DiscriminatorConfig {
 impl Default for DiscriminatorConfig {
     fn default() -> Self {
         Self {
+            judges: Judges::default(),
             blocks: None,
             variant: HeadVariant::default(),
             virtual_batch: 8,
@@ -150,11 +196,20 @@ pub struct AidLossConfig {
     pub first_scale: usize,
     /// Softmax temperature of the soft decode.
     pub temperature: f64,
+    /// Gradients of a scale's picture and logits reach what is trained at that scale, and not at those before. It takes
+    /// the memory of one scale in place of all, one generation more, and the gradient is no longer the whole one.
+    pub truncate: bool,
 }
 
 impl Default for AidLossConfig {
     fn default() -> Self {
-        Self { lambda_rec: 0.01, reconstruction: Reconstruction::default(), first_scale: 1, temperature: 1.0 }
+        Self {
+            lambda_rec: 0.01,
+            reconstruction: Reconstruction::default(),
+            first_scale: 1,
+            temperature: 1.0,
+            truncate: false,
+        }
     }
 }
 
@@ -244,6 +299,24 @@ impl AidTrainConfig {
             let expected = format!("below {}, the number of scales", scales.len());
             return Err(Error::config("loss.first_scale", self.loss.first_scale, expected));
         }
+        match (self.discriminator.judges, &self.encoder) {
+            (Judges::Pictures, None) => {
+                let expected = "the file of a vision transformer, from `burn-var train dino` for instance";
+                return Err(Error::config("encoder", "nothing", expected));
+            }
+            (Judges::QuantizerFeatures, Some(_)) => {
+                let expected = "nothing, since discriminator.judges is quantizer-features";
+                return Err(Error::config("encoder", "a file", expected));
+            }
+            _ => {}
+        }
+        if self.loss.truncate && self.loss.first_scale == 0 && self.lora.is_none() {
+            let expected = "at least 1 with loss.truncate: nothing of the injector's enters the first scale";
+            return Err(Error::config("loss.first_scale", 0, expected));
+        }
+        if self.lora.is_some() && self.injector != InjectorSize::default() {
+            return Err(Error::config("injector", "sizes", "nothing beside [lora], which is trained in its place"));
+        }
         if self.discriminator.steps == 0 {
             return Err(Error::config("discriminator.steps", 0, "at least 1"));
         }
@@ -265,5 +338,38 @@ fn in_discriminator(error: Error) -> Error {
             Error::Config { name: format!("discriminator.{name}"), found, expected }
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::read_toml_over;
+
+    const FILES: &str = "tokenizer = \"a\"\ntransformer = \"b\"\nencoder = \"c\"\n[data]\npath = \"d\"\n";
+
+    fn read(head: &str, tail: &str) -> Result<AidTrainConfig> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, format!("{head}{FILES}{tail}")).unwrap();
+        read_toml_over(&path, &AidTrainConfig::PRESETS)
+    }
+
+    #[test]
+    fn presets_are_valid_and_can_be_changed() {
+        let scales = Scales::square(&[1, 2]).unwrap();
+        for (name, _) in AidTrainConfig::PRESETS {
+            let config = read(&format!("preset = {name:?}\n"), "").unwrap();
+            config.validate(&scales).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let config = read("preset = \"paper\"\n", "[run]\nsteps = 7\n[discriminator]\nr1_gamma = 0.5\n").unwrap();
+        assert_eq!((config.run.steps, config.run.batch_size), (7, 256), "one key of a section is changed");
+        let discriminator = DiscriminatorConfig { r1_gamma: 0.5, ..DiscriminatorConfig::default() };
+        assert_eq!(config.discriminator, discriminator, "what this crate leaves out is the paper's");
+        assert_eq!(read("", "[run]\nsteps = 7\nbatch_size = 2\n").unwrap().run.steps, 7, "without a preset");
+        let error = read("preset = \"best\"\n", "").unwrap_err().to_string();
+        assert!(error.contains("\"best\"") && error.contains("single-class"), "{error}");
+        let error = read("preset = \"paper\"\n", "[loss]\nlambda = 1\n").unwrap_err().to_string();
+        assert!(error.contains("lambda"), "{error}");
     }
 }

@@ -32,4 +32,9 @@ impl<'a, T: Tokenizer> SoftCanvas<'a, T> {
         self.canvas = self.tokenizer.paint(self.canvas.clone(), k, codes);
         self.canvas.clone()
     }
+
+    /// Lets no gradient pass to the scales painted so far.
+    pub fn detach(&mut self) {
+        self.canvas = self.canvas.clone().detach();
+    }
 }

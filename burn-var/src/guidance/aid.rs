@@ -1,13 +1,14 @@
 //! AID-VAR's correction of what enters the transformer.
 
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-use super::{Entering, Guidance};
+use super::{Entering, Guidance, Logits};
 use crate::aid::Injector;
+use crate::resize::Resize;
 use crate::transformer::Var;
-use crate::{Error, Result, Scales, nn};
+use crate::{Error, Result, Scales, nn, ops};
 
 /// How much of the injector's map is added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +18,46 @@ pub enum AidWeight {
     Constant(f64),
     /// One number a scale; the first is not used.
     PerScale(Vec<f64>),
+    /// As much as the model was uncertain at the scale before. Not of the papers, whose authors name the fixed weight as
+    /// their method's main limit.
+    Adaptive {
+        /// The weight where the model has no idea; where it is certain nothing is added.
+        most: f64,
+        /// How uncertainty is measured.
+        by: Uncertainty,
+        /// Whether every position has a weight of its own; else all of a scale share the mean.
+        per_position: bool,
+    },
+}
+
+/// How uncertain logits are, from 0 for one possible code to 1 for all alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uncertainty {
+    /// Entropy of their softmax, as a share of the most there can be.
+    Entropy,
+    /// 1 less the distance between the two largest probabilities.
+    Margin,
+}
+
+impl Uncertainty {
+    /// Of each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
+    pub fn of(self, logits: Tensor<3>) -> Tensor<3> {
+        let probabilities = ops::softmax(logits.clone());
+        match self {
+            Self::Entropy => {
+                let most = (logits.dims()[2] as f64).ln();
+                let logarithms = burn::tensor::activation::log_softmax(logits, 2);
+                // Where a probability is 0 its logarithm may be minus infinity: such a code adds nothing.
+                (probabilities * logarithms.clamp_min(-1e4)).sum_dim(2) * (-1.0 / most)
+            }
+            Self::Margin => {
+                let two = probabilities.topk(2, 2);
+                let (first, second) = (two.clone().slice(s![.., .., 0..1]), two.slice(s![.., .., 1..2]));
+                second - first + 1.0
+            }
+        }
+    }
 }
 
 impl Default for AidWeight {
@@ -26,10 +67,10 @@ impl Default for AidWeight {
 }
 
 impl AidWeight {
-    /// The weight at scale `k`.
+    /// The weight at scale `k`; of an adaptive one the most it can be.
     pub fn at(&self, k: usize) -> f64 {
         match self {
-            Self::Constant(weight) => *weight,
+            Self::Constant(weight) | Self::Adaptive { most: weight, .. } => *weight,
             Self::PerScale(weights) => weights.get(k).copied().unwrap_or(0.0),
         }
     }
@@ -44,6 +85,8 @@ pub struct Aid {
     word_embed: Linear,
     /// How much of the map is added.
     pub weight: AidWeight,
+    /// Of the tokens of the scale before, `[batch, tokens, 1]`.
+    uncertainty: Option<Tensor<3>>,
 }
 
 impl Aid {
@@ -60,7 +103,7 @@ impl Aid {
                 return Err(Error::config(name, found, format!("{width}, the width of the transformer")));
             }
         }
-        Ok(Self { injector, word_embed: transformer.word_embed().clone(), weight })
+        Ok(Self { injector, word_embed: transformer.word_embed().clone(), weight, uncertainty: None })
     }
 
     /// The injector's map for the scale that is about to enter, `[batch, tokens, width]`, values between -2 and 2; none
@@ -76,6 +119,20 @@ impl Aid {
     }
 }
 
+impl Aid {
+    /// Brings the uncertainty of the scale before to this one, `[batch, tokens or 1, 1]`.
+    fn spread(&self, uncertainty: Tensor<3>, scale: Entering<'_>) -> Tensor<3> {
+        let (AidWeight::Adaptive { per_position: true, .. }, Some(before)) = (&self.weight, scale.k.checked_sub(1))
+        else {
+            return uncertainty.mean_dim(1);
+        };
+        let (from, to) = (scale.scales.size(before), scale.scales.size(scale.k));
+        let batch = uncertainty.dims()[0];
+        let map = Resize::Bilinear.apply(uncertainty.reshape([batch, 1, from.height, from.width]), to);
+        map.reshape([batch, to.area(), 1])
+    }
+}
+
 impl Guidance for Aid {
     fn name(&self) -> &'static str {
         "aid"
@@ -83,7 +140,7 @@ impl Guidance for Aid {
 
     fn check(&self, scales: &Scales) -> Result<()> {
         let weights = match &self.weight {
-            AidWeight::Constant(weight) => std::slice::from_ref(weight),
+            AidWeight::Constant(weight) | AidWeight::Adaptive { most: weight, .. } => std::slice::from_ref(weight),
             AidWeight::PerScale(weights) if weights.len() != scales.len() => {
                 let expected = format!("{}, one a scale", scales.len());
                 return Err(Error::config("aid weight", format!("{} numbers", weights.len()), expected));
@@ -102,12 +159,19 @@ impl Guidance for Aid {
         if weight == 0.0 {
             return Ok(hidden);
         }
-        Ok(match self.map(scale)? {
-            Some(map) => {
-                let branches = hidden.dims()[0] / map.dims()[0];
-                hidden + (map * weight).repeat_dim(0, branches)
-            }
-            None => hidden,
-        })
+        let Some(map) = self.map(scale)? else { return Ok(hidden) };
+        let map = match self.uncertainty.take() {
+            Some(uncertainty) => map * self.spread(uncertainty, scale),
+            None => map,
+        };
+        let branches = hidden.dims()[0] / map.dims()[0];
+        Ok(hidden + (map * weight).repeat_dim(0, branches))
+    }
+
+    fn steer(&mut self, _: usize, _: &Scales, logits: Logits) -> Result<Logits> {
+        if let AidWeight::Adaptive { by, .. } = self.weight {
+            self.uncertainty = Some(by.of(logits.cond.clone()));
+        }
+        Ok(logits)
     }
 }

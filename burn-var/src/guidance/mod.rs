@@ -7,7 +7,7 @@ mod ssg;
 
 use burn::tensor::{Bool, Int, Tensor};
 
-pub use aid::{Aid, AidWeight};
+pub use aid::{Aid, AidWeight, Uncertainty};
 pub use cfg::{Cfg, CfgSchedule};
 pub use keep::Keep;
 pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgSchedule, dct_matrix};

@@ -1,5 +1,7 @@
 //! The inter-scale consistency score of AID-VAR.
 
+use serde::Serialize;
+
 use super::frechet::{FeatureStats, frechet_distance};
 use crate::{Error, Result};
 
@@ -29,7 +31,7 @@ pub enum Side {
 }
 
 /// One transition of an [`IscsScore`].
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Transition {
     /// The scale that it leads to, from 1.
     pub to: usize,
@@ -42,7 +44,7 @@ pub struct Transition {
 }
 
 /// The score of a set of pictures.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct IscsScore {
     /// One entry a transition.
     pub transitions: Vec<Transition>,

@@ -36,6 +36,11 @@ impl KvCache {
         Self { memory: self.memory.map(|parts| parts.map(|part| part.narrow(0, 0, batch))), ..self }
     }
 
+    /// Lets no gradient pass to what it holds.
+    pub(crate) fn detach(&mut self) {
+        self.memory = self.memory.take().map(|parts| parts.map(Tensor::detach));
+    }
+
     /// What it holds, without what lies behind.
     fn take(&mut self) -> Option<[Tensor<4>; 2]> {
         let tokens = self.tokens;

@@ -9,7 +9,7 @@ use crate::aid::{HeadsConfig, InjectorConfig};
 use crate::classifier::ClassifierConfig;
 use crate::encoder::VitConfig;
 use crate::tokenizer::VqVaeConfig;
-use crate::transformer::VarConfig;
+use crate::transformer::{LoraConfig, VarConfig};
 use crate::{Error, Result};
 
 /// Where the configuration is in a file's metadata.
@@ -24,6 +24,8 @@ pub enum ModelConfig {
     VqVae(VqVaeConfig),
     /// A VAR transformer.
     Var(VarConfig),
+    /// A low-rank change of one.
+    Lora(LoraConfig),
     /// A classifier that judges generated pictures.
     Classifier(ClassifierConfig),
     /// A guidance injector of AID-VAR.

@@ -6,6 +6,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::VarConfig;
+use super::lora::{BlockLora, adapted};
 use crate::ops::{KvCache, QueryKeys};
 use crate::{nn, ops};
 
@@ -48,18 +49,18 @@ impl Attention {
     }
 
     /// `[batch, tokens, width]`, unchanged in shape.
-    pub fn forward(&self, x: Tensor<3>, context: Context<'_>) -> Tensor<3> {
+    pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Tensor<3> {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {
             Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
             None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
         };
-        let qkv = nn::apply(&self.mat_qkv, x);
+        let qkv = adapted(&self.mat_qkv, lora.map(|lora| &lora.mat_qkv), x);
         let biases = Some([self.q_bias.val(), self.v_bias.val()]);
         let mixed = match context {
             Context::Masked(mask) => ops::self_attention(qkv, biases, self.heads, query_keys, Some(mask.clone())),
             Context::Cached(cache) => ops::cached_attention(qkv, biases, self.heads, query_keys, cache),
         };
-        nn::apply(&self.proj, mixed)
+        adapted(&self.proj, lora.map(|lora| &lora.proj), mixed)
     }
 }

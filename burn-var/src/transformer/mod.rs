@@ -1,15 +1,19 @@
 //! Next-scale transformers: all tokens of a scale at once, from the scales before it.
 
 mod attention;
+mod lora;
 mod modulation;
 mod preset;
+mod truncated;
 mod var;
 
 use burn::tensor::Tensor;
 
 pub use attention::{Attention, Context};
+pub use lora::{Adapted, Lora, LoraConfig, LowRankConfig};
 pub use modulation::{BlockModulation, HeadModulation};
 pub use preset::VarPreset;
+pub use truncated::Truncated;
 pub use var::{Var, VarConfig, VarInit, drop_labels};
 
 use crate::ops::KvCache;
@@ -54,6 +58,8 @@ pub struct Session {
     pub(crate) blocks: Vec<BlockModulation>,
     pub(crate) head: HeadModulation,
     pub(crate) caches: Vec<KvCache>,
+    /// A low-rank change of all blocks.
+    pub(crate) lora: Option<Lora>,
 }
 
 impl Session {
@@ -71,6 +77,12 @@ impl Session {
             blocks: self.blocks.into_iter().map(|block| block.truncate(batch)).collect(),
             head: self.head.truncate(batch),
             caches: self.caches.into_iter().map(|cache| cache.truncate(batch)).collect(),
+            lora: self.lora,
         }
+    }
+
+    /// Lets no gradient pass to the scales before.
+    fn detach(&mut self) {
+        self.caches.iter_mut().for_each(KvCache::detach);
     }
 }

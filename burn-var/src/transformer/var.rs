@@ -7,6 +7,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::lora::{BlockLora, adapted};
 use super::{Attention, BlockModulation, Context, HeadModulation, Label, NextScale, Session};
 use crate::error::require_positive;
 use crate::init::{Start, initialise};
@@ -162,16 +163,16 @@ impl VarConfig {
 
 /// Two linear layers with GELU (tanh form) between.
 #[derive(Module, Debug)]
-struct FeedForward {
-    fc1: Linear,
-    fc2: Linear,
+pub(super) struct FeedForward {
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
 }
 
 /// Attention and feed-forward, each behind an adaptive norm and a gate.
 #[derive(Module, Debug)]
-struct Block {
-    attn: Attention,
-    ffn: FeedForward,
+pub(super) struct Block {
+    pub(super) attn: Attention,
+    pub(super) ffn: FeedForward,
     /// Adaptive norm of its own ...
     ada_lin: Option<Linear>,
     /// ... or an offset to the shared one, `[1, 1, 6, width]`.
@@ -217,12 +218,14 @@ impl Block {
         x: Tensor<3>,
         by: &BlockModulation,
         context: Context<'_>,
+        lora: Option<&BlockLora>,
         drop: &mut Option<&mut Rng>,
     ) -> Tensor<3> {
         let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
-        let x = ops::gated_residual(x, self.attn.forward(h, context), self.kept(by.gamma1.clone(), drop));
+        let x = ops::gated_residual(x, self.attn.forward(h, context, lora), self.kept(by.gamma1.clone(), drop));
         let h = ops::layer_norm_modulate(x.clone(), by.scale2.clone(), by.shift2.clone(), self.epsilon);
-        let h = nn::apply(&self.ffn.fc2, ops::gelu_tanh(nn::apply(&self.ffn.fc1, h)));
+        let h = ops::gelu_tanh(adapted(&self.ffn.fc1, lora.map(|lora| &lora.fc1), h));
+        let h = adapted(&self.ffn.fc2, lora.map(|lora| &lora.fc2), h);
         ops::gated_residual(x, h, self.kept(by.gamma2.clone(), drop))
     }
 
@@ -252,7 +255,7 @@ pub struct Var {
     pos_1LC: Param<Tensor<3>>,
     lvl_embed: Embedding,
     shared_ada_lin: Option<Linear>,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
     head_nm: HeadNorm,
     head: Linear,
     #[module(skip)]
@@ -263,6 +266,12 @@ impl Var {
     /// The sizes it was made with.
     pub fn config(&self) -> &VarConfig {
         &self.config
+    }
+
+    /// Code vectors as the transformer embeds them, without positions: `[batch, tokens, z_channels]` to `[batch, tokens,
+    /// width]`.
+    pub fn embed_codes(&self, codes: Tensor<3>) -> Tensor<3> {
+        nn::apply(&self.word_embed, codes)
     }
 
     /// The embedding of code vectors, `[.., z_channels]` to `[.., width]`.
@@ -290,7 +299,7 @@ impl Var {
         let mut x = x + session.positions.clone();
         let mask = block_causal_mask(scales, &x.device());
         for (block, by) in self.blocks.iter().zip(&session.blocks) {
-            x = block.forward(x, by, Context::Masked(&mask), &mut drop);
+            x = block.forward(x, by, Context::Masked(&mask), None, &mut drop);
         }
         Ok(nn::apply(&self.head, session.head.norm(x, self.config.norm_eps)))
     }
@@ -340,6 +349,7 @@ impl NextScale for Var {
             head: HeadModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
             caches: vec![KvCache::new(self.config.patch_nums.tokens()); self.blocks.len()],
             condition,
+            lora: None,
         })
     }
 
@@ -355,10 +365,11 @@ impl NextScale for Var {
     }
 
     fn step(&self, session: &mut Session, hidden: Tensor<3>) -> Tensor<3> {
-        let Session { blocks, caches, head, .. } = session;
+        let Session { blocks, caches, head, lora, .. } = session;
         let mut x = hidden;
-        for ((block, by), cache) in self.blocks.iter().zip(blocks.iter()).zip(caches.iter_mut()) {
-            x = block.forward(x, by, Context::Cached(cache), &mut None);
+        for (i, ((block, by), cache)) in self.blocks.iter().zip(blocks.iter()).zip(caches.iter_mut()).enumerate() {
+            let lora = lora.as_ref().and_then(|lora| lora.block(i));
+            x = block.forward(x, by, Context::Cached(cache), lora, &mut None);
         }
         nn::apply(&self.head, head.norm(x, self.config.norm_eps))
     }

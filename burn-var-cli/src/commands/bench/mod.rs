@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use self::profile::{Share, profile};
 use crate::classes::equal_parts;
-use crate::generator::{Generator, SamplingArgs};
+use crate::generator::{Generator, SamplingArgs, Wanted};
 use crate::memory;
 use crate::models::PairArgs;
 use crate::output::{Output, bytes};
@@ -270,7 +270,7 @@ impl Bench<'_> {
         let labels = equal_parts(&classes, batch);
         let mut stages: Vec<[Duration; 2]> = Vec::new();
         let (times, profile) = self.each_run("sampling", |_| {
-            generator.run(&labels, false, |made| {
+            generator.run(&labels, Wanted::default(), |made| {
                 stages.push(made.time);
                 Ok(())
             })

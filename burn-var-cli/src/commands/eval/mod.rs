@@ -2,6 +2,7 @@
 
 mod compare;
 mod generated;
+mod iscs;
 mod network;
 mod page;
 mod report;
@@ -18,6 +19,8 @@ use crate::output::Output;
 pub(crate) enum Command {
     /// Pictures, of the model or of a file: how far are they from real ones, are they recognised, are they copies.
     Generated(generated::Args),
+    /// Do pictures change from scale to scale as real ones do: the inter-scale consistency score of AID-VAR.
+    Iscs(iscs::Args),
     /// The tokenizer: how near reconstructed test pictures come to the originals, and how its codes are used.
     Tokenizer(tokenizer::Args),
     /// Whether two evaluated sets of pictures differ by more than chance.
@@ -29,6 +32,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
     match command {
         Command::Generated(args) => generated::run(args, device, output),
+        Command::Iscs(args) => iscs::run(args, device, output),
         Command::Tokenizer(args) => tokenizer::run(args, device, output),
         Command::Compare(args) => compare::run(args, output),
         Command::Report(args) => report::run(args, output),

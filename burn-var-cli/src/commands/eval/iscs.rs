@@ -1,0 +1,197 @@
+//! `burn-var eval iscs`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::tensor::{Device, Tensor};
+use burn_var::encoder::Vit;
+use burn_var::metrics::{Iscs, IscsScore, Side};
+use burn_var::pretrained::{StateDict, load_vit, vit_config};
+use burn_var::transformer::Var;
+use burn_var::{TokenPyramid, Tokenizer};
+use burn_var_train::curves::{Chart, Series};
+use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
+use burn_var_train::eval::evenly;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::classes::in_turn;
+use crate::generator::{Generator, SamplingArgs, Wanted};
+use crate::models::{PairArgs, check_target};
+use crate::output::{Output, usage};
+
+/// Do pictures change from scale to scale as real ones do? The inter-scale consistency score of AID-VAR.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Real pictures: a folder of IDX files, or one with a sub-folder a class. Its test pictures are encoded, and decoded
+    /// scale by scale.
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// What is seen of a picture as of each scale.
+    #[arg(long, value_enum, default_value_t)]
+    feature: Feature,
+    /// The vision transformer of `dino-cls`.
+    #[arg(long, value_name = "FILE")]
+    dino: Option<PathBuf>,
+    /// Pictures to generate, all classes in equal parts, and real ones to compare them with: the score depends on it.
+    #[arg(long, value_name = "PICTURES", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
+    count: u32,
+    /// Draw the score of every transition, an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Feature {
+    /// The class token that a DINO vision transformer gives the decoded picture, as the papers say.
+    #[default]
+    DinoCls,
+    /// The mean of the scale's tokens as the transformer embeds them, as the authors' code once did.
+    VaeTokens,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    feature: Feature,
+    pictures: usize,
+    real_pictures: usize,
+    /// With classifier-free guidance alone.
+    baseline: IscsScore,
+    /// With the injector, the LoRA or the guidance that was asked for.
+    guided: Option<IscsScore>,
+    settings: serde_json::Value,
+}
+
+/// What is seen of pictures.
+enum Seer {
+    Dino(Box<Vit>),
+    Tokens,
+}
+
+impl Seer {
+    fn load(args: &Args, device: &Device) -> Result<Self> {
+        match (args.feature, &args.dino) {
+            (Feature::DinoCls, None) => Err(usage("--feature dino-cls wants a network: name one with --dino")),
+            (Feature::DinoCls, Some(file)) => {
+                let dict = StateDict::open(file)?;
+                Ok(Self::Dino(Box::new(load_vit(&dict, &vit_config(&dict)?, device)?)))
+            }
+            (Feature::VaeTokens, Some(_)) => Err(usage("--dino is for --feature dino-cls")),
+            (Feature::VaeTokens, None) => Ok(Self::Tokens),
+        }
+    }
+
+    /// Features of pictures as of each scale; `stages` are the decoded ones, if this looks at them.
+    fn see(
+        &self,
+        stages: Vec<Tensor<4>>,
+        tokens: &TokenPyramid,
+        tokenizer: &impl Tokenizer,
+        transformer: &Var,
+    ) -> Result<Vec<Vec<f32>>> {
+        let read = |features: Tensor<2>| -> Result<Vec<f32>> {
+            Ok(features.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read features"))?)
+        };
+        match self {
+            Self::Dino(vit) => stages.into_iter().map(|pictures| read(vit.forward(vit.prepare(pictures)?)?)).collect(),
+            Self::Tokens => (0..tokenizer.scales().len())
+                .map(|k| {
+                    let embedded = transformer.embed_codes(tokenizer.lookup(tokens.map(k)));
+                    read(embedded.mean_dim(1).squeeze_dim::<2>(1))
+                })
+                .collect(),
+        }
+    }
+
+    fn dim(&self, transformer: &Var) -> usize {
+        match self {
+            Self::Dino(vit) => vit.config().embed_dim,
+            Self::Tokens => transformer.config().embed_dim,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    if let Some(path) = &args.plot {
+        check_target(path)?;
+    }
+    let seer = Seer::load(args, device)?;
+    let generator = Generator::new(&args.model, &args.sampling, device)?;
+    let (tokenizer, transformer) = (&generator.pair.tokenizer, &generator.pair.transformer);
+    let stages = matches!(seer, Seer::Dino(_));
+    let mut empty = Iscs::new(tokenizer.scales().len(), seer.dim(transformer))?;
+
+    let [channels, height, width] = tokenizer.picture_shape();
+    let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
+    let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
+    let chosen = evenly(loader.source().len(), args.count as usize);
+    let bar = output.bar(chosen.len(), "real pictures");
+    for numbers in chosen.chunks(generator.batch()) {
+        let images = loader.load(numbers, View::Fixed { mirrored: false }, device)?.images;
+        let tokens = tokenizer.tokenize(images)?;
+        let canvases = if stages { tokenizer.canvases(&tokens) } else { Vec::new() };
+        let pictures = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
+        empty.push(Side::Real, &seer.see(pictures, &tokens, tokenizer, transformer)?)?;
+        bar.inc(numbers.len() as u64);
+    }
+    bar.finish_and_clear();
+
+    let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
+    let labels = in_turn(&classes, args.count as usize);
+    let score = |plain: bool, name: &'static str| -> Result<IscsScore> {
+        let mut iscs = empty.clone();
+        let bar = output.bar(labels.len(), name);
+        generator.run(&labels, Wanted { stages, plain }, |batch| {
+            iscs.push(Side::Generated, &seer.see(batch.stages, &batch.tokens, tokenizer, transformer)?)?;
+            bar.inc(batch.labels.len() as u64);
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        Ok(iscs.score()?)
+    };
+    let report = Report {
+        feature: args.feature,
+        pictures: labels.len(),
+        real_pictures: chosen.len(),
+        baseline: score(true, "pictures")?,
+        guided: generator.is_guided().then(|| score(false, "guided pictures")).transpose()?,
+        settings: generator.settings(),
+    };
+    if let Some(path) = &args.plot {
+        plot(path, &report)?;
+    }
+    output.result(&report, || text(&report))
+}
+
+fn plot(path: &Path, report: &Report) -> Result<()> {
+    let series = |name: &str, score: &IscsScore| {
+        let points = score.transitions.iter().map(|transition| (transition.to as f64, transition.score)).collect();
+        Series { name: name.to_owned(), points }
+    };
+    let mut lines = vec![series("baseline", &report.baseline)];
+    lines.extend(report.guided.iter().map(|guided| series("guided", guided)));
+    let chart = Chart { smoothing: 0.0, ..Chart::new("Consistency with the scale before, scale by scale", "1 / FD") };
+    Ok(chart.write(path, &lines)?)
+}
+
+fn text(report: &Report) -> String {
+    let Report { baseline, guided, pictures, real_pictures, .. } = report;
+    let mut lines = vec![
+        format!("inter-scale consistency of {pictures} pictures, of {real_pictures} real ones; higher is better"),
+        format!("{:<6}{:>12}{:>12}", "scale", "baseline", if guided.is_some() { "guided" } else { "" }),
+    ];
+    let line = |name: String, of: &dyn Fn(&IscsScore) -> f64| {
+        let guided = guided.as_ref().map(|guided| format!("{:>12.4}", of(guided))).unwrap_or_default();
+        format!("{name:<6}{:>12.4}{guided}", of(baseline))
+    };
+    for (i, transition) in baseline.transitions.iter().enumerate() {
+        lines.push(line(transition.to.to_string(), &|score| score.transitions[i].score));
+    }
+    lines.push(line("total".into(), &|score| score.total));
+    lines.join("\n")
+}
