@@ -15,7 +15,6 @@ const DOUBT: f32 = 1e-4;
 pub struct Manifold<'a> {
     index: NeighbourIndex<'a>,
     dim: usize,
-    k: usize,
     /// Squared radius of each ball.
     radii: Vec<f64>,
 }
@@ -41,9 +40,9 @@ impl<'a> Manifold<'a> {
             return Err(Error::config("number of neighbours", k, expected));
         }
         // The nearest of all rows to a row is itself.
-        let nearest = index.nearest(rows, k + 1)?;
+        let nearest = index.nearest_own(k + 1)?;
         let radii = (0..nearest.count()).map(|i| nearest.distances(i)[k].powi(2)).collect();
-        Ok(Self { index, dim, k, radii })
+        Ok(Self { index, dim, radii })
     }
 
     /// The squared radius of each row's ball.
@@ -57,32 +56,56 @@ impl<'a> Manifold<'a> {
     /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`] as for [`NeighbourIndex::nearest`].
     pub fn locate(&self, queries: &[f32]) -> Result<Membership> {
         check_rows("queries", queries, self.dim, 0)?;
+        let [located, _] = self.meet(queries, None)?;
+        Ok(located)
+    }
+
+    /// Where the rows of `other` lie among these balls, and these rows among the balls of `other`: every distance is
+    /// taken once.
+    ///
+    /// # Errors
+    /// As [`Manifold::locate`].
+    pub fn compare(&self, other: &Manifold<'_>) -> Result<[Membership; 2]> {
+        self.meet(other.index.rows(), Some(&other.radii))
+    }
+
+    /// Queries among these balls, and these rows among the balls around queries, if there are any.
+    fn meet(&self, queries: &[f32], radii: Option<&[f64]>) -> Result<[Membership; 2]> {
         let query = |i: usize| &queries[i * self.dim..][..self.dim];
         let count = queries.len() / self.dim;
         let squares: Vec<f32> = (0..count).into_par_iter().map(|i| self.index.centred_square(query(i))).collect();
-        let mut membership = Membership { balls: vec![0; count], reached: vec![false; self.radii.len()] };
+        let empty = |own: usize, others: usize| Membership { balls: vec![0; own], reached: vec![false; others] };
+        let [mut here, mut there] = [empty(count, self.radii.len()), empty(self.radii.len(), count)];
         self.index.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
-            let radii = &self.radii[first_row..][..rows];
             let found = scores.par_chunks_exact(rows).enumerate().map(|(i, scores)| {
                 let i = first_query + i;
-                let inside = |(row, (score, radius)): (usize, (&f32, &f64))| {
-                    let (distance, limit) = (score + squares[i], *radius as f32);
-                    // What cancelled in the sum, and with it the rounding, is of the size of the lengths.
-                    let inside = match (distance - limit).abs() > DOUBT * (limit + squares[i]) {
-                        true => distance <= limit,
-                        false => self.index.square(query(i), first_row + row) <= *radius,
+                let of_query = radii.map(|radii| radii[i]);
+                let hit = |(row, (score, radius)): (usize, (&f32, &f64))| {
+                    let (distance, row) = (score + squares[i], first_row + row);
+                    let inside = |radius: f64| {
+                        let limit = radius as f32;
+                        // What cancelled in the sum, and with it the rounding, is of the size of the lengths.
+                        match (distance - limit).abs() > DOUBT * (limit + squares[i]) {
+                            true => distance <= limit,
+                            false => self.index.square(query(i), row) <= radius,
+                        }
                     };
-                    inside.then_some(first_row + row)
+                    let hits = [inside(*radius), of_query.is_some_and(inside)];
+                    hits.contains(&true).then_some((row, hits))
                 };
-                scores.iter().zip(radii).enumerate().filter_map(inside).collect::<Vec<usize>>()
+                scores.iter().zip(&self.radii[first_row..]).enumerate().filter_map(hit).collect::<Vec<_>>()
             });
-            let found: Vec<Vec<usize>> = found.collect();
-            for (balls, rows) in membership.balls[first_query..].iter_mut().zip(found) {
-                *balls += rows.len();
-                rows.into_iter().for_each(|row| membership.reached[row] = true);
+            let found: Vec<Vec<(usize, [bool; 2])>> = found.collect();
+            for (i, hits) in (first_query..).zip(found) {
+                for (row, [of_row, of_query]) in hits {
+                    here.balls[i] += usize::from(of_row);
+                    here.reached[row] |= of_row;
+                    there.balls[row] += usize::from(of_query);
+                    there.reached[i] |= of_query;
+                }
             }
         })?;
-        Ok(membership)
+        Ok([here, there])
     }
 }
 
@@ -111,14 +134,13 @@ impl Coverage {
     /// # Errors
     /// As [`Manifold::new`] and [`Manifold::locate`].
     pub fn of(real: &[f32], generated: &[f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
-        let real_balls = Manifold::new(real, dim, k, device)?;
-        let Membership { balls, reached } = real_balls.locate(generated)?;
-        let recalled = Manifold::new(generated, dim, k, device)?.locate(real)?.balls;
+        let [real, generated] = [Manifold::new(real, dim, k, device)?, Manifold::new(generated, dim, k, device)?];
+        let [Membership { balls, reached }, Membership { balls: recalled, .. }] = real.compare(&generated)?;
         let share = |count: usize, of: usize| count as f64 / of as f64;
         Ok(Self {
             precision: share(balls.iter().filter(|balls| **balls > 0).count(), balls.len()),
             recall: share(recalled.iter().filter(|balls| **balls > 0).count(), recalled.len()),
-            density: share(balls.iter().sum(), real_balls.k * balls.len()),
+            density: share(balls.iter().sum(), k * balls.len()),
             coverage: share(reached.iter().filter(|reached| **reached).count(), reached.len()),
         })
     }

@@ -10,6 +10,11 @@ use crate::{Error, Result};
 const BLOCK: usize = 4096;
 const QUERY_BLOCK: usize = 1024;
 
+/// Rows of a set that one product compares with one another.
+const OWN_BLOCK: usize = 2048;
+/// Columns of products that are read together: a line of the cache.
+const COLUMNS: usize = 16;
+
 /// Candidates kept beyond those asked for, since single precision may swap neighbours at nearly one distance.
 const SPARE: usize = 8;
 
@@ -51,10 +56,7 @@ impl<'a> NeighbourIndex<'a> {
     /// [`Error::Device`] if a product cannot be read back.
     pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbours> {
         check_rows("queries", queries, self.dim, 0)?;
-        let count = self.len();
-        if k == 0 || k > count {
-            return Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows")));
-        }
+        self.check_count(k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
         self.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
             let pairs = candidates[first_query..].par_iter_mut().zip(scores.par_chunks_exact(rows));
@@ -62,6 +64,49 @@ impl<'a> NeighbourIndex<'a> {
                 scores.iter().enumerate().for_each(|(i, score)| candidates.offer(*score, first_row + i));
             });
         })?;
+        Ok(self.exact(candidates, queries, k))
+    }
+
+    /// [`NeighbourIndex::nearest`] of the rows themselves, with little more than half of the products; the nearest row of
+    /// each is itself.
+    ///
+    /// # Errors
+    /// As for [`NeighbourIndex::nearest`].
+    pub fn nearest_own(&self, k: usize) -> Result<Neighbours> {
+        self.check_count(k)?;
+        let mut candidates = vec![Candidates::new(k + SPARE); self.len()];
+        let blocks = self.centred_blocks(self.rows, OWN_BLOCK);
+        for (i, (queries, own_squares)) in blocks.iter().enumerate() {
+            for (j, (rows, squares)) in blocks.iter().enumerate().skip(i) {
+                let products = queries.clone().matmul(rows.clone().transpose());
+                let products = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
+                let (first, other) = (i * OWN_BLOCK, j * OWN_BLOCK);
+                let count = squares.len();
+                let pairs = candidates[first..].par_iter_mut().zip(products.par_chunks_exact(count));
+                pairs.for_each(|(candidates, products)| {
+                    for (at, (product, square)) in products.iter().zip(squares).enumerate() {
+                        candidates.offer(square - 2.0 * product, other + at);
+                    }
+                });
+                if i == j {
+                    continue;
+                }
+                // The same products seen from the other side, some neighbouring columns at a time.
+                let columns = candidates[other..other + count].par_chunks_mut(COLUMNS).enumerate();
+                columns.for_each(|(chunk, candidates)| {
+                    for (at, (row, square)) in products.chunks_exact(count).zip(own_squares).enumerate() {
+                        for (candidates, product) in candidates.iter_mut().zip(&row[chunk * COLUMNS..]) {
+                            candidates.offer(square - 2.0 * product, first + at);
+                        }
+                    }
+                });
+            }
+        }
+        Ok(self.exact(candidates, self.rows, k))
+    }
+
+    /// The nearest of some candidates for each query, by distances in double precision.
+    fn exact(&self, candidates: Vec<Candidates>, queries: &[f32], k: usize) -> Neighbours {
         let mut neighbours = Neighbours { k, distances: Vec::new(), indices: Vec::new() };
         let found: Vec<Vec<(f64, usize)>> = candidates
             .into_par_iter()
@@ -71,7 +116,15 @@ impl<'a> NeighbourIndex<'a> {
             })
             .collect();
         found.into_iter().for_each(|found| neighbours.add(found));
-        Ok(neighbours)
+        neighbours
+    }
+
+    fn check_count(&self, k: usize) -> Result<()> {
+        let count = self.len();
+        match (1..=count).contains(&k) {
+            true => Ok(()),
+            false => Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows"))),
+        }
     }
 
     /// `|r|^2 - 2 q r` of centred rows r and queries q, in single precision and block by block.
@@ -79,11 +132,11 @@ impl<'a> NeighbourIndex<'a> {
     /// # Errors
     /// [`Error::Device`] if a product cannot be read back.
     pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(Block<'_>)) -> Result<()> {
-        for (block, rows) in self.rows.chunks(BLOCK * self.dim).enumerate() {
-            let (rows, squares) = self.centred(rows);
+        let queries = self.centred_blocks(queries, QUERY_BLOCK);
+        for (block, (rows, squares)) in self.centred_blocks(self.rows, BLOCK).into_iter().enumerate() {
             let rows = rows.transpose();
-            for (part, queries) in queries.chunks(QUERY_BLOCK * self.dim).enumerate() {
-                let products = self.centred(queries).0.matmul(rows.clone());
+            for (part, (queries, _)) in queries.iter().enumerate() {
+                let products = queries.clone().matmul(rows.clone());
                 let mut scores = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
                 scores.par_chunks_exact_mut(squares.len()).for_each(|scores| {
                     scores.iter_mut().zip(&squares).for_each(|(score, square)| *score = square - 2.0 * *score);
@@ -104,19 +157,30 @@ impl<'a> NeighbourIndex<'a> {
         row.iter().zip(&self.mean).map(|(x, m)| (x - m).powi(2)).sum()
     }
 
-    /// Rows less the mean on the device, `[n, dim]`, and their squared lengths.
-    fn centred(&self, rows: &[f32]) -> (Tensor<2>, Vec<f32>) {
-        let centred: Vec<f32> =
-            rows.chunks_exact(self.dim).flat_map(|row| row.iter().zip(&self.mean).map(|(x, m)| x - m)).collect();
-        let squares = centred.chunks_exact(self.dim).map(|row| row.iter().map(|x| x * x).sum()).collect();
-        let shape = [rows.len() / self.dim, self.dim];
-        (Tensor::from_data(TensorData::new(centred, shape), &self.device), squares)
+    /// Blocks of rows less the mean on the device, `[n, dim]`, and their squared lengths.
+    fn centred_blocks(&self, rows: &[f32], block: usize) -> Vec<(Tensor<2>, Vec<f32>)> {
+        let centred = |rows: &[f32]| {
+            let mut centred = rows.to_vec();
+            let rows = centred.par_chunks_exact_mut(self.dim);
+            let squares = rows.map(|row| {
+                row.iter_mut().zip(&self.mean).for_each(|(x, m)| *x -= m);
+                row.iter().map(|x| x * x).sum()
+            });
+            let squares: Vec<f32> = squares.collect();
+            (Tensor::from_data(TensorData::new(centred, [squares.len(), self.dim]), &self.device), squares)
+        };
+        rows.chunks(block * self.dim).map(centred).collect()
     }
 
     /// The squared distance of a query and a row, in double precision.
     pub(super) fn square(&self, query: &[f32], index: usize) -> f64 {
         let row = &self.rows[index * self.dim..][..self.dim];
         query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
+    }
+
+    /// The rows themselves.
+    pub(super) fn rows(&self) -> &'a [f32] {
+        self.rows
     }
 
     /// Number of rows.
@@ -277,6 +341,16 @@ mod tests {
                 assert!((distance - square.sqrt()).abs() < 1e-5, "distance {j} of query {i}: {distance}");
             }
         }
+    }
+
+    #[test]
+    fn its_own_rows_are_found_as_any_queries_are() {
+        let rows = rows(2 * OWN_BLOCK + 37, "reference");
+        let index = NeighbourIndex::new(&rows, DIM, &Device::default()).expect("finite rows");
+        let [own, any] = [index.nearest_own(4), index.nearest(&rows, 4)].map(|found| found.expect("found"));
+        assert_eq!(own.distances, any.distances, "the same distances in double precision");
+        assert!((0..own.count()).all(|i| own.indices(i)[0] == i), "the nearest is the row itself");
+        assert!(index.nearest_own(0).is_err() && index.nearest_own(rows.len()).is_err());
     }
 
     #[test]

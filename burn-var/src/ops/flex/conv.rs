@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use super::{
     bridge::{Array, Kernel},
     columns::{Band, Geometry},
-    matrix::{Shared, View, multiply, multiply_into, transpose},
+    linear::multiply_by_parts,
+    matrix::{Shared, View, multiply_into, transpose},
     simd::{sums, vectorised},
     winograd,
 };
@@ -64,7 +65,7 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
         let columns = inputs_of(g, x, band, columns);
         // SAFETY: the rows of a band, in all channels of its image, lie inside the output and belong to no other band.
-        unsafe { multiply(shared.at(first), g.pixels_out(), weight, columns, true) };
+        unsafe { multiply_by_parts(shared.at(first), g.pixels_out(), weight, columns, true) };
     });
     out
 }

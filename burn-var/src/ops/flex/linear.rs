@@ -89,24 +89,37 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
 /// # Safety
 /// `out` must be valid for writes of all those rows, and nobody else may use them meanwhile.
 pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, bias: Option<&[f32]>) {
-    let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
     if let Some(bias) = bias {
-        for row in 0..rows {
+        for row in 0..a.shape()[0] {
             // SAFETY: a row of the output.
-            unsafe { bias.as_ptr().copy_to_nonoverlapping(out.wrapping_add(row * row_stride), columns) };
+            unsafe { bias.as_ptr().copy_to_nonoverlapping(out.wrapping_add(row * row_stride), bias.len()) };
         }
     }
-    // All ways of multiplying form the sum of such a part from zero, in order and in one rounding a term, and add it
-    // to what there is.
+    // SAFETY: as the caller vouches; with a bias all of it has been written.
+    unsafe { multiply_by_parts(out, row_stride, a, b, bias.is_some()) };
+}
+
+/// `out = a b`, or `out += a b` to `accumulate`, in the way that suits the number of rows. All ways form the sum of
+/// [`DEPTH`] terms from zero, in order and in one rounding a term, and add it to what there is.
+///
+/// # Safety
+/// As [`multiply`].
+pub(super) unsafe fn multiply_by_parts(
+    out: *mut f32,
+    row_stride: usize,
+    a: View<'_>,
+    b: View<'_>,
+    mut accumulate: bool,
+) {
+    let [rows, depth] = a.shape();
     let multiply = match a.is_contiguous() && b.is_contiguous() && has_fma() {
         true if rows <= FEW_ROWS => multiply_few_rows,
         true if rows <= SOME_ROWS => multiply_packed,
         _ => multiply,
     };
-    let mut accumulate = bias.is_some();
     for first in (0..depth.max(1)).step_by(DEPTH) {
         let part = first..depth.min(first + DEPTH);
-        // SAFETY: as the caller vouches; from the second part on all of it has been written.
+        // SAFETY: as the caller vouches.
         unsafe { multiply(out, row_stride, a.columns(part.clone()), b.rows(part), accumulate) };
         accumulate = true;
     }
