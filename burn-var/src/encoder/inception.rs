@@ -4,12 +4,11 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
-use burn::tensor::{Device, Tensor, TensorData, module};
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::nn::{linear, zeros};
-use crate::ops::{self, ConvSpec};
+use crate::ops::{self, ConvSpec, max_pool_3x3, mean_pool_3x3};
 use crate::{Error, MapSize, Result};
 
 /// Height and width of the network's input.
@@ -193,10 +192,10 @@ impl Inception {
         let x = seen("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(images));
         let x = seen("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x));
         let x = seen("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x));
-        let x = seen("maxpool1", max_pool(x, 2, 0));
+        let x = seen("maxpool1", max_pool_3x3(x, 2, 0));
         let x = seen("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x));
         let x = seen("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x));
-        let x = seen("maxpool2", max_pool(x, 2, 0));
+        let x = seen("maxpool2", max_pool_3x3(x, 2, 0));
         let x = seen("Mixed_5b", self.Mixed_5b.forward(x));
         let x = seen("Mixed_5c", self.Mixed_5c.forward(x));
         let x = seen("Mixed_5d", self.Mixed_5d.forward(x));
@@ -275,17 +274,6 @@ impl Unit {
     }
 }
 
-/// 3x3.
-fn max_pool(x: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
-    module::max_pool2d(x, MaxPoolOptions::new([3; 2]).with_stride([stride; 2]).with_padding([pad; 2]))
-}
-
-/// 3x3 with stride 1; what lies outside is not counted.
-fn average_pool(x: Tensor<4>) -> Tensor<4> {
-    let options = AvgPoolOptions::new([3; 2]).with_stride([1; 2]).with_padding([1; 2]);
-    module::avg_pool2d(x, options.with_count_include_pad(false))
-}
-
 fn join(parts: Vec<Tensor<4>>) -> Tensor<4> {
     Tensor::cat(parts, 1)
 }
@@ -322,7 +310,7 @@ impl BlockA {
             self.branch1x1.forward(x.clone()),
             self.branch5x5_2.forward(self.branch5x5_1.forward(x.clone())),
             self.branch3x3dbl_3.forward(double),
-            self.branch_pool.forward(average_pool(x)),
+            self.branch_pool.forward(mean_pool_3x3(x)),
         ])
     }
 }
@@ -348,7 +336,7 @@ impl BlockB {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let double = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
-        join(vec![self.branch3x3.forward(x.clone()), self.branch3x3dbl_3.forward(double), max_pool(x, 2, 0)])
+        join(vec![self.branch3x3.forward(x.clone()), self.branch3x3dbl_3.forward(double), max_pool_3x3(x, 2, 0)])
     }
 }
 
@@ -396,7 +384,7 @@ impl BlockC {
             first.clone(),
             self.branch7x7_3.forward(seven),
             self.branch7x7dbl_5.forward(double),
-            self.branch_pool.forward(average_pool(x)),
+            self.branch_pool.forward(mean_pool_3x3(x)),
         ]);
         (all, first)
     }
@@ -432,7 +420,7 @@ impl BlockD {
         join(vec![
             self.branch3x3_2.forward(self.branch3x3_1.forward(x.clone())),
             self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(seven)),
-            max_pool(x, 2, 0),
+            max_pool_3x3(x, 2, 0),
         ])
     }
 }
@@ -475,7 +463,7 @@ impl BlockE {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let three = self.branch3x3_1.forward(x.clone());
         let double = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
-        let pooled = if self.pools_maximum { max_pool(x.clone(), 1, 1) } else { average_pool(x.clone()) };
+        let pooled = if self.pools_maximum { max_pool_3x3(x.clone(), 1, 1) } else { mean_pool_3x3(x.clone()) };
         join(vec![
             self.branch1x1.forward(x),
             self.branch3x3_2a.forward(three.clone()),

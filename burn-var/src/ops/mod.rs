@@ -16,6 +16,7 @@ mod flex;
 mod linear;
 mod loss;
 mod norm;
+mod pool;
 mod residual;
 mod softmax;
 #[cfg(all(test, feature = "flex"))]
@@ -28,5 +29,6 @@ pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 pub use loss::cross_entropy;
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate};
+pub use pool::{max_pool_3x3, mean_pool_3x3};
 pub use residual::gated_residual;
 pub use softmax::softmax;

@@ -422,3 +422,25 @@ fn results_do_not_depend_on_the_number_of_threads() {
         }
     }
 }
+
+#[test]
+fn pools() {
+    let device = Device::flex();
+    for [height, width] in [[3, 3], [5, 8], [35, 35], [17, 18]] {
+        let images = TensorData::new(noise(2 * 3 * height * width, 1), [2, 3, height, width]);
+        let both = |pool: &dyn Fn(Tensor<4>) -> Tensor<4>, name: &str| {
+            let [fast, exact] =
+                [DType::F32, DType::F64].map(|dtype| pool(Tensor::from_data(images.clone(), (&device, dtype))));
+            assert_eq!(fast.dims(), exact.dims(), "{name} of {height}x{width}");
+            let pairs = fast.into_data().iter::<f64>().zip(exact.into_data().iter::<f64>()).collect::<Vec<_>>();
+            let error = pairs.iter().map(|(fast, exact)| (fast - exact).abs()).fold(0.0, f64::max);
+            assert!(error < 1e-6, "{name} of {height}x{width}: off by {error:e}");
+        };
+        both(&|x| max_pool_3x3(x, 1, 1), "largest, padded");
+        both(&|x| max_pool_3x3(x, 2, 0), "largest, every other");
+        both(&|x| mean_pool_3x3(x), "mean");
+    }
+    let x = Tensor::<4>::from_data([[[[1.0, f32::NAN, 0.0], [0.0; 3], [0.0; 3]]]], &device);
+    assert!(max_pool_3x3(x.clone(), 2, 0).into_scalar::<f32>().is_nan(), "not a number is not passed over");
+    assert!(mean_pool_3x3(x).into_data().iter::<f32>().take(3).all(f32::is_nan));
+}

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     bridge::{Array, Kernel},
-    matrix::{Shared, View, multiply, transpose},
+    matrix::{Shared, View, multiply, transpose_in_parallel},
     packed::multiply_packed,
     scratch::Scratch,
     simd::{add, has_fma, vectorised},
@@ -55,7 +55,7 @@ impl Kernel<3> for Linear {
         let x_grad = want_x.then(|| {
             // Turned once: every piece of rows reads all of it.
             let mut turned = Scratch::new(inputs * outputs);
-            transpose(View::new(weight.values(), [inputs, outputs], outputs), &mut turned);
+            transpose_in_parallel(View::new(weight.values(), [inputs, outputs], outputs), &mut turned);
             Array::new(product(grads, View::new(&turned, [outputs, inputs], inputs), None), x.shape())
         });
         let weight_grad = want_weight.then(|| {

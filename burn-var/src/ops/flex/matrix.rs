@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 
+use rayon::prelude::*;
+
 /// A matrix in somebody else's memory.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -108,18 +110,31 @@ pub(super) fn multiply_into(out: &mut [f32], a: View<'_>, b: View<'_>, accumulat
     unsafe { multiply(out.as_mut_ptr(), columns, a, b, accumulate) }
 }
 
-/// Copies a matrix transposed, without gaps, in blocks that stay in the cache.
+/// Side of the tiles of a transposition: a line of the cache.
+const TILE: usize = 16;
+
+/// Copies a matrix transposed, without gaps, tile by tile.
 pub(super) fn transpose(from: View<'_>, to: &mut [f32]) {
-    const BLOCK: usize = 16;
     let ([rows, columns], [stride, _]) = (from.shape, from.strides);
-    for first in (0..columns).step_by(BLOCK) {
-        for row in 0..rows {
-            let line = &from.values[row * stride..];
-            for column in first..columns.min(first + BLOCK) {
-                to[column * rows + row] = line[column];
+    for first in (0..columns).step_by(TILE) {
+        for top in (0..rows).step_by(TILE) {
+            for column in first..columns.min(first + TILE) {
+                let line = &mut to[column * rows..][top..rows.min(top + TILE)];
+                for (row, value) in (top..).zip(line) {
+                    *value = from.values[row * stride + column];
+                }
             }
         }
     }
+}
+
+/// [`transpose`] on all threads.
+pub(super) fn transpose_in_parallel(from: View<'_>, to: &mut [f32]) {
+    let [rows, columns] = from.shape();
+    to.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(index, lines)| {
+        let first = index * TILE;
+        transpose(from.columns(first..columns.min(first + TILE)), lines);
+    });
 }
 
 #[cfg(test)]
@@ -142,10 +157,13 @@ mod tests {
 
     #[test]
     fn transpose_of_more_than_a_block() {
-        let (rows, columns, stride) = (3, 37, 41);
+        let (rows, columns, stride) = (19, 37, 41);
         let from: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
         let mut to = vec![0.0; rows * columns];
         transpose(View::new(&from, [rows, columns], stride), &mut to);
+        let mut also = vec![0.0; rows * columns];
+        transpose_in_parallel(View::new(&from, [rows, columns], stride), &mut also);
+        assert_eq!(to, also, "on all threads");
         for row in 0..rows {
             for column in 0..columns {
                 assert_eq!(to[column * rows + row], (row * stride + column) as f32, "entry {row}, {column}");
