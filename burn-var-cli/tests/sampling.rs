@@ -10,9 +10,14 @@ use std::time::Duration;
 use burn::tensor::Device;
 use burn_var::aid::InjectorConfig;
 use burn_var::classifier::ClassifierConfig;
+use burn_var::encoder::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::pretrained::{StateDict, load_vqvae, save, save_classifier, save_injector, vqvae_config};
+use burn_var::init::{Start, initialise};
+use burn_var::pretrained::{
+    StateDict, load_vqvae, save, save_classifier, save_injector, save_lora, save_vit, var_config, vqvae_config,
+};
 use burn_var::rng::Rng;
+use burn_var::transformer::LoraConfig;
 use serde_json::Value;
 use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
 
@@ -132,12 +137,85 @@ fn an_injector_changes_the_pictures_by_its_weight() {
     };
     let plain = sample(&[]);
     assert_eq!(sample(&["--aid", "aid.safetensors", "--aid-weight", "0"]), plain, "weight 0 changes not a bit");
-    assert_ne!(sample(&["--aid", "aid.safetensors"]), plain, "with the weight in its file");
+    let fixed = sample(&["--aid", "aid.safetensors"]);
+    assert_ne!(fixed, plain, "with the weight in its file");
+    let adaptive = ["entropy", "margin", "entropy-map", "margin-map"].map(|measure| {
+        let pictures = sample(&["--aid", "aid.safetensors", "--aid-adaptive", measure]);
+        assert!(pictures != plain && pictures != fixed, "weights by {measure}");
+        pictures
+    });
+    assert!(adaptive[0] != adaptive[1] && adaptive[0] != adaptive[2], "each in its own way");
+    assert!(fails(at, 2, &["sample", "--aid-adaptive", "margin"]).contains("--aid"));
+
+    let [alone, both] = [&[][..], &["--compare"]].map(|more| {
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--aid", "aid.safetensors", "--scales"], more].concat());
+        image::open(at.join("burn-var-sample.png")).expect("a sheet").height()
+    });
+    assert!(both > alone + alone / 2, "every picture twice: {alone} and {both} pixels high");
+    assert!(fails(at, 2, &["sample", "--model", ".", "--compare"]).contains("--aid, --lora or --ssg"));
     injector(32, "narrow.safetensors");
     let message = fails(at, 1, &["sample", "--model", ".", "--aid", "narrow.safetensors"]);
     assert!(message.contains("32") && message.contains("64, the width of the transformer"), "{message}");
     let message = fails(at, 1, &["sample", "--model", ".", "--aid", "tokenizer.safetensors"]);
     assert!(message.contains("tokenizer.safetensors") && message.contains("injector"), "{message}");
+}
+
+#[test]
+fn a_lora_changes_the_pictures_apart_and_merged() {
+    let folder = folder();
+    let at = folder.path();
+    let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
+    let transformer = var_config(&dict, None).expect("its configuration");
+    let lora = LoraConfig::released(&transformer).init(1, &Device::flex()).expect("valid");
+    save_lora(&initialise(lora, 2, |_| Start::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
+    let sample = |settings: &[&str]| {
+        ok(at, &[&["sample", "--count", "3", "--npz", "made.npz"], settings].concat());
+        arrays(&at.join("made.npz")).1
+    };
+    let changed = sample(&["--model", ".", "--lora", "lora.safetensors"]);
+    assert_ne!(changed, sample(&["--model", "."]), "it is used");
+    ok(at, &["convert", "transformer.safetensors", "merged.safetensors", "--lora", "lora.safetensors"]);
+    let merged = sample(&["--tokenizer", "tokenizer.safetensors", "--transformer", "merged.safetensors"]);
+    assert_eq!(merged, changed, "the same in one file");
+    let message = fails(at, 1, &["sample", "--model", ".", "--lora", "tokenizer.safetensors"]);
+    assert!(message.contains("tokenizer.safetensors") && message.contains("no LoRA"), "{message}");
+    assert!(fails(at, 2, &["convert", "tokenizer.safetensors", "x", "--lora", "lora.safetensors"]).contains("--lora"));
+}
+
+#[test]
+fn measures_consistency_between_scales() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny_model(at, 1);
+    noise(at, [20, 90]);
+    let injector = InjectorConfig::paper(64).init(1, &Device::flex()).expect("valid");
+    save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join("aid.safetensors"), true).expect("written");
+    let vit: VitConfig = serde_json::from_value(serde_json::json!({
+        "image_size": 16, "image_channels": 1, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
+        "mean": [0.5], "std": [0.5],
+    }))
+    .expect("sizes");
+    save_vit(&vit.init(1, &Device::flex()).expect("valid"), at.join("dino.safetensors"), false).expect("written");
+    let iscs = ["eval", "iscs", "--model", ".", "--data", ".", "--count", "60"];
+    let tokens = json(at, &[&iscs[..], &["--feature", "vae-tokens"]].concat());
+    assert_eq!(
+        (&tokens["pictures"], &tokens["real_pictures"], &tokens["guided"]),
+        (&60.into(), &60.into(), &Value::Null)
+    );
+    let dino = [&iscs[..], &["--dino", "dino.safetensors", "--aid", "aid.safetensors", "--plot", "iscs.svg"]].concat();
+    let report = json(at, &dino);
+    for side in ["baseline", "guided"] {
+        let transitions = report[side]["transitions"].as_array().expect("a list");
+        assert_eq!(transitions.len(), 2, "between three scales: {report}");
+        assert!(transitions.iter().all(|transition| transition["score"].as_f64() > Some(0.0)), "{report}");
+    }
+    assert_ne!(report["baseline"]["total"], report["guided"]["total"], "the injector is seen");
+    let again = json(at, &[&dino[..], &["--batch", "7"]].concat());
+    let totals = [&report, &again].map(|report| report["guided"]["total"].as_f64().expect("a number"));
+    assert!((totals[0] - totals[1]).abs() < 1e-3 * totals[0], "in any batch: {totals:?}");
+    assert!(fs::read_to_string(at.join("iscs.svg")).expect("a chart").contains("guided"));
+    assert!(fails(at, 2, &iscs).contains("--dino"), "a network is wanted");
+    assert!(fails(at, 2, &[&iscs[..], &["--feature", "vae-tokens", "--dino", "x"]].concat()).contains("dino-cls"));
 }
 
 #[test]

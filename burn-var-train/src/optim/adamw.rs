@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::{AdamWConfig, AdamWState, GradientsParams, ModuleOptimizer, Optimizer};
+use burn::optim::{AdamWState, AdaptiveMomentumState, GradientsParams, ModuleOptimizer, Optimizer};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Device, Tensor};
+use burn_var::ops::{AdamWStep, adamw};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -89,16 +90,11 @@ impl OptimConfig {
     pub fn init<M: Module>(&self, module: &M, no_decay: NoDecay) -> AdamW {
         let mut collect = CollectPaths { no_decay, path: Vec::new(), found: Vec::new() };
         module.visit(&mut collect);
-        let config = AdamWConfig::new()
-            .with_beta_1(self.beta_1 as f32)
-            .with_beta_2(self.beta_2 as f32)
-            .with_epsilon(self.epsilon as f32)
-            .with_weight_decay(0.0);
         let weight_decay = Arc::new(AtomicU64::new(0));
-        let decayed = DecayedAdamW { moments: config.build(), weight_decay: weight_decay.clone() };
-        let inner = ModuleOptimizer::from(decayed).with_group(
+        let rule = |weight_decay| FusedAdamW { betas: [self.beta_1, self.beta_2], epsilon: self.epsilon, weight_decay };
+        let inner = ModuleOptimizer::from(rule(weight_decay.clone())).with_group(
             ParamGroup::from_paths(collect.found),
-            DecayedAdamW { moments: config.build(), weight_decay: Arc::default() },
+            rule(Arc::default()),
             None,
         );
         AdamW { inner, weight_decay, clip_norm: self.clip_norm }
@@ -178,14 +174,16 @@ impl AdamW {
     }
 }
 
-/// Burn's AdamW has a constant weight decay; this one reads it at every step.
+/// Burn's AdamW has a constant weight decay and takes a dozen passes over the weights; this one reads the decay at every
+/// step, and takes one. What it keeps is Burn's.
 #[derive(Clone)]
-struct DecayedAdamW {
-    moments: burn::optim::AdamW,
+struct FusedAdamW {
+    betas: [f64; 2],
+    epsilon: f64,
     weight_decay: Arc<AtomicU64>,
 }
 
-impl Optimizer for DecayedAdamW {
+impl Optimizer for FusedAdamW {
     type State<const D: usize> = AdamWState<D>;
 
     fn step<const D: usize>(
@@ -195,9 +193,16 @@ impl Optimizer for DecayedAdamW {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let rate = lr * f64::from_bits(self.weight_decay.load(Ordering::Relaxed));
-        let tensor = if rate == 0.0 { tensor } else { tensor.mul_scalar(1.0 - rate) };
-        self.moments.step(lr, tensor, grad, state)
+        let (time, moments) = match state {
+            Some(AdamWState { momentum: AdaptiveMomentumState { time, moment_1, moment_2, .. } }) => {
+                (time + 1, Some([moment_1, moment_2]))
+            }
+            None => (1, None),
+        };
+        let weight_decay = f64::from_bits(self.weight_decay.load(Ordering::Relaxed));
+        let step = AdamWStep { learning_rate: lr, weight_decay, betas: self.betas, epsilon: self.epsilon, time };
+        let (tensor, [moment_1, moment_2]) = adamw(tensor, grad, moments, step);
+        (tensor, Some(AdamWState::new(AdaptiveMomentumState::new(time, moment_1, moment_2))))
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

@@ -8,6 +8,7 @@
 //! Like the tensor operations of Burn they panic when shapes do not fit together.
 
 mod activation;
+mod adamw;
 mod attention;
 mod cached_attention;
 mod conv;
@@ -23,6 +24,7 @@ mod softmax;
 mod tests;
 
 pub use activation::{gelu, gelu_tanh, relu, silu};
+pub use adamw::{AdamWStep, adamw};
 pub use attention::{QueryKeys, attention, self_attention};
 pub use cached_attention::{KvCache, cached_attention};
 pub use conv::{ConvSpec, conv2d};

@@ -444,3 +444,26 @@ fn pools() {
     assert!(max_pool_3x3(x.clone(), 2, 0).into_scalar::<f32>().is_nan(), "not a number is not passed over");
     assert!(mean_pool_3x3(x).into_data().iter::<f32>().take(3).all(f32::is_nan));
 }
+
+#[test]
+fn steps_of_adamw() {
+    let device = Device::flex();
+    let len = 40_001;
+    let run = |dtype: DType| {
+        let tensor = |seed| Tensor::<1>::from_data(TensorData::new(noise(len, seed), [len]), (&device, dtype));
+        let (mut weights, mut moments) = (tensor(1), None);
+        for time in 1..4 {
+            let (learning_rate, weight_decay) = (0.01, 0.3);
+            let step = AdamWStep { learning_rate, weight_decay, betas: [0.9, 0.95], epsilon: 1e-8, time };
+            let (after, both) = adamw(weights, tensor(time as u64 + 1), moments, step);
+            (weights, moments) = (after, Some(both));
+        }
+        let [first, second] = moments.expect("three steps");
+        [weights, first, second].map(Tensor::into_data)
+    };
+    let (fast, exact) = (run(DType::F32), run(DType::F64));
+    for (fast, exact) in fast.iter().zip(&exact) {
+        let error = fast.iter::<f64>().zip(exact.iter::<f64>()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(error < 1e-6, "off by {error:e}");
+    }
+}

@@ -1,6 +1,7 @@
 //! `burn-var bench`
 
 mod evaluation;
+mod guidance;
 mod made_up;
 mod profile;
 
@@ -63,6 +64,10 @@ enum What {
     Dino,
     /// The same, with the gradient for the pictures.
     DinoBackward,
+    /// AID-VAR's injector with random weights, at all scales of a batch: what it adds to sampling.
+    Injector,
+    /// Scaled Spatial Guidance, the same.
+    Ssg,
     /// FID's Inception network, pictures of 299 pixels.
     Inception,
     /// The Frechet distance of two covariances of 2048 features.
@@ -170,6 +175,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                     Ok(vit.forward(images)?.sum().backward())
                 })?;
             }
+            What::Injector => bench.injector(&generator.pair, batch)?,
+            What::Ssg => bench.ssg(&generator.pair, batch)?,
             What::Inception => bench.inception(batch)?,
             What::Frechet => bench.frechet()?,
             What::Coverage => bench.coverage()?,

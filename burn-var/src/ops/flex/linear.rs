@@ -13,8 +13,8 @@ use super::{
 /// Fewest rows and columns of a piece of a product.
 const ROWS: usize = 64;
 const COLUMNS: usize = 64;
-/// Pieces of a product, a power of two.
-const PIECES: usize = 16;
+/// Pieces of a product for each thread: more balance the work better, fewer bring less into order.
+const PIECES: usize = 4;
 /// Sums are formed in parts of so many terms: not longer than those of the `gemm` crate, which adds its own parts up
 /// in the same way.
 const DEPTH: usize = 512;
@@ -73,7 +73,7 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
     let ([rows, _], [_, columns]) = (a.shape(), b.shape());
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared::new(out.as_mut_ptr());
-    pieces(rows, columns).into_par_iter().for_each(|(down, across)| {
+    pieces(rows, columns, rayon::current_num_threads()).into_par_iter().for_each(|(down, across)| {
         let first = shared.at(down.start * columns + across.start);
         let bias = bias.map(|bias| &bias[across.clone()]);
         // SAFETY: these rows and columns of the output are no other piece's.
@@ -125,16 +125,15 @@ pub(super) unsafe fn multiply_by_parts(
     }
 }
 
-/// Cuts a matrix, by its size alone, into pieces that threads can share: of those ways that give [`PIECES`], the one
-/// for which most of the product's time is arithmetic. Rows are read once for every piece beside another, columns once
+/// Cuts a matrix into pieces for `threads`, without a sum being cut: of those ways that give [`PIECES`] each, the one for
+/// which most of the product's time is arithmetic. Rows are read once for every piece beside another, columns once
 /// for every piece above another, which costs twice as much: they come from memory, and rows from the cache.
-fn pieces(rows: usize, columns: usize) -> Vec<(Range<usize>, Range<usize>)> {
+fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
     let cut = |len: usize, parts: usize| {
         let step = len.div_ceil(parts.max(1)).max(1);
         (0..len).step_by(step).map(move |first| first..len.min(first + step))
     };
-    // Few rows are a matter of reading memory, for which long runs of columns are better than many threads.
-    let wanted = if rows <= FEW_ROWS { PIECES / 2 } else { PIECES };
+    let wanted = (PIECES * threads).next_power_of_two();
     let most = |len: usize, least: usize| (len / least).clamp(1, wanted);
     let ways = (0..=wanted.ilog2()).map(|power| {
         let down = (1 << power).min(most(rows, ROWS));
@@ -244,11 +243,11 @@ mod tests {
         for (rows, columns) in [(1, 1), (1, 4096), (63, 65), (512, 3072), (4160, 192), (1576, 1536), (0, 7), (5000, 3)]
         {
             let mut seen = vec![0; rows * columns];
-            for (down, across) in pieces(rows, columns) {
+            for (down, across) in pieces(rows, columns, 3) {
                 down.for_each(|row| across.clone().for_each(|column| seen[row * columns + column] += 1));
             }
             assert!(seen.iter().all(|count| *count == 1), "{rows} x {columns}");
         }
-        assert_eq!(pieces(4160, 768).len(), PIECES, "a large matrix has work for many threads");
+        assert_eq!(pieces(4160, 768, 3).len(), 16, "a large matrix has work for all threads");
     }
 }

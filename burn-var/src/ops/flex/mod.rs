@@ -3,6 +3,7 @@
 //! A kernel is a value that implements [`bridge::Kernel`]; [`run`] puts it into Burn's graph. Work is cut into pieces by
 //! the shapes alone and partial sums are added in the order of the pieces, never in the order in which threads finish.
 
+mod adamw;
 mod attention;
 mod bridge;
 mod columns;
@@ -24,6 +25,7 @@ mod simd;
 mod softmax;
 mod winograd;
 
+pub(super) use adamw::adamw;
 pub(super) use attention::Attention;
 pub(super) use bridge::{absent, is_plain, run, supports};
 pub(super) use conv::Conv2d;
