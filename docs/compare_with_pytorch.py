@@ -37,7 +37,7 @@ WORK = {
     "train shipped tokenizer, batch 32": (["--only", "train-tokenizer", "--train-batch", "32"], 32),
     "DINO ViT-S/16, batch 8": (["--only", "dino", "--batch", "8"], 8),
     "DINO ViT-S/16 with gradients, batch 8": (["--only", "dino-backward", "--batch", "8"], 8),
-    "Inception, batch 8": (["--only", "inception", "--batch", "8"], 8),
+    "Inception, batch 50": (["--only", "inception", "--batch", "50"], 50),
     "Frechet distance, 2,048 features": (["--only", "frechet"], 1),
     "precision and recall, 10,000 x 10,000": (["--only", "coverage"], 1),
     "matrix product, 2048": (["--only", "matmul"], 1),
@@ -141,7 +141,7 @@ def prepare(torch, name):
         network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=False)
         network.fc = torch.nn.Identity()
         network.eval()
-        images = torch.rand(8, 3, 299, 299) * 2 - 1
+        images = torch.rand(50, 3, 299, 299) * 2 - 1
         return inference(lambda: network(images))
     if name.startswith("Frechet"):
         return frechet_distance()
