@@ -203,20 +203,22 @@ fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidT
     toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The parts of a checkpoint of either.
+const AID_PARTS: [&str; 7] = [
+    "beaten",
+    "correction-average",
+    "correction-model",
+    "correction-optimizer",
+    "heads-average",
+    "heads-model",
+    "heads-optimizer",
+];
+
 #[test]
 fn an_injector_goes_on_to_the_bit_and_learns() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = aid_config(folder.path());
-    let parts = [
-        "beaten",
-        "correction-average",
-        "correction-model",
-        "correction-optimizer",
-        "heads-average",
-        "heads-model",
-        "heads-optimizer",
-    ];
-    let whole = compare(folder.path(), &parts, |run, progress| {
+    let whole = compare(folder.path(), &AID_PARTS, |run, progress| {
         train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
     });
     let device = Device::default();
@@ -252,16 +254,7 @@ fn a_lora_goes_on_to_the_bit_and_learns() {
     let mut config = AidTrainConfig { lora, encoder: None, ..aid_config(folder.path()) };
     config.discriminator.judges = Judges::QuantizerFeatures;
     config.loss.truncate = true;
-    let parts = [
-        "beaten",
-        "correction-average",
-        "correction-model",
-        "correction-optimizer",
-        "heads-average",
-        "heads-model",
-        "heads-optimizer",
-    ];
-    let whole = compare(folder.path(), &parts, |run, progress| {
+    let whole = compare(folder.path(), &AID_PARTS, |run, progress| {
         train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
     });
     let dict = StateDict::open(whole.join("lora.safetensors")).expect("written");
