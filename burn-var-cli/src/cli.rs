@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, completions, convert, eval, info, reconstruct, sample, train};
+use crate::commands::{bench, completions, convert, edit, eval, info, reconstruct, sample, train};
 use crate::device::DeviceName;
 
 /// Next-scale autoregressive image generation: sample, reconstruct, train, measure.
@@ -30,6 +30,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate pictures, class by class.
     Sample(sample::Args),
+    /// Change a part of a picture, or make up what is not there: in-painting, out-painting, another class, completion.
+    Edit(edit::Args),
     /// Turn pictures into tokens and back, and say how near they come: PSNR and SSIM.
     Reconstruct(reconstruct::Args),
     /// Train a model, or go on with a run that was interrupted: the same command does both.

@@ -1,111 +1,45 @@
 //! Pictures by the batch.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
-use burn_var::guidance::{Aid, AidWeight, Cfg, CfgSchedule, Guidance, Ssg, SsgConfig, Uncertainty};
+use burn_var::guidance::{Aid, AidWeight, Guidance, GuidanceConfig, Keep, Schedule};
 use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_injector, load_lora};
 use burn_var::sampler::Sampler;
-use burn_var::transformer::Var;
+use burn_var::transformer::{Label, Var};
 use burn_var::{MapSize, Request, TokenPyramid, Tokenizer, generate};
 use burn_var_train::data::Fingerprint;
 use burn_var_train::eval::PictureSet;
 use burn_var_train::grid::{Range, pictures};
-use clap::{Args, ValueEnum};
 
 use crate::models::{Pair, PairArgs};
 use crate::output::usage;
-
-/// How pictures are drawn; what is left out comes from the transformer's file, or from the VAR paper.
-#[derive(Debug, Clone, Default, Args)]
-#[command(
-    next_help_heading = "Sampling (default: what the transformer's file says, else cfg 1.5, top-k 900, top-p 0.96)"
-)]
-pub(crate) struct SamplingArgs {
-    /// The seed of the whole set: picture i of a seed is the same whatever the batch.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Strength of classifier-free guidance at the last scale, 0 at the first and linear between. 0 is none.
-    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
-    cfg: Option<f64>,
-    /// Strength of classifier-free guidance at every scale, `0,0.5,1,1.5` for instance.
-    #[arg(
-        long,
-        value_name = "STRENGTHS",
-        value_delimiter = ',',
-        conflicts_with = "cfg",
-        allow_negative_numbers = true
-    )]
-    cfg_schedule: Option<Vec<f64>>,
-    /// Strength of Scaled Spatial Guidance, which decays from scale to scale; 0.3 is a place to start.
-    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
-    ssg: Option<f64>,
-    /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale.
-    #[arg(long, value_name = "FILE")]
-    aid: Option<PathBuf>,
-    /// How much of the injector's map is added. [default: what the injector's file says, else 0.001]
-    #[arg(long, value_name = "WEIGHT", requires = "aid", allow_negative_numbers = true)]
-    aid_weight: Option<f64>,
-    /// Scale that weight by how uncertain the model was at the scale before.
-    #[arg(long, value_enum, value_name = "MEASURE", requires = "aid")]
-    aid_adaptive: Option<Adaptive>,
-    /// A LoRA of the transformer, from `burn-var train aid`.
-    #[arg(long, value_name = "FILE")]
-    lora: Option<PathBuf>,
-    /// Draw from so many of the most likely codes; 0 is all, 1 is always the most likely.
-    #[arg(long, value_name = "CODES")]
-    top_k: Option<usize>,
-    /// Draw from the most likely codes that have this share of the probability together; 0 is all.
-    #[arg(long, value_name = "SHARE")]
-    top_p: Option<f64>,
-    /// Divides the logits: below 1 is more certain, above 1 more varied.
-    #[arg(long, value_name = "FACTOR")]
-    temperature: Option<f64>,
-    /// Mix codes instead of choosing one (Gumbel softmax, VAR's `more_smooth`): for looks, not for figures.
-    #[arg(long)]
-    smooth: bool,
-    /// Pictures at a time. It changes speed and memory, not the pictures. [default: 32, or 8 above 64 pixels]
-    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) batch: Option<u32>,
-}
-
-/// How the weight of an injector adapts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Adaptive {
-    /// By the mean entropy of a scale's tokens.
-    Entropy,
-    /// By the mean margin between the two likeliest codes.
-    Margin,
-    /// By entropy, position by position.
-    EntropyMap,
-    /// By margin, position by position.
-    MarginMap,
-}
-
-impl Adaptive {
-    fn weight(self, most: f64) -> AidWeight {
-        let by = match self {
-            Self::Entropy | Self::EntropyMap => Uncertainty::Entropy,
-            Self::Margin | Self::MarginMap => Uncertainty::Margin,
-        };
-        AidWeight::Adaptive { most, by, per_position: matches!(self, Self::EntropyMap | Self::MarginMap) }
-    }
-}
+use crate::settings::{AidSettings, SamplingArgs};
 
 /// A model with its settings.
 pub(crate) struct Generator {
     pub(crate) pair: Pair,
-    /// The transformer with a LoRA in it, and the latter's fingerprint.
-    adapted: Option<(Var, String)>,
-    cfg: Cfg,
-    ssg: Option<SsgConfig>,
+    /// The transformer without its LoRA, if there is one and [`Wanted::plain`] may be asked for.
+    plain: Option<Var>,
+    /// The LoRA's fingerprint.
+    lora: Option<String>,
+    guidance: GuidanceConfig,
     aid: Option<(Aid, Injected)>,
     sampler: Sampler,
     seed: u64,
     batch: usize,
+}
+
+/// Whether pictures without injector, LoRA and guidance other than CFG will be asked for too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plain {
+    /// A LoRA takes the place of what it changes, without memory for both.
+    Never,
+    /// Both are kept.
+    Too,
 }
 
 /// Where an injector came from, for results.
@@ -137,58 +71,61 @@ pub(crate) struct Batch<'a> {
     pub(crate) time: [Duration; 2],
 }
 
+/// What came out of the loop.
+struct Drawn {
+    images: Tensor<4>,
+    stages: Vec<Tensor<4>>,
+    tokens: TokenPyramid,
+    time: [Duration; 2],
+}
+
 impl Generator {
-    pub(crate) fn new(model: &PairArgs, args: &SamplingArgs, device: &Device) -> Result<Self> {
-        Self::of(model.load(device)?, args)
+    pub(crate) fn new(model: &PairArgs, args: &SamplingArgs, plain: Plain, device: &Device) -> Result<Self> {
+        Self::of(model.load(device)?, args, plain)
     }
 
-    pub(crate) fn of(pair: Pair, args: &SamplingArgs) -> Result<Self> {
-        let schedule = match (&args.cfg_schedule, args.cfg) {
-            (Some(strengths), _) => CfgSchedule::PerScale(strengths.clone()),
-            (None, Some(strength)) => CfgSchedule::Ramp(strength),
-            (None, None) => pair.usage.cfg.clone(),
-        };
-        let known = pair.usage.sampler;
-        let sampler = Sampler {
-            top_k: args.top_k.unwrap_or(known.top_k),
-            top_p: args.top_p.unwrap_or(known.top_p),
-            temperature: args.temperature.unwrap_or(known.temperature),
-            more_smooth: args.smooth || known.more_smooth,
-        };
+    pub(crate) fn of(mut pair: Pair, args: &SamplingArgs, plain: Plain) -> Result<Self> {
+        let settings = args.settings()?;
+        let (guidance, sampler) = (settings.guidance(&pair.usage), settings.sampler(&pair.usage));
         let asked = |error: burn_var::Error| usage(error.to_string());
         sampler.validate().map_err(asked)?;
         let device = pair.tokenizer.codebook().device();
-        let aid = args.aid.as_ref().map(|file| injected(file, args, &pair, &device)).transpose()?;
-        let adapted = args.lora.as_ref().map(|file| adapted(file, &pair.transformer, &device)).transpose()?;
+        let aid = settings.aid.as_ref().map(|aid| injected(aid, &pair, &device)).transpose()?;
+        let (mut without, mut lora) = (None, None);
+        if let Some(file) = &settings.lora {
+            let change = load_lora(&StateDict::open(file)?, &device)?;
+            lora = Some(Fingerprint::new().module(&change)?.finish());
+            without = (plain == Plain::Too).then(|| pair.transformer.clone());
+            pair.transformer = change.merge(pair.transformer)?;
+        }
         let [_, height, _] = pair.tokenizer.picture_shape();
         let batch = args.batch.map_or(if height > 64 { 8 } else { 32 }, |batch| batch as usize);
-        let ssg = args.ssg.map(SsgConfig::paper);
-        let (cfg, seed) = (Cfg { schedule }, args.seed);
-        let generator = Self { pair, adapted, cfg, ssg, aid, sampler, seed, batch };
+        let generator = Self { pair, plain: without, lora, guidance, aid, sampler, seed: args.seed, batch };
         let scales = generator.pair.tokenizer.scales();
-        generator.chain(false).iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
+        let chain = generator.chain(false).map_err(asked)?;
+        chain.iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
         Ok(generator)
     }
 
-    /// All guidance in its order: what changes the way in, classifier-free guidance, and what works on its result.
-    fn chain(&self, plain: bool) -> Vec<Box<dyn Guidance>> {
-        if plain {
-            return vec![Box::new(self.cfg.clone())];
+    /// All guidance in its order.
+    fn chain(&self, plain: bool) -> burn_var::Result<Vec<Box<dyn Guidance>>> {
+        match plain {
+            true => GuidanceConfig { vpg: None, ssg: None, ..self.guidance.clone() }.chain(None),
+            false => self.guidance.chain(self.injector()),
         }
-        let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
-        chain.extend(self.aid.iter().map(|(aid, _)| Box::new(aid.clone()) as Box<dyn Guidance>));
-        chain.push(Box::new(self.cfg.clone()));
-        chain.extend(self.ssg.iter().map(|ssg| Box::new(Ssg::new(ssg.clone())) as Box<dyn Guidance>));
-        chain
+    }
+
+    fn injector(&self) -> Option<Aid> {
+        self.aid.as_ref().map(|(aid, _)| aid.clone())
     }
 
     /// Whether there is anything that [`Wanted::plain`] leaves out.
     pub(crate) fn is_guided(&self) -> bool {
-        self.aid.is_some() || self.ssg.is_some() || self.adapted.is_some()
+        self.aid.is_some() || self.guidance.ssg.is_some() || self.guidance.vpg.is_some() || self.lora.is_some()
     }
 
     fn transformer(&self, plain: bool) -> &Var {
-        self.adapted.as_ref().filter(|_| !plain).map_or(&self.pair.transformer, |(adapted, _)| adapted)
+        self.plain.as_ref().filter(|_| plain).unwrap_or(&self.pair.transformer)
     }
 
     /// Pictures in a batch.
@@ -209,11 +146,34 @@ impl Generator {
 
     /// One batch, the first picture of which has a number.
     fn make<'a>(&self, labels: &'a [usize], first: u64, wanted: Wanted) -> burn_var::Result<Batch<'a>> {
+        let known: Vec<Label> = labels.iter().copied().map(Some).collect();
+        let Drawn { images, stages, tokens, time } = self.draw(known, first, wanted, self.chain(wanted.plain)?)?;
+        Ok(Batch { images, stages, labels, tokens, time })
+    }
+
+    /// Pictures of a label, or of none, of which some tokens are given; they are numbers `first` and following.
+    pub(crate) fn edit(&self, label: Label, count: usize, first: u64, keep: Keep) -> Result<Tensor<4>> {
+        let mut chain = match label {
+            Some(_) => self.chain(false)?,
+            // Both branches would be the same.
+            None => GuidanceConfig { cfg: Schedule::Constant(0.0), ..self.guidance.clone() }.chain(self.injector())?,
+        };
+        chain.push(Box::new(keep));
+        Ok(self.draw(vec![label; count], first, Wanted::default(), chain)?.images)
+    }
+
+    fn draw(
+        &self,
+        labels: Vec<Label>,
+        first: u64,
+        wanted: Wanted,
+        mut chain: Vec<Box<dyn Guidance>>,
+    ) -> burn_var::Result<Drawn> {
         let (tokenizer, transformer) = (&self.pair.tokenizer, self.transformer(wanted.plain));
-        let request = Request { first, sampler: self.sampler, ..Request::new(labels, self.seed) };
+        let request = Request { labels, seed: self.seed, first, sampler: self.sampler };
         let mut canvases = Vec::new();
         let start = Instant::now();
-        let made = generate(tokenizer, transformer, &mut self.chain(wanted.plain), &request, &mut |scale| {
+        let made = generate(tokenizer, transformer, &mut chain, &request, &mut |scale| {
             if wanted.stages {
                 canvases.push(scale.canvas.clone());
             }
@@ -225,7 +185,7 @@ impl Generator {
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
         let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        Ok(Batch { images, stages, labels, tokens: made.tokens, time })
+        Ok(Drawn { images, stages, tokens: made.tokens, time })
     }
 
     /// Waits for the device.
@@ -235,14 +195,17 @@ impl Generator {
 
     /// What was used, for results.
     pub(crate) fn settings(&self) -> serde_json::Value {
-        let mut settings = serde_json::json!({ "seed": self.seed, "cfg": self.cfg.schedule, "sampler": self.sampler });
-        if let Some(ssg) = &self.ssg {
+        let mut settings = serde_json::json!({ "seed": self.seed, "sampler": self.sampler, "cfg": self.guidance.cfg });
+        if let Some(vpg) = &self.guidance.vpg {
+            settings["vpg"] = serde_json::json!(vpg);
+        }
+        if let Some(ssg) = &self.guidance.ssg {
             settings["ssg"] = serde_json::json!(ssg);
         }
         if let Some((_, injected)) = &self.aid {
             settings["aid"] = serde_json::json!(injected);
         }
-        if let Some((_, lora)) = &self.adapted {
+        if let Some(lora) = &self.lora {
             settings["lora"] = serde_json::json!(lora);
         }
         settings
@@ -250,27 +213,13 @@ impl Generator {
 }
 
 /// The injector in a file, for the transformer of a model.
-fn injected(file: &Path, args: &SamplingArgs, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
-    let dict = StateDict::open(file)?;
+fn injected(settings: &AidSettings, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
+    let dict = StateDict::open(&settings.file)?;
     let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
-    let weight = match args.aid_weight {
-        Some(weight) => AidWeight::Constant(weight),
-        None => injector_weight(&dict)?.unwrap_or_default(),
-    };
-    let weight = match (args.aid_adaptive, weight) {
-        (None, weight) => weight,
-        (Some(adaptive), AidWeight::Constant(most)) => adaptive.weight(most),
-        (Some(_), _) => return Err(usage("--aid-adaptive wants one number: name it with --aid-weight")),
-    };
+    let weight = settings.weight(injector_weight(&dict)?)?;
     let weights = Fingerprint::new().module(&injector)?.finish();
     let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
-    Ok((aid, Injected { file: file.into(), weights, weight }))
-}
-
-/// A transformer with the LoRA in a file.
-fn adapted(file: &Path, transformer: &Var, device: &Device) -> Result<(Var, String)> {
-    let lora = load_lora(&StateDict::open(file)?, device)?;
-    Ok((lora.merge(transformer.clone())?, Fingerprint::new().module(&lora)?.finish()))
+    Ok((aid, Injected { file: settings.file.clone(), weights, weight }))
 }
 
 /// A set of pictures that do not exist before they are asked for.

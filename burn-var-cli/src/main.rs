@@ -12,6 +12,7 @@ mod output;
 mod progress;
 #[cfg(test)]
 mod reference;
+mod settings;
 
 use std::process::ExitCode;
 

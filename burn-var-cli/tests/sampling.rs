@@ -105,6 +105,7 @@ fn settings_change_the_pictures() {
         &["--temperature", "3"],
         &["--smooth"],
         &["--ssg", "4"],
+        &["--vpg", "4", "--vpg-share", "0.5"],
     ] {
         assert_ne!(sample("other.npz", settings), plain, "{settings:?} must matter");
     }
@@ -113,6 +114,9 @@ fn settings_change_the_pictures() {
         (["--cfg-schedule", "1,2"], "3, one a scale"),
         (["--temperature", "0"], "temperature"),
         (["--ssg", "inf"], "a finite number"),
+        (["--ssg-order", "post-cfg"], "--ssg"),
+        (["--vpg", "NaN"], "a finite number"),
+        (["--vpg-share", "0.2"], "--vpg"),
         (["--aid-weight", "1"], "--aid"),
         (["--device", "cuda"], "--features cuda"),
         (["--count", "0"], "--count"),
@@ -120,6 +124,107 @@ fn settings_change_the_pictures() {
         let message = fails(at, 2, &[&["sample", "--model", "."], &settings[..]].concat());
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn settings_from_a_file_are_those_of_flags() {
+    let folder = folder();
+    let at = folder.path();
+    let sample = |settings: &[&str]| {
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--npz", "made.npz"], settings].concat());
+        arrays(&at.join("made.npz")).1
+    };
+    let write = |text: &str| fs::write(at.join("settings.toml"), text).expect("written");
+    write(
+        "cfg = { ramp = 6.0 }\ntop_k = 7\n[vpg]\nschedule = { constant = 4.0 }\nshare = 0.5\n[ssg]\nschedule = { decay = 2.0 }\n",
+    );
+    let flags = ["--cfg", "6", "--top-k", "7", "--vpg", "4", "--vpg-share", "0.5", "--ssg", "2"];
+    let by_file = sample(&["--settings", "settings.toml"]);
+    assert_eq!(by_file, sample(&flags), "the same by flags");
+    assert_ne!(by_file, sample(&["--settings", "settings.toml", "--top-k", "1"]), "flags go before the file");
+    assert_ne!(by_file, sample(&flags[..8]), "its last part matters");
+    write("[ssg]\nschedule = { decay = 2.0 }\norder = \"per-branch\"\n");
+    assert_ne!(sample(&["--settings", "settings.toml"]), sample(&["--ssg", "2"]), "before classifier-free guidance");
+    let message = fails(at, 2, &["sample", "--model", ".", "--settings", "settings.toml", "--vpg", "1"]);
+    assert!(message.contains("ssg order") && message.contains("vpg"), "says why they contradict each other: {message}");
+    write("[spg]\nschedule = { decay = 2.0 }\n");
+    let message = fails(at, 1, &["sample", "--model", ".", "--settings", "settings.toml"]);
+    assert!(message.contains("settings.toml") && message.contains("`spg`") && message.contains("`ssg`"), "{message}");
+}
+
+#[test]
+fn edits_a_part_of_a_picture() {
+    let folder = folder();
+    let at = folder.path();
+    picture(40, 3).save(at.join("photo.png")).expect("written");
+    let edit = |more: &[&str]| {
+        json(
+            at,
+            &[&["edit", "photo.png", "--model", ".", "--count", "2", "--folder", "made", "--top-k", "1"], more]
+                .concat(),
+        )
+    };
+    let pixels = |name: &str| image::open(at.join("made").join(name)).expect("a picture").into_rgb8();
+    let report = edit(&["--redraw", "0,0,8,16", "--class", "newt,1"]);
+    let drawn: Vec<u64> = report["drawn_tokens"].as_array().expect("a list").iter().filter_map(Value::as_u64).collect();
+    assert_eq!(report["pictures"], 4, "two of each class: {report}");
+    assert!(drawn[0] == 0 && drawn[2] > 0, "the coarsest is kept whole: {drawn:?}");
+    let newt = pixels("class-2-0000.png");
+    assert!(newt != pixels("class-1-0000.png"), "classes differ");
+
+    edit(&["--redraw", "0,0,8,16", "--class", "newt", "--paste"]);
+    let pasted = pixels("class-2-0000.png");
+    let whole = edit(&["--complete", "2"]);
+    assert_eq!(whole["drawn_tokens"][0], 0, "{whole}");
+    assert!(at.join("made/any-0001.png").is_file(), "without a class");
+    let (side, _) = pasted.dimensions();
+    let same = |x: u32, y: u32| pasted.get_pixel(x, y) == newt.get_pixel(x, y);
+    assert!((0..side).all(|y| (0..8).all(|x| same(x, y))), "what was redrawn is as without --paste");
+    assert!((0..side).any(|y| (8..side).any(|x| !same(x, y))), "the rest is the picture's own");
+
+    let mut mask = image::GrayImage::new(40, 40);
+    for (x, _, pixel) in mask.enumerate_pixels_mut() {
+        pixel.0 = [if x < 20 { 255 } else { 0 }];
+    }
+    mask.save(at.join("mask.png")).expect("written");
+    let boxed = edit(&["--redraw", "0,0,8,16", "--class", "0"]);
+    let masked = edit(&["--mask", "mask.png", "--class", "0"]);
+    assert_eq!(boxed["drawn_tokens"], masked["drawn_tokens"], "half of the picture either way");
+
+    for (more, expected) in [
+        (&["--complete", "3"][..], "1 to 2 of this model's 3 scales"),
+        (&["--complete", "0"], "1 to 2"),
+        (&["--redraw", "10,0,8,8"], "does not lie in a picture of 16x16"),
+        (&["--redraw", "1,2,3"], "left, top, width and height"),
+        (&["--redraw", "0,0,1,1"], "nothing would be drawn"),
+        (&["--redraw", "0,0,8,8", "--class", "dragon"], "dragon"),
+        (&["--redraw", "0,0,8,8", "--complete", "1"], "cannot be used with"),
+        (&[], "--redraw"),
+    ] {
+        let message = fails(at, 2, &[&["edit", "photo.png", "--model", "."], more].concat());
+        assert!(message.contains(expected), "{more:?}: {message}");
+    }
+    let message = fails(at, 1, &["edit", "photo.png", "--model", ".", "--mask", "none.png"]);
+    assert!(message.contains("none.png"), "{message}");
+    let message = fails(at, 1, &["edit", "tokenizer.safetensors", "--model", ".", "--complete", "1"]);
+    assert!(message.contains("tokenizer.safetensors"), "{message}");
+}
+
+#[test]
+fn animates_growing_pictures() {
+    use image::AnimationDecoder;
+
+    let folder = folder();
+    let at = folder.path();
+    ok(at, &["sample", "--model", ".", "--count", "3", "--animate", "grow.gif"]);
+    let file = std::io::BufReader::new(fs::File::open(at.join("grow.gif")).expect("a file"));
+    let decoder = image::codecs::gif::GifDecoder::new(file).expect("a GIF");
+    let frames = decoder.into_frames().collect_frames().expect("frames");
+    assert_eq!(frames.len(), 3, "one a scale");
+    assert_ne!(frames[0].buffer(), frames[2].buffer(), "it grows");
+    let sheet = image::open(at.join("burn-var-sample.png")).expect("the sheet too");
+    assert_eq!(frames[2].buffer().dimensions(), (sheet.width(), sheet.height()), "as large as the sheet");
+    assert!(fails(at, 2, &["sample", "--npz", "a.npz", "--animate", "b.gif"]).contains("--animate"));
 }
 
 #[test]
@@ -152,7 +257,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
         image::open(at.join("burn-var-sample.png")).expect("a sheet").height()
     });
     assert!(both > alone + alone / 2, "every picture twice: {alone} and {both} pixels high");
-    assert!(fails(at, 2, &["sample", "--model", ".", "--compare"]).contains("--aid, --lora or --ssg"));
+    assert!(fails(at, 2, &["sample", "--model", ".", "--compare"]).contains("--aid, --lora, --ssg or --vpg"));
     injector(32, "narrow.safetensors");
     let message = fails(at, 1, &["sample", "--model", ".", "--aid", "narrow.safetensors"]);
     assert!(message.contains("32") && message.contains("64, the width of the transformer"), "{message}");

@@ -4,10 +4,17 @@ use std::io::Cursor;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use image::{ImageFormat, Rgb, RgbImage, imageops};
+use image::codecs::gif::{GifEncoder, Repeat};
+use image::{Delay, DynamicImage, Frame, ImageFormat, Rgb, RgbImage, imageops};
 
 use crate::fs::atomic_write;
 use crate::{Error, Result};
+
+/// Milliseconds that a picture of an animation is shown, and the last one.
+const FRAME: u32 = 300;
+const LAST_FRAME: u32 = 1500;
+/// How coarsely the 256 colours of a picture are searched for, from 1; the crate's own suggestion.
+const GIF_SPEED: i32 = 10;
 
 /// What a tensor's numbers mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +125,26 @@ pub fn write_png(path: impl AsRef<Path>, picture: &RgbImage) -> Result<()> {
     let mut bytes = Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Error::format(path, e.to_string()))?;
     atomic_write(path, bytes.get_ref())
+}
+
+/// Writes pictures of one size as an animated GIF file that begins anew at its end.
+///
+/// # Errors
+/// [`Error::Io`] if it can't be written, [`Error::Format`] if GIF can't hold it: no picture, or one too large.
+pub fn write_gif(path: impl AsRef<Path>, frames: Vec<RgbImage>) -> Result<()> {
+    let path = path.as_ref();
+    let wrong = |reason: String| Error::format(path, format!("cannot be drawn: {reason}"));
+    let Some(last) = frames.len().checked_sub(1) else { return Err(wrong("there is no picture".to_owned())) };
+    let mut bytes = Vec::new();
+    let mut encoder = GifEncoder::new_with_speed(&mut bytes, GIF_SPEED);
+    encoder.set_repeat(Repeat::Infinite).map_err(|error| wrong(error.to_string()))?;
+    for (i, picture) in frames.into_iter().enumerate() {
+        let delay = Delay::from_numer_denom_ms(if i == last { LAST_FRAME } else { FRAME }, 1);
+        let frame = Frame::from_parts(DynamicImage::from(picture).into_rgba8(), 0, 0, delay);
+        encoder.encode_frame(frame).map_err(|error| wrong(error.to_string()))?;
+    }
+    drop(encoder);
+    atomic_write(path, &bytes)
 }
 
 #[cfg(test)]

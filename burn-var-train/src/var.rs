@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
-use burn_var::guidance::{Cfg, CfgSchedule, Guidance};
+use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::ops;
 use burn_var::pretrained::{StateDict, Usage, load_vqvae, save_var, vqvae_config};
 use burn_var::rng::Rng;
@@ -325,7 +325,7 @@ impl Trainer for VarTrainer {
         let path = self.folder.join("transformer.safetensors");
         let usage = Usage {
             class_names: self.tokens.spec().class_names.clone(),
-            cfg: CfgSchedule::Ramp(self.config.preview.cfg),
+            cfg: Schedule::Ramp(self.config.preview.cfg),
             sampler: self.config.preview.sampler,
         };
         save_var(self.average(), &usage, &path, false)?;

@@ -8,7 +8,7 @@ use crate::guidance::{Entering, Given, Guidance, Logits};
 use crate::rng::Rng;
 use crate::sampler::{Drawn, Sampler};
 use crate::transformer::{Label, NextScale, Session};
-use crate::{Error, Result, TokenPyramid, Tokenizer};
+use crate::{Error, Result, Scales, TokenPyramid, Tokenizer};
 
 /// What to generate.
 #[derive(Debug, Clone)]
@@ -75,9 +75,13 @@ pub fn generate(
 
     let batch = request.labels.len();
     let mut rngs: Vec<Rng> = (0..batch as u64).map(|i| Rng::new(request.seed, "sample", request.first + i)).collect();
-    // The null branch runs up to the last scale that uses it: its cache has to be complete until then.
-    let null_scales = (0..scales.len()).rev().find(|&k| guidance.iter().any(|part| part.needs_null(k, scales)));
-    let null_scales = null_scales.map_or(0, |k| k + 1);
+    // A branch runs up to the last scale that uses it: its cache has to be complete until then.
+    let scales_of = |needs: fn(&dyn Guidance, usize, &Scales) -> bool| {
+        let last = (0..scales.len()).rev().find(|&k| guidance.iter().any(|part| needs(&**part, k, scales)));
+        last.map_or(0, |k| k + 1)
+    };
+    let null_scales = scales_of(|part, k, scales| part.needs_null(k, scales));
+    let corrupted_scales = scales_of(|part, k, scales| part.needs_corrupted(k, scales));
     let mut labels = request.labels.clone();
     if null_scales > 0 {
         labels.resize(2 * batch, None);
@@ -85,22 +89,36 @@ pub fn generate(
 
     let codebook = tokenizer.codebook();
     let mut session = transformer.begin(&labels)?;
+    let mut corrupted = (corrupted_scales > 0).then(|| session.clone());
     let mut canvas = tokenizer.blank(batch);
     let mut previous: Option<Tensor<3>> = None;
     let mut maps = Vec::with_capacity(scales.len());
     for k in 0..scales.len() {
         if k == null_scales && session.batch() > batch {
             session = session.truncate(batch);
+            corrupted = corrupted.map(|session| session.truncate(batch));
+        }
+        if k == corrupted_scales {
+            corrupted = None;
         }
         let input = match session.batch() / batch {
             1 => tokenizer.next_input(&canvas, k),
             branches => tokenizer.next_input(&canvas, k).repeat_dim(0, branches),
         };
         let mut hidden = transformer.embed(&session, k, input);
+        let entering = Entering { k, scales, previous: previous.as_ref() };
         for part in guidance.iter_mut() {
-            hidden = part.inject(Entering { k, scales, previous: previous.as_ref() }, hidden)?;
+            hidden = part.inject(entering, hidden)?;
         }
-        let mut logits = branches(transformer, &mut session, hidden, batch);
+        let mut beside = None;
+        if let Some(session) = &mut corrupted {
+            let mut hidden = hidden.clone();
+            for part in guidance.iter_mut() {
+                hidden = part.corrupt(entering, request, hidden)?;
+            }
+            beside = Some(Box::new(branches(transformer, session, hidden, batch)));
+        }
+        let mut logits = Logits { corrupted: beside, ..branches(transformer, &mut session, hidden, batch) };
         for part in guidance.iter_mut() {
             logits = part.steer(k, scales, logits)?;
         }
@@ -131,10 +149,10 @@ fn branches(transformer: &(impl NextScale + ?Sized), session: &mut Session, hidd
     let logits = transformer.step(session, hidden);
     let sequences = logits.dims()[0];
     if sequences == batch {
-        return Logits { cond: logits, null: None };
+        return Logits::cond(logits);
     }
     let null = logits.clone().narrow(0, batch, sequences - batch);
-    Logits { cond: logits.narrow(0, 0, batch), null: Some(null) }
+    Logits { null: Some(null), ..Logits::cond(logits.narrow(0, 0, batch)) }
 }
 
 /// Whether a transformer speaks a tokenizer's language.

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod convert;
+pub(crate) mod edit;
 pub(crate) mod eval;
 pub(crate) mod info;
 pub(crate) mod reconstruct;
@@ -19,6 +20,7 @@ pub(crate) fn run(cli: Cli, output: Output) -> Result<()> {
     let device = cli.device.open()?;
     match cli.command {
         Command::Sample(args) => sample::run(&args, &device, output),
+        Command::Edit(args) => edit::run(&args, &device, output),
         Command::Reconstruct(args) => reconstruct::run(&args, &device, output),
         Command::Train(command) => train::run(&command, &device, output),
         Command::Eval(command) => eval::run(&command, &device, output),

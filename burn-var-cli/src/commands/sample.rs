@@ -7,15 +7,16 @@ use anyhow::Result;
 use burn::tensor::Device;
 use burn_var::{MapSize, Tokenizer};
 use burn_var_train::eval::write_samples;
-use burn_var_train::grid::{Range, pictures, write_png};
+use burn_var_train::grid::{Range, pictures, write_gif, write_png};
 use image::RgbImage;
 use serde::Serialize;
 
 use crate::caption::{Row, sheet};
 use crate::classes::{equal_parts, in_turn};
-use crate::generator::{Batch, Generator, SamplingArgs, Wanted, or_default};
+use crate::generator::{Batch, Generator, Plain, Wanted, or_default};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
+use crate::settings::SamplingArgs;
 
 /// The classes that are shown if none is asked for.
 const MOST_CLASSES: usize = 10;
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// Show how each picture grows, a column a scale.
     #[arg(long)]
     scales: bool,
+    /// The sheet as it grows scale by scale, an animated GIF file.
+    #[arg(long, value_name = "FILE", conflicts_with = "npz")]
+    animate: Option<PathBuf>,
     /// Every picture twice: without injector, LoRA and guidance other than CFG, and below with them.
     #[arg(long, conflicts_with = "npz")]
     compare: bool,
@@ -57,6 +61,7 @@ struct Report {
     pictures: usize,
     png: Option<PathBuf>,
     npz: Option<PathBuf>,
+    gif: Option<PathBuf>,
     classes: Vec<Class>,
     settings: serde_json::Value,
     seconds: f64,
@@ -75,10 +80,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         (None, Some(_)) => None,
         (out, _) => Some(or_default(out.as_ref(), "burn-var-sample.png")),
     };
-    png.iter().chain(&args.npz).try_for_each(|path| check_target(path))?;
-    let generator = Generator::new(&args.model, &args.sampling, device)?;
+    png.iter().chain(&args.npz).chain(&args.animate).try_for_each(|path| check_target(path))?;
+    let plain = if args.compare { Plain::Too } else { Plain::Never };
+    let generator = Generator::new(&args.model, &args.sampling, plain, device)?;
     if args.compare && !generator.is_guided() {
-        return Err(usage("--compare needs something to compare: --aid, --lora or --ssg"));
+        return Err(usage("--compare needs something to compare: --aid, --lora, --ssg or --vpg"));
     }
     let classes = generator.pair.classes();
     let mut chosen = classes.find_all(&args.classes)?;
@@ -92,34 +98,42 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 
     let start = Instant::now();
     let bar = output.bar(if args.compare { 2 * count } else { count }, "pictures");
-    let mut rows = Rows::default();
-    let make = |rows: &mut Rows, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
-        generator.run(&labels, Wanted { stages: args.scales, plain }, |batch| {
+    let wanted = Wanted { stages: args.scales || args.animate.is_some(), plain: false };
+    let make = |sheets: &mut Sheets, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
+        generator.run(&labels, Wanted { plain, ..wanted }, |batch| {
             let images = pictures(batch.images.clone(), Range::Signed)?;
             images.iter().try_for_each(|image| take(image.as_raw()))?;
-            if png.is_some() {
-                let note = if args.compare && !plain { ", guided" } else { "" };
-                rows.add(&batch, images, |label| format!("{}{note}", classes.name(label)))?;
-            }
+            let note = if args.compare && !plain { ", guided" } else { "" };
+            sheets.add(&batch, images, |label| format!("{}{note}", classes.name(label)))?;
             bar.inc(batch.labels.len() as u64);
             Ok(())
         })
     };
+    let empty = || Sheets {
+        png: png.as_ref().map(|_| Rows::default()),
+        stages_in_rows: args.scales,
+        frames: args.animate.as_ref().map(|_| Vec::new()),
+    };
+    let mut sheets = empty();
     match &args.npz {
         Some(path) => {
             let [_, height, width] = generator.pair.tokenizer.picture_shape();
-            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut rows, false, take))?;
+            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut sheets, false, take))?;
         }
-        None => make(&mut rows, args.compare, &mut |_| Ok(()))?,
+        None => make(&mut sheets, args.compare, &mut |_| Ok(()))?,
     }
     if args.compare {
-        let mut guided = Rows::default();
+        let mut guided = empty();
         make(&mut guided, false, &mut |_| Ok(()))?;
-        rows = Rows(rows.0.into_iter().zip(guided.0).flat_map(|(plain, guided)| [plain, guided]).collect());
+        sheets = sheets.in_turn(guided);
     }
     bar.finish_and_clear();
-    if let Some(path) = &png {
+    if let (Some(path), Some(rows)) = (&png, sheets.png) {
         write_png(path, &sheet(&rows.finish(), &headings(&generator, args.scales))?)?;
+    }
+    if let (Some(path), Some(frames)) = (&args.animate, sheets.frames) {
+        let frames: Result<Vec<RgbImage>> = frames.into_iter().map(|rows| sheet(&rows.finish(), &[])).collect();
+        write_gif(path, frames?)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let number = |class: &usize| labels.iter().filter(|label| *label == class).count();
@@ -129,6 +143,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         pictures: count,
         png,
         npz: args.npz.clone(),
+        gif: args.animate.clone(),
         classes: chosen
             .iter()
             .map(|class| Class { label: *class, name: classes.name(*class), pictures: number(class) })
@@ -137,34 +152,69 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         seconds,
     };
     output.result(&report, || {
-        let files: Vec<String> = report.png.iter().chain(&report.npz).map(|path| path.display().to_string()).collect();
+        let files: Vec<String> =
+            report.png.iter().chain(&report.npz).chain(&report.gif).map(|path| path.display().to_string()).collect();
         format!("{} pictures in {seconds:.1} s: {}", report.pictures, files.join(", "))
     })
 }
 
-/// The rows of a sheet while pictures come: with stages a row a picture, else rows of a class.
+/// What is drawn of pictures while they come.
+struct Sheets {
+    png: Option<Rows>,
+    /// Whether the sheet shows every picture in a row of its own, a column a scale.
+    stages_in_rows: bool,
+    /// A sheet for every scale.
+    frames: Option<Vec<Rows>>,
+}
+
+impl Sheets {
+    fn add(&mut self, batch: &Batch<'_>, images: Vec<RgbImage>, name: impl Fn(usize) -> String) -> Result<()> {
+        let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
+        let stages: Vec<Vec<RgbImage>> = stages.collect::<Result<_, _>>()?;
+        if let Some(frames) = &mut self.frames {
+            frames.resize_with(stages.len(), Rows::default);
+            frames.iter_mut().zip(&stages).for_each(|(rows, stage)| rows.add(batch.labels, stage.clone(), &name));
+        }
+        match &mut self.png {
+            Some(rows) if self.stages_in_rows => rows.0.extend(batch.labels.iter().enumerate().map(|(i, label)| Row {
+                caption: name(*label),
+                pictures: stages.iter().map(|stage| stage[i].clone()).collect(),
+            })),
+            Some(rows) => rows.add(batch.labels, images, &name),
+            None => (),
+        }
+        Ok(())
+    }
+
+    /// A row of these, a row of the others.
+    fn in_turn(self, others: Self) -> Self {
+        let frames = self.frames.zip(others.frames);
+        Self {
+            png: self.png.zip(others.png).map(|(a, b)| a.in_turn(b)),
+            frames: frames.map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| a.in_turn(b)).collect()),
+            ..self
+        }
+    }
+}
+
+/// The rows of a sheet.
 #[derive(Default)]
 struct Rows(Vec<Row>);
 
 impl Rows {
-    fn add(&mut self, batch: &Batch<'_>, images: Vec<RgbImage>, name: impl Fn(usize) -> String) -> Result<()> {
-        if !batch.stages.is_empty() {
-            let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
-            let stages = stages.collect::<Result<Vec<_>, _>>()?;
-            self.0.extend(batch.labels.iter().enumerate().map(|(i, label)| Row {
-                caption: name(*label),
-                pictures: stages.iter().map(|stage| stage[i].clone()).collect(),
-            }));
-            return Ok(());
-        }
-        for (label, image) in batch.labels.iter().zip(images) {
+    /// Puts each picture into the row of its caption.
+    fn add(&mut self, labels: &[usize], images: Vec<RgbImage>, name: impl Fn(usize) -> String) {
+        for (label, image) in labels.iter().zip(images) {
             let caption = name(*label);
             match self.0.iter_mut().find(|row| row.caption == caption) {
                 Some(row) => row.pictures.push(image),
                 None => self.0.push(Row { caption, pictures: vec![image] }),
             }
         }
-        Ok(())
+    }
+
+    fn in_turn(self, others: Self) -> Self {
+        Self(self.0.into_iter().zip(others.0).flat_map(|(a, b)| [a, b]).collect())
     }
 
     /// Long rows go on below, without a caption.

@@ -168,8 +168,10 @@ impl Guidance for Aid {
         Ok(hidden + (map * weight).repeat_dim(0, branches))
     }
 
-    fn steer(&mut self, _: usize, _: &Scales, logits: Logits) -> Result<Logits> {
-        if let AidWeight::Adaptive { by, .. } = self.weight {
+    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
+        if let AidWeight::Adaptive { by, .. } = self.weight
+            && k + 1 < scales.len()
+        {
             self.uncertainty = Some(by.of(logits.cond.clone()));
         }
         Ok(logits)

@@ -51,6 +51,18 @@ impl Keep {
         };
         Ok(Self { masks: (0..tokens.scales().len()).map(of).collect(), tokens })
     }
+
+    /// How many tokens of each scale are drawn, of all pictures together.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the masks cannot be read.
+    pub fn drawn(&self) -> Result<Vec<usize>> {
+        let count = |mask: &Tensor<2, Bool>| {
+            let kept = mask.clone().int().try_into_vec_as::<i64>().map_err(Error::device("read masks"))?;
+            Ok(kept.into_iter().filter(|kept| *kept == 0).count())
+        };
+        self.masks.iter().map(count).collect()
+    }
 }
 
 impl Guidance for Keep {
@@ -101,6 +113,7 @@ mod tests {
         half.chunks_exact_mut(8).for_each(|row| row[..4].fill(1.0));
         let mask = Tensor::from_data(TensorData::new(half, [1, 1, 8, 8]), &Device::default());
         let mut keep = Keep::where_mask(tokens(&[1, 2, 4]), mask.clone()).unwrap();
+        assert_eq!(keep.drawn().unwrap(), [0, 2, 8], "half of the others");
         assert_eq!(kept(&mut keep, 0), [true], "one token is the whole picture");
         assert_eq!(kept(&mut keep, 1), [true, false, true, false]);
         assert_eq!(kept(&mut keep, 2), [true, true, false, false].repeat(4));

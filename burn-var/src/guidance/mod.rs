@@ -2,17 +2,23 @@
 
 mod aid;
 mod cfg;
+mod chain;
 mod keep;
+mod schedule;
 mod ssg;
+mod vpg;
 
 use burn::tensor::{Bool, Int, Tensor};
 
 pub use aid::{Aid, AidWeight, Uncertainty};
-pub use cfg::{Cfg, CfgSchedule};
+pub use cfg::Cfg;
+pub use chain::GuidanceConfig;
 pub use keep::Keep;
-pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgSchedule, dct_matrix};
+pub use schedule::Schedule;
+pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgOrder, dct_matrix};
+pub use vpg::{Vpg, VpgConfig};
 
-use crate::{Result, Scales};
+use crate::{Request, Result, Scales};
 
 /// The logits of one scale, `[batch, tokens, vocab]` each.
 #[derive(Debug, Clone)]
@@ -21,6 +27,15 @@ pub struct Logits {
     pub cond: Tensor<3>,
     /// With the null class, if some part of the chain asked for it at this scale.
     pub null: Option<Tensor<3>>,
+    /// The same two after a corrupted prefix, if some part asked for them; without any of its own.
+    pub corrupted: Option<Box<Self>>,
+}
+
+impl Logits {
+    /// With the pictures' classes alone.
+    pub fn cond(cond: Tensor<3>) -> Self {
+        Self { cond, null: None, corrupted: None }
+    }
 }
 
 /// A scale that is about to enter the transformer.
@@ -63,6 +78,12 @@ pub trait Guidance {
         false
     }
 
+    /// Whether [`Guidance::steer`] uses the branch with a corrupted prefix at scale `k`.
+    fn needs_corrupted(&self, k: usize, scales: &Scales) -> bool {
+        let _ = (k, scales);
+        false
+    }
+
     /// Changes what enters the first block, `[sequences, tokens, width]`: those with a class first, then those of the
     /// null branch, if there is one.
     ///
@@ -70,6 +91,15 @@ pub trait Guidance {
     /// Whatever the method can fail with.
     fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let _ = scale;
+        Ok(hidden)
+    }
+
+    /// What enters the first block of the branch with a corrupted prefix, given what enters the other.
+    ///
+    /// # Errors
+    /// Whatever the method can fail with.
+    fn corrupt(&mut self, scale: Entering<'_>, request: &Request, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let _ = (scale, request);
         Ok(hidden)
     }
 

@@ -1,34 +1,13 @@
 //! Scaled Spatial Guidance with its frequency-domain prior (arXiv 2602.05534).
 
+use std::fmt;
+
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{Guidance, Logits};
+use super::{Guidance, Logits, Schedule};
 use crate::resize::Resize;
 use crate::{Error, MapSize, Result, Scales};
-
-/// How strong the guidance is at each scale.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SsgSchedule {
-    /// The paper's: `beta (1 - k / K)` at scale `k`, counted from 0, of `K`.
-    Decay(f64),
-    /// The same at every scale: the paper's ablation, which guides too much.
-    Constant(f64),
-    /// One number a scale; the first is not used.
-    PerScale(Vec<f64>),
-}
-
-impl SsgSchedule {
-    /// The strength at scale `k`, from 0.
-    pub fn at(&self, k: usize, scales: &Scales) -> f64 {
-        match self {
-            Self::Decay(beta) => beta * (1.0 - k as f64 / scales.len() as f64),
-            Self::Constant(beta) => *beta,
-            Self::PerScale(betas) => betas.get(k).copied().unwrap_or(0.0),
-        }
-    }
-}
 
 /// What the frequencies that the coarse map does not have are filled with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,18 +139,41 @@ fn product_of_transposed(a: &[f64], b: &[f64], [k, m, n]: [usize; 3]) -> Vec<f64
     (0..m * n).map(entry).collect()
 }
 
+/// Where [`Ssg`] stands to classifier-free guidance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SsgOrder {
+    /// After it, on the guided logits: how the paper reads.
+    #[default]
+    PostCfg,
+    /// Before it, on both branches.
+    PerBranch,
+    /// Before it, on the branch with a class.
+    CondOnly,
+}
+
+impl fmt::Display for SsgOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PostCfg => "post-cfg",
+            Self::PerBranch => "per-branch",
+            Self::CondOnly => "cond-only",
+        })
+    }
+}
+
 /// How [`Ssg`] guides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SsgConfig {
-    /// The strengths.
-    pub schedule: SsgSchedule,
+    /// The strengths. The paper's decay; constant ones are its ablation, which guides too much.
+    pub schedule: Schedule,
     /// How the prior is made.
     #[serde(default)]
     pub dse: Dse,
-    /// Whether the null branch is guided too; for a place in front of classifier-free guidance.
+    /// Its place in the chain, which [`GuidanceConfig::chain`](super::GuidanceConfig::chain) gives it.
     #[serde(default)]
-    pub null_too: bool,
+    pub order: SsgOrder,
     /// Takes the prior from logits that were guided themselves. Not what the paper does.
     #[serde(default)]
     pub recursive: bool,
@@ -180,14 +182,11 @@ pub struct SsgConfig {
 impl SsgConfig {
     /// The paper's guidance. It never prints its strength; 0.3 is a place to start.
     pub fn paper(beta: f64) -> Self {
-        Self { schedule: SsgSchedule::Decay(beta), dse: Dse::default(), null_too: false, recursive: false }
+        Self { schedule: Schedule::Decay(beta), dse: Dse::default(), order: SsgOrder::default(), recursive: false }
     }
 }
 
 /// `l_k + beta_k (l_k - DSE(l_(k-1)))` with the logits of the scale before as the prior.
-///
-/// After classifier-free guidance in the chain it works on the guided logits, which is how the paper reads; before it,
-/// on the branches.
 #[derive(Debug, Clone)]
 pub struct Ssg {
     config: SsgConfig,
@@ -215,21 +214,12 @@ impl Guidance for Ssg {
     }
 
     fn check(&self, scales: &Scales) -> Result<()> {
-        let strengths = match &self.config.schedule {
-            SsgSchedule::Decay(beta) | SsgSchedule::Constant(beta) => std::slice::from_ref(beta),
-            SsgSchedule::PerScale(betas) if betas.len() != scales.len() => {
-                let expected = format!("{}, one a scale", scales.len());
-                return Err(Error::config("ssg", format!("{} numbers", betas.len()), expected));
-            }
-            SsgSchedule::PerScale(betas) => betas,
-        };
-        if let Some(beta) = strengths.iter().find(|beta| !beta.is_finite()) {
-            return Err(Error::config("ssg", beta, "a finite number"));
-        }
+        self.config.schedule.check(self.name(), scales)?;
         (1..scales.len()).try_for_each(|k| self.config.dse.matrix(scales.size(k - 1), scales.size(k)).map(|_| ()))
     }
 
-    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
+    fn steer(&mut self, k: usize, scales: &Scales, mut logits: Logits) -> Result<Logits> {
+        let corrupted = logits.corrupted.take();
         // The first scale begins another batch: what is left of the one before is not its prior.
         let before = self.before.take().filter(|_| k > 0);
         let beta = self.config.schedule.at(k, scales);
@@ -239,15 +229,17 @@ impl Guidance for Ssg {
                 let data = TensorData::new(self.config.dse.matrix(from, to)?, [1, to.area(), from.area()]);
                 let matrix = Tensor::from_data(data, &logits.cond.device());
                 let null = match (logits.null.clone(), before.null) {
-                    (Some(null), Some(before)) if self.config.null_too => Some(guided(null, before, beta, &matrix)),
+                    (Some(null), Some(before)) if self.config.order == SsgOrder::PerBranch => {
+                        Some(guided(null, before, beta, &matrix))
+                    }
                     (null, _) => null,
                 };
-                Logits { cond: guided(logits.cond.clone(), before.cond, beta, &matrix), null }
+                Logits { null, ..Logits::cond(guided(logits.cond.clone(), before.cond, beta, &matrix)) }
             }
             _ => logits.clone(),
         };
         self.before = Some(if self.config.recursive { guided.clone() } else { logits });
-        Ok(guided)
+        Ok(Logits { corrupted, ..guided })
     }
 }
 
@@ -304,10 +296,8 @@ mod tests {
     #[test]
     fn the_last_scale_is_guided_and_a_batch_knows_nothing_of_the_one_before() {
         let scales = Scales::square(&[1, 2]).unwrap();
-        assert!((SsgSchedule::Decay(0.8).at(1, &scales) - 0.4).abs() < 1e-12, "half at the last of two");
         let device = burn::tensor::Device::default();
-        let logits =
-            |tokens: usize, value: f32| Logits { cond: Tensor::full([1, tokens, 3], value, &device), null: None };
+        let logits = |tokens: usize, value: f32| Logits::cond(Tensor::full([1, tokens, 3], value, &device));
         let mut ssg = Ssg::new(SsgConfig::paper(1.0));
         let mut at = |k: usize, logits: Logits| -> f32 {
             let guided = ssg.steer(k, &scales, logits).unwrap();

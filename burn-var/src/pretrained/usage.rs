@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::StateDict;
-use crate::guidance::CfgSchedule;
+use crate::guidance::Schedule;
 use crate::sampler::Sampler;
 use crate::{Error, Result};
 
@@ -20,7 +20,7 @@ pub struct Usage {
     pub class_names: Vec<String>,
     /// Classifier-free guidance.
     #[serde(default = "Usage::default_cfg")]
-    pub cfg: CfgSchedule,
+    pub cfg: Schedule,
     /// How tokens are drawn.
     #[serde(default)]
     pub sampler: Sampler,
@@ -34,8 +34,8 @@ impl Default for Usage {
 }
 
 impl Usage {
-    fn default_cfg() -> CfgSchedule {
-        CfgSchedule::Ramp(1.5)
+    fn default_cfg() -> Schedule {
+        Schedule::Ramp(1.5)
     }
 
     /// The settings inside a file; none if it was written without.

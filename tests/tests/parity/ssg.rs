@@ -1,7 +1,9 @@
 //! Scaled Spatial Guidance, against scipy's transforms and torch's interpolation.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use burn_var::guidance::{Cfg, Dse, DseFill, DseScale, Guidance, Logits, Ssg, SsgConfig, SsgSchedule, dct_matrix};
+use burn_var::guidance::{
+    Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder, dct_matrix,
+};
 use burn_var::resize::Resize;
 use burn_var::{MapSize, Result, Scales};
 use burn_var_tests::checks::Checks;
@@ -13,7 +15,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     for name in case.names().filter(|name| name.starts_with("beta_k_K")) {
         let count: usize = name.trim_start_matches("beta_k_K").parse().unwrap_or_default();
         let scales = Scales::square(&(1..=count).collect::<Vec<_>>())?;
-        let values = (0..count).map(|k| SsgSchedule::Decay(beta).at(k, &scales)).collect();
+        let values = (0..count).map(|k| Schedule::Decay(beta).at(k, &scales)).collect();
         checks.array(name, "*", Array { shape: vec![count], values });
     }
     priors(case, device, checks)?;
@@ -77,8 +79,8 @@ fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> 
     let chains: [(&str, Vec<Box<dyn Guidance>>); 7] = [
         ("cfg", vec![cfg()]),
         ("ssg_post", vec![cfg(), ssg(paper.clone())]),
-        ("ssg_pre", vec![ssg(SsgConfig { null_too: true, ..paper.clone() }), cfg()]),
-        ("ssg_condonly", vec![ssg(paper.clone()), cfg()]),
+        ("ssg_pre", vec![ssg(SsgConfig { order: SsgOrder::PerBranch, ..paper.clone() }), cfg()]),
+        ("ssg_condonly", vec![ssg(SsgConfig { order: SsgOrder::CondOnly, ..paper.clone() }), cfg()]),
         ("ssg_recursive", vec![cfg(), ssg(SsgConfig { recursive: true, ..paper.clone() })]),
         ("ssg_lit", vec![cfg(), dse(DseFill::Interpolated, DseScale::Literal)]),
         ("ssg_zero", vec![cfg(), dse(DseFill::Zero, DseScale::Amplitude)]),
@@ -92,7 +94,7 @@ fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> 
                 let channels = map.dims()[2];
                 map.reshape([1, height * width, channels])
             };
-            let mut logits = Logits { cond: branch("cond"), null: Some(branch("uncond")) };
+            let mut logits = Logits { null: Some(branch("uncond")), ..Logits::cond(branch("cond")) };
             for part in &mut chain {
                 logits = part.steer(k, &scales, logits)?;
             }

@@ -33,7 +33,7 @@ impl Bench<'_> {
         self.seconds("Scaled Spatial Guidance", batch, |_| {
             let mut ssg = Ssg::new(SsgConfig::paper(0.3));
             let steered = logits.iter().enumerate();
-            let steered = steered.map(|(k, cond)| ssg.steer(k, scales, Logits { cond: cond.clone(), null: None }));
+            let steered = steered.map(|(k, cond)| ssg.steer(k, scales, Logits::cond(cond.clone())));
             Ok(steered.collect::<burn_var::Result<Vec<_>>>()?)
         })
     }

@@ -19,10 +19,11 @@ use serde::Serialize;
 
 use self::profile::{Share, profile};
 use crate::classes::equal_parts;
-use crate::generator::{Generator, SamplingArgs, Wanted};
+use crate::generator::{Generator, Plain, Wanted};
 use crate::memory;
 use crate::models::PairArgs;
 use crate::output::{Output, bytes};
+use crate::settings::SamplingArgs;
 
 /// Measure speed and memory.
 #[derive(Debug, clap::Args)]
@@ -130,7 +131,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             args.model.load(device)?,
         ),
     };
-    let generator = Generator::of(pair, &args.sampling)?;
+    let generator = Generator::of(pair, &args.sampling, Plain::Never)?;
     let tokenizer = &generator.pair.tokenizer;
     let [channels, height, width] = tokenizer.picture_shape();
     let batch = generator.batch();

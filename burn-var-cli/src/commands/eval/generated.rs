@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::network::NetworkArgs;
 use super::page;
 use crate::classes::in_turn;
-use crate::generator::{Generated, Generator, SamplingArgs};
+use crate::generator::{Generated, Generator, Plain};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
+use crate::settings::SamplingArgs;
 
 /// Pictures that a network looks at, at a time; more would only take memory.
 const LOOK_BATCH: usize = 50;
@@ -330,7 +331,7 @@ impl Args {
         if let Some(path) = &self.samples {
             return Ok((open_set(path)?, serde_json::Value::Null, Vec::new()));
         }
-        let generator = Generator::new(&self.model, &self.sampling, device)?;
+        let generator = Generator::new(&self.model, &self.sampling, Plain::Never, device)?;
         let classes = generator.pair.classes();
         let names = (0..classes.count).map(|class| classes.name(class)).collect();
         let labels = in_turn(&(0..classes.count).collect::<Vec<usize>>(), self.count as usize);

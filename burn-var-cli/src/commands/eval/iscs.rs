@@ -16,9 +16,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::classes::in_turn;
-use crate::generator::{Generator, SamplingArgs, Wanted};
+use crate::generator::{Generator, Plain, Wanted};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
+use crate::settings::SamplingArgs;
 
 /// Do pictures change from scale to scale as real ones do? The inter-scale consistency score of AID-VAR.
 #[derive(Debug, clap::Args)]
@@ -121,7 +122,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         check_target(path)?;
     }
     let seer = Seer::load(args, device)?;
-    let generator = Generator::new(&args.model, &args.sampling, device)?;
+    let generator = Generator::new(&args.model, &args.sampling, Plain::Too, device)?;
     let (tokenizer, transformer) = (&generator.pair.tokenizer, &generator.pair.transformer);
     let stages = matches!(seer, Seer::Dino(_));
     let mut empty = Iscs::new(tokenizer.scales().len(), seer.dim(transformer))?;

@@ -1,0 +1,261 @@
+//! `burn-var edit`
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_var::guidance::Keep;
+use burn_var::transformer::Label;
+use burn_var::{TokenPyramid, Tokenizer};
+use burn_var_train::data::{PictureShape, load_picture};
+use burn_var_train::grid::{Range, pictures, write_png};
+use image::RgbImage;
+use serde::Serialize;
+
+use crate::caption::{Row, sheet};
+use crate::generator::{Generator, Plain, or_default};
+use crate::models::{PairArgs, check_target};
+use crate::output::{Output, usage};
+use crate::settings::SamplingArgs;
+
+/// Change a part of a picture, or make up what is not there: in-painting, out-painting, another class, completion.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A PNG, JPEG or WebP file; resized and cut to the model's size.
+    picture: PathBuf,
+    /// What is drawn in: classes by name or number, a row of the sheet each. Default: none, the rest of the picture alone
+    /// says what fits.
+    #[arg(long = "class", value_name = "NAME|NUMBER", allow_hyphen_values = true)]
+    classes: Vec<String>,
+    #[command(flatten)]
+    part: Part,
+    /// Pictures to make, of each class.
+    #[arg(long, value_name = "PICTURES", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+    /// Put the picture's own pixels back where it stays; else they come from its tokens.
+    #[arg(long, conflicts_with = "complete")]
+    paste: bool,
+    /// The picture, what stays of it, and what was made of it, side by side: a PNG file. [default: burn-var-edit.png]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write every picture that was made into this folder too, in the model's size.
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
+/// Which part of the picture is drawn anew.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Part {
+    /// In-painting: draw a box anew, in pixels of the model's size from the top left; several by repeating it.
+    #[arg(long, value_name = "LEFT,TOP,WIDTH,HEIGHT")]
+    redraw: Vec<Rectangle>,
+    /// Out-painting: keep a box, and draw all around it anew; several by repeating it.
+    #[arg(long, value_name = "LEFT,TOP,WIDTH,HEIGHT")]
+    keep: Vec<Rectangle>,
+    /// Draw anew where this picture is white. It is resized and cut as the picture is.
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// Completion: keep the tokens of so many scales, from the coarsest, and make the finer ones up.
+    #[arg(long, value_name = "SCALES")]
+    complete: Option<usize>,
+}
+
+/// A part of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rectangle {
+    left: usize,
+    top: usize,
+    width: usize,
+    height: usize,
+}
+
+impl FromStr for Rectangle {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let numbers: Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+        match numbers.as_deref() {
+            Ok(&[left, top, width, height]) if width > 0 && height > 0 => Ok(Self { left, top, width, height }),
+            _ => Err("four numbers are expected: left, top, width and height, the last two above 0".to_owned()),
+        }
+    }
+}
+
+impl Rectangle {
+    fn has(&self, x: usize, y: usize) -> bool {
+        (self.left..self.left + self.width).contains(&x) && (self.top..self.top + self.height).contains(&y)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    png: PathBuf,
+    /// Every picture that was made, if a folder was asked for.
+    files: Vec<PathBuf>,
+    pictures: usize,
+    /// Tokens of each scale that were drawn, the others being the picture's own.
+    drawn_tokens: Vec<usize>,
+    settings: serde_json::Value,
+}
+
+pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    let png = or_default(args.out.as_ref(), "burn-var-edit.png");
+    check_target(&png)?;
+    let generator = Generator::new(&args.model, &args.sampling, Plain::Never, device)?;
+    let classes = generator.pair.classes();
+    let chosen: Vec<Label> = match classes.find_all(&args.classes)? {
+        chosen if chosen.is_empty() => vec![None],
+        chosen => chosen.into_iter().map(Some).collect(),
+    };
+    let tokenizer = &generator.pair.tokenizer;
+    let [channels, height, width] = tokenizer.picture_shape();
+    let values = load_picture(&args.picture, PictureShape::new(height, width, channels)?)?;
+    let original: Tensor<4> = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
+    let tokens = tokenizer.tokenize(original.clone())?;
+    let change = Change::new(&args.part, [height, width], &tokens, device)?;
+    let drawn_tokens = change.keep(&tokens, 1)?.drawn()?;
+    if drawn_tokens.iter().all(|drawn| *drawn == 0) {
+        let size = tokenizer.scales().finest();
+        return Err(usage(format!(
+            "nothing would be drawn: the part covers less than half of every token, of which the picture has {size}"
+        )));
+    }
+
+    let count = args.count as usize;
+    let bar = output.bar(count * chosen.len(), "pictures");
+    let stays = change.stays(&tokens, &original, tokenizer);
+    let beside = [first(&original)?, first(&stays)?];
+    let (mut rows, mut files) = (Vec::new(), Vec::new());
+    for label in &chosen {
+        let mut made: Vec<RgbImage> = Vec::with_capacity(count);
+        while made.len() < count {
+            let batch = generator.batch().min(count - made.len());
+            let keep = change.keep(&tokens, batch)?;
+            let images = generator.edit(*label, batch, made.len() as u64, keep)?;
+            let images = if args.paste { change.paste(&original, images) } else { images };
+            made.extend(pictures(images, Range::Signed)?);
+            bar.inc(batch as u64);
+        }
+        let name = label.map(|label| classes.name(label)).unwrap_or_default();
+        if let Some(folder) = &args.folder {
+            files.extend(write_all(folder, *label, &made)?);
+        }
+        rows.push(Row { caption: name, pictures: beside.iter().cloned().chain(made).collect() });
+    }
+    bar.finish_and_clear();
+    write_png(&png, &sheet(&rows, &["picture".to_owned(), "stays".to_owned()])?)?;
+    let (pictures, settings) = (count * chosen.len(), generator.settings());
+    let report = Report { png, files, pictures, drawn_tokens, settings };
+    output.result(&report, || {
+        let drawn: usize = report.drawn_tokens.iter().sum();
+        let all = tokenizer.scales().tokens();
+        format!("{pictures} pictures, {drawn} of {all} tokens drawn anew: {}", report.png.display())
+    })
+}
+
+/// What is drawn anew.
+enum Change {
+    /// `[1, 1, height, width]`: 1 where the picture stays.
+    Where(Box<Tensor<4>>),
+    /// All after so many scales.
+    After(usize),
+}
+
+impl Change {
+    fn new(part: &Part, [height, width]: [usize; 2], tokens: &TokenPyramid, device: &Device) -> Result<Self> {
+        if let Some(kept) = part.complete {
+            let last = tokens.scales().len() - 1;
+            return match (1..=last).contains(&kept) {
+                true => Ok(Self::After(kept)),
+                false => Err(usage(format!("--complete {kept}: 1 to {last} of this model's {} scales", last + 1))),
+            };
+        }
+        for part in part.redraw.iter().chain(&part.keep) {
+            if part.left.saturating_add(part.width) > width || part.top.saturating_add(part.height) > height {
+                let Rectangle { left, top, width: w, height: h } = part;
+                return Err(usage(format!(
+                    "the box {left},{top},{w},{h} does not lie in a picture of {width}x{height}, this model's size"
+                )));
+            }
+        }
+        let inside = |boxes: &[Rectangle]| -> Vec<bool> {
+            let pixels = (0..height * width).map(|i| (i % width, i / width));
+            pixels.map(|(x, y)| boxes.iter().any(|part| part.has(x, y))).collect()
+        };
+        let stays: Vec<bool> = match &part.mask {
+            Some(file) => {
+                let shape = PictureShape::new(height, width, 1)?;
+                let mask = load_picture(file, shape).with_context(|| format!("the mask `{}`", file.display()))?;
+                mask.into_iter().map(|white| white <= 0.0).collect()
+            }
+            None if part.keep.is_empty() => inside(&part.redraw).into_iter().map(|redrawn| !redrawn).collect(),
+            None => inside(&part.keep),
+        };
+        let stays: Vec<f32> = stays.into_iter().map(|stays| if stays { 1.0 } else { 0.0 }).collect();
+        let stays: Tensor<4> = Tensor::from_data(TensorData::new(stays, [1, 1, height, width]), device);
+        Ok(Self::Where(Box::new(stays)))
+    }
+
+    /// The tokens that stay, for so many pictures.
+    fn keep(&self, tokens: &TokenPyramid, batch: usize) -> Result<Keep> {
+        let maps = (0..tokens.scales().len()).map(|k| tokens.map(k).repeat_dim(0, batch)).collect();
+        let tokens = TokenPyramid::new(tokens.scales().clone(), maps)?;
+        Ok(match self {
+            Self::Where(stays) => Keep::where_mask(tokens, Tensor::clone(stays).repeat_dim(0, batch))?,
+            Self::After(scales) => Keep::first(tokens, *scales),
+        })
+    }
+
+    /// What stays of the picture: grey where it is drawn anew, or its coarse scales.
+    fn stays(&self, tokens: &TokenPyramid, original: &Tensor<4>, tokenizer: &impl Tokenizer) -> Tensor<4> {
+        match self {
+            Self::Where(stays) => original.clone() * Tensor::clone(stays),
+            Self::After(scales) => tokenizer.decode(tokenizer.canvases(tokens).swap_remove(scales - 1)),
+        }
+    }
+
+    /// The original's pixels over those that were made, where the picture stays.
+    fn paste(&self, original: &Tensor<4>, made: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Where(stays) => made.clone() + (original.clone() - made) * Tensor::clone(stays),
+            Self::After(_) => made,
+        }
+    }
+}
+
+fn first(images: &Tensor<4>) -> Result<RgbImage> {
+    Ok(pictures(images.clone(), Range::Signed)?.remove(0))
+}
+
+/// Writes pictures of a label into a folder.
+fn write_all(folder: &Path, label: Label, made: &[RgbImage]) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+    let class = label.map_or_else(|| "any".to_owned(), |label| format!("class-{label}"));
+    let write = |(number, picture): (usize, &RgbImage)| {
+        let path = folder.join(format!("{class}-{number:04}.png"));
+        write_png(&path, picture)?;
+        Ok(path)
+    };
+    made.iter().enumerate().map(write).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_are_four_numbers() {
+        let found: Rectangle = "1, 2,3,4".parse().expect("a box");
+        assert_eq!(found, Rectangle { left: 1, top: 2, width: 3, height: 4 });
+        assert!(found.has(3, 5) && !found.has(4, 5) && !found.has(3, 6) && !found.has(0, 2));
+        for wrong in ["", "1,2,3", "1,2,3,4,5", "1,2,0,4", "a,2,3,4", "-1,2,3,4"] {
+            wrong.parse::<Rectangle>().expect_err(wrong);
+        }
+    }
+}
