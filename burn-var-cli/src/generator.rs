@@ -17,7 +17,7 @@ use burn_var_train::grid::{Range, pictures};
 
 use crate::models::{Pair, PairArgs};
 use crate::output::usage;
-use crate::settings::{AidSettings, SamplingArgs};
+use crate::settings::{AidSettings, SamplingArgs, Settings};
 
 /// A model with its settings.
 pub(crate) struct Generator {
@@ -84,8 +84,17 @@ impl Generator {
         Self::of(model.load(device)?, args, plain)
     }
 
-    pub(crate) fn of(mut pair: Pair, args: &SamplingArgs, plain: Plain) -> Result<Self> {
-        let settings = args.settings()?;
+    pub(crate) fn of(pair: Pair, args: &SamplingArgs, plain: Plain) -> Result<Self> {
+        Self::with(pair, &args.settings()?, args.seed, args.batch.map(|batch| batch as usize), plain)
+    }
+
+    pub(crate) fn with(
+        mut pair: Pair,
+        settings: &Settings,
+        seed: u64,
+        batch: Option<usize>,
+        plain: Plain,
+    ) -> Result<Self> {
         let (guidance, sampler) = (settings.guidance(&pair.usage), settings.sampler(&pair.usage));
         let asked = |error: burn_var::Error| usage(error.to_string());
         sampler.validate().map_err(asked)?;
@@ -99,8 +108,8 @@ impl Generator {
             pair.transformer = change.merge(pair.transformer)?;
         }
         let [_, height, _] = pair.tokenizer.picture_shape();
-        let batch = args.batch.map_or(if height > 64 { 8 } else { 32 }, |batch| batch as usize);
-        let generator = Self { pair, plain: without, lora, guidance, aid, sampler, seed: args.seed, batch };
+        let batch = batch.unwrap_or(if height > 64 { 8 } else { 32 });
+        let generator = Self { pair, plain: without, lora, guidance, aid, sampler, seed, batch };
         let scales = generator.pair.tokenizer.scales();
         let chain = generator.chain(false).map_err(asked)?;
         chain.iter().try_for_each(|part| part.check(scales)).map_err(asked)?;

@@ -70,6 +70,7 @@ impl From<Weights> for WeightType {
 }
 
 /// A tokenizer and a transformer that fit each other.
+#[derive(Clone)]
 pub(crate) struct Pair {
     pub(crate) tokenizer: VqVae,
     pub(crate) transformer: Var,

@@ -149,7 +149,9 @@ pub struct AidTrainer {
 /// The scales of one guided rollout that are judged.
 #[derive(Default)]
 struct Rollout {
-    /// What the discriminator judges as of each, `[batch, channels, height, width]`.
+    /// Softly decoded, on the graph.
+    canvases: Vec<Tensor<4>>,
+    /// What the discriminator judges of each, on the graph unless that is to be made again.
     shown: Vec<Tensor<4>>,
     logits: Vec<Tensor<3>>,
 }
@@ -273,8 +275,8 @@ impl AidTrainer {
         Request { first, sampler, ..Request::new(labels, self.config.run.seed) }
     }
 
-    /// The rollout of a step; `take` gets of every scale that is judged its number, what is judged of it, softly decoded,
-    /// and its logits.
+    /// The rollout of a step; `take` gets of every scale that is judged its number, its canvas, softly decoded, and its
+    /// logits.
     fn rollout(
         &self,
         correction: &Correction,
@@ -290,7 +292,7 @@ impl AidTrainer {
                 canvas.detach();
             }
             if done.k >= first_scale {
-                take(done.k, self.backbone.show(painted), done.logits.clone());
+                take(done.k, painted, done.logits.clone());
             }
         })?;
         Ok(made.tokens)
@@ -355,7 +357,7 @@ impl AidTrainer {
         rng: &mut Rng,
         step: u64,
     ) -> Result<(GradientsParams, Learnt)> {
-        let AidLossConfig { lambda_rec, reconstruction, first_scale, truncate, .. } = self.config.loss;
+        let AidLossConfig { lambda_rec, reconstruction, first_scale, truncate, checkpointing, .. } = self.config.loss;
         let augment = &self.config.discriminator.augment;
         let share = 1.0 / (self.backbone.tokenizer.scales().len() - first_scale) as f64;
         // The heads do not learn from what the injector learns.
@@ -364,32 +366,49 @@ impl AidTrainer {
         let so_far = GradientsAccumulator::new();
         let mut gradients = Gradients { model: correction, so_far, waiting: None, apart: truncate };
         let mut learnt = Learnt::default();
+        let Learnt { adversarial: adversarial_terms, reconstruction: reconstruction_terms } = &mut learnt;
         let entropy = |k: usize, logits: Tensor<3>| ops::cross_entropy(logits, real.map(k), 0.0).mean() * share;
         let free = lambda_rec > 0.0 && reconstruction == Reconstruction::FreeRunning;
 
-        let mut scale = |k: usize, shown: Tensor<4>, logits: Tensor<3>| -> Result<()> {
+        let mut adversarial = |shown: Tensor<4>| -> Result<Tensor<1>> {
             let features = self.backbone.look(shown, augment, rng)?;
-            let mut term = generator_loss(heads.forward(&features, None)?) * share;
-            learnt.adversarial.push(term.clone().inner());
+            let term = generator_loss(heads.forward(&features, None)?) * share;
+            adversarial_terms.push(term.clone().inner());
+            Ok(term)
+        };
+        let mut scale = |k: usize, canvas: Tensor<4>, shown: Option<Tensor<4>>, logits: Tensor<3>| -> Result<()> {
+            let mut term = match shown {
+                Some(shown) => adversarial(shown)?,
+                None => {
+                    // The graph of decoder and encoder lives no longer than it takes to find the canvas's gradient,
+                    // which then stands for all of it: the gradient of `canvas * gradient` is the same.
+                    let leaf = Tensor::from_inner(canvas.clone().inner()).require_grad();
+                    let gradients = adversarial(self.backbone.show(leaf.clone()))?.backward();
+                    let gradient = leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
+                    (canvas * Tensor::from_inner(gradient)).sum()
+                }
+            };
             if free {
                 let entropy = entropy(k, logits);
-                learnt.reconstruction.push(entropy.clone().inner());
+                reconstruction_terms.push(entropy.clone().inner());
                 term = term + entropy * lambda_rec;
             }
             gradients.add(term);
             Ok(())
         };
         match rollout {
-            Some(Rollout { shown, logits }) => {
-                (first_scale..)
-                    .zip(shown.into_iter().zip(logits))
-                    .try_for_each(|(k, (shown, logits))| scale(k, shown, logits))?;
+            Some(Rollout { canvases, shown, logits }) => {
+                let scales = canvases.into_iter().zip(shown).zip(logits);
+                (first_scale..).zip(scales).try_for_each(|(k, ((canvas, shown), logits))| {
+                    scale(k, canvas, (!checkpointing).then_some(shown), logits)
+                })?;
             }
             None => {
                 let mut outcome = Ok(());
-                self.rollout(correction, request, step, &mut |k, shown, logits| {
+                self.rollout(correction, request, step, &mut |k, canvas, logits| {
                     if outcome.is_ok() {
-                        outcome = scale(k, shown, logits);
+                        let shown = (!checkpointing).then(|| self.backbone.show(canvas.clone()));
+                        outcome = scale(k, canvas, shown, logits);
                     }
                 })?;
                 outcome?;
@@ -400,7 +419,7 @@ impl AidTrainer {
             self.generate(Some(correction), step, kept, request, &mut |done| {
                 if done.k >= first_scale {
                     let entropy = entropy(done.k, done.logits.clone());
-                    learnt.reconstruction.push(entropy.clone().inner());
+                    reconstruction_terms.push(entropy.clone().inner());
                     gradients.add(entropy * lambda_rec);
                 }
             })?;
@@ -460,8 +479,11 @@ impl Trainer for AidTrainer {
             false => self.correction.model.clone(),
         };
         let mut rollout = Rollout::default();
-        let tokens = self.rollout(&correction, &request, step, &mut |_, shown, logits| {
-            rollout.shown.push(shown);
+        let checkpointing = self.config.loss.checkpointing;
+        let tokens = self.rollout(&correction, &request, step, &mut |_, canvas, logits| {
+            let decoded = if checkpointing { canvas.clone().detach() } else { canvas.clone() };
+            rollout.shown.push(self.backbone.show(decoded));
+            rollout.canvases.push(canvas);
             rollout.logits.push(logits);
         })?;
         drop(correction);

@@ -8,8 +8,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::Value;
 
 use crate::fs::atomic_write;
@@ -54,6 +54,19 @@ pub fn read_toml_over<T: DeserializeOwned>(path: impl AsRef<Path>, presets: &[(&
     let mut whole: toml::Table = toml::from_str(preset).map_err(wrong)?;
     overlay(&mut whole, own);
     whole.try_into().map_err(wrong)
+}
+
+/// Reads a section in which absent keys have the values of `defaults`, those of the trainer at hand: a section that sets
+/// one key leaves the others as they are without any section.
+pub(crate) fn over<'de, T, D>(defaults: T, section: D) -> std::result::Result<T, D::Error>
+where
+    T: Serialize + DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let given = toml::Table::deserialize(section)?;
+    let mut table = toml::Table::try_from(defaults).map_err(D::Error::custom)?;
+    table.extend(given);
+    table.try_into().map_err(D::Error::custom)
 }
 
 /// Puts the keys of one table over those of another, section by section.
@@ -154,8 +167,6 @@ fn flat(value: &Value) -> BTreeMap<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
     use crate::optim::{LrSchedule, OptimConfig};
 

@@ -47,6 +47,8 @@ pub struct Chart {
     pub title: String,
     /// Beside the vertical axis.
     pub unit: String,
+    /// Below the horizontal axis.
+    pub across: String,
     /// Logarithmic values; those of 0 and less are left out.
     pub log_scale: bool,
     /// Weight of the past in the line drawn over the faint raw one, in `[0, 1)`; 0 draws the raw one alone.
@@ -56,7 +58,8 @@ pub struct Chart {
 impl Chart {
     /// A linear chart with a light smoothing.
     pub fn new(title: impl Into<String>, unit: impl Into<String>) -> Self {
-        Self { title: title.into(), unit: unit.into(), log_scale: false, smoothing: 0.9 }
+        let across = "step".to_owned();
+        Self { title: title.into(), unit: unit.into(), across, log_scale: false, smoothing: 0.9 }
     }
 
     /// Draws the series and writes the file atomically.
@@ -111,7 +114,7 @@ impl Chart {
                 .x_label_area_size(40)
                 .y_label_area_size(70)
                 .build_cartesian_2d(x, y)?;
-            chart.configure_mesh().max_light_lines(0).x_desc("step").y_desc(&self.unit).draw()?;
+            chart.configure_mesh().max_light_lines(0).x_desc(&self.across).y_desc(&self.unit).draw()?;
             for (index, series) in series.iter().enumerate() {
                 let color = Palette99::pick(index).to_rgba();
                 let line = if self.smoothing > 0.0 {

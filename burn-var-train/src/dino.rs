@@ -62,7 +62,7 @@ pub struct DinoTrainConfig {
     #[serde(default)]
     pub learning_rate: LrSchedule,
     /// How slowly the teacher follows the student. The teacher is what is kept in the end.
-    #[serde(default = "default_teacher")]
+    #[serde(default = "default_teacher", deserialize_with = "teacher")]
     pub teacher: EmaConfig,
     /// The nearest neighbours that the probe asks.
     #[serde(default)]
@@ -75,11 +75,15 @@ fn default_optimizer() -> OptimConfig {
 }
 
 fn optimizer<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
-    OptimConfig::over(default_optimizer(), section)
+    crate::config::over(default_optimizer(), section)
 }
 
 fn default_teacher() -> EmaConfig {
     EmaConfig { decay: 0.996, warmup: false }
+}
+
+fn teacher<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<EmaConfig, D::Error> {
+    crate::config::over(default_teacher(), section)
 }
 
 /// How the teacher's word becomes the student's target.

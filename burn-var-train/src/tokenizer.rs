@@ -65,7 +65,7 @@ fn default_optimizer() -> OptimConfig {
 }
 
 fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
-    OptimConfig::over(default_optimizer(), section)
+    crate::config::over(default_optimizer(), section)
 }
 
 /// Codes that nothing chooses any more are moved to where the encoder needs some: onto residuals of the present batch.

@@ -72,7 +72,7 @@ fn default_optimizer() -> OptimConfig {
 }
 
 fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
-    OptimConfig::over(default_optimizer(), section)
+    crate::config::over(default_optimizer(), section)
 }
 
 fn default_class_dropout() -> f64 {

@@ -269,15 +269,15 @@ fn a_lora_goes_on_to_the_bit_and_learns() {
 }
 
 #[test]
-fn truncated_gradients_are_whole_where_one_scale_is_corrected() {
+fn gradients_are_whole_when_made_anew_and_when_truncated_only_where_one_scale_is_corrected() {
     let norms = |patch_nums: &[usize]| {
         let folder = tempfile::tempdir().expect("a folder");
         let data = pictures(folder.path());
         let mut tokenizer = tokenizer_config(&data, "");
         tokenizer.model.patch_nums = Scales::square(patch_nums).expect("a ladder");
         let mut config = aid_config_on(folder.path(), tokenizer, &data);
-        [false, true].map(|truncate| {
-            config.loss.truncate = truncate;
+        [(false, false), (true, false), (false, true), (true, true)].map(|(truncate, checkpointing)| {
+            (config.loss.truncate, config.loss.checkpointing) = (truncate, checkpointing);
             let tokens =
                 TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
             let backbone = Backbone::load(&config, &Device::default()).expect("fits");
@@ -286,10 +286,12 @@ fn truncated_gradients_are_whole_where_one_scale_is_corrected() {
             metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1
         })
     };
-    let [whole, truncated] = norms(&[1, 8]);
-    assert!((whole - truncated).abs() < 1e-4 * whole, "with one scale to correct: {whole} and {truncated}");
-    let [whole, truncated] = norms(&[1, 3, 8]);
-    assert!((whole - truncated).abs() > 1e-3 * whole, "with two: {whole} and {truncated}");
+    let same = |a: f64, b: f64| (a - b).abs() < 1e-4 * a;
+    let [whole, truncated, anew, both] = norms(&[1, 8]);
+    assert!(same(whole, truncated) && same(whole, anew) && same(whole, both), "{whole}, {truncated}, {anew}, {both}");
+    let [whole, truncated, anew, both] = norms(&[1, 3, 8]);
+    assert!((whole - truncated).abs() > 1e-3 * whole, "with two scales: {whole} and {truncated}");
+    assert!(same(whole, anew) && same(truncated, both), "{whole} and {anew}, {truncated} and {both}");
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub struct AidTrainConfig {
     #[serde(default = "default_learning_rate")]
     pub learning_rate: LrSchedule,
     /// Moving average of injector and heads, which is what is kept in the end; none in the papers.
-    #[serde(default = "default_ema")]
+    #[serde(default = "default_ema", deserialize_with = "ema")]
     pub ema: EmaConfig,
     /// When the run is given up.
     #[serde(default)]
@@ -70,7 +70,7 @@ fn default_optimizer() -> OptimConfig {
 }
 
 fn optimizer<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
-    OptimConfig::over(default_optimizer(), section)
+    crate::config::over(default_optimizer(), section)
 }
 
 fn default_learning_rate() -> LrSchedule {
@@ -79,6 +79,10 @@ fn default_learning_rate() -> LrSchedule {
 
 fn default_ema() -> EmaConfig {
     EmaConfig { decay: 0.0, warmup: false }
+}
+
+fn ema<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<EmaConfig, D::Error> {
+    crate::config::over(default_ema(), section)
 }
 
 /// The sizes of an injector that are free once the transformer is given.
@@ -199,6 +203,9 @@ pub struct AidLossConfig {
     /// Gradients of a scale's picture and logits reach what is trained at that scale, and not at those before. It takes
     /// the memory of one scale in place of all, one generation more, and the gradient is no longer the whole one.
     pub truncate: bool,
+    /// Makes the graph of decoder and encoder anew for each scale when its gradient is taken, in place of keeping those of
+    /// all scales: the same gradient, with the memory of one decoder, for one decoding more of every scale.
+    pub checkpointing: bool,
 }
 
 impl Default for AidLossConfig {
@@ -209,6 +216,7 @@ impl Default for AidLossConfig {
             first_scale: 1,
             temperature: 1.0,
             truncate: false,
+            checkpointing: false,
         }
     }
 }

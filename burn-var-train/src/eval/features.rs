@@ -5,7 +5,6 @@ use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::classifier::Classifier;
 use burn_var::encoder::{Inception, InceptionInput, Vit};
 use burn_var::metrics::Splits;
-use burn_var::resize::Resize;
 use burn_var::{Error as ModelError, MapSize};
 
 use crate::Result;
@@ -158,10 +157,7 @@ impl FeatureSource for VitFeatures {
     }
 
     fn extract(&self, pixels: &[u8], size: MapSize) -> Result<Features> {
-        let config = self.vit.config();
-        let images = planes(pixels, size, config.image_channels, &self.device) / 127.5 - 1.0;
-        let side = config.image_size;
-        let images = Resize::Bicubic.apply(images, MapSize { height: side, width: side });
+        let images = planes(pixels, size, self.vit.config().image_channels, &self.device) / 127.5 - 1.0;
         let features = self.vit.forward(self.vit.prepare(images)?)?;
         Ok(Features { features: read(features)?, spatial: Vec::new(), logits: Vec::new() })
     }

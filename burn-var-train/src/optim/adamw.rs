@@ -8,8 +8,7 @@ use burn::optim::{AdamWState, AdaptiveMomentumState, GradientsParams, ModuleOpti
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Device, Tensor};
 use burn_var::ops::{AdamWStep, adamw};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::schedule::progress;
 use super::{clip_grad_norm, cosine_between};
@@ -67,15 +66,6 @@ impl OptimConfig {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Reads a section in which absent keys have the values of `defaults`, those of the trainer at hand: a section that
-    /// sets one key leaves the others as they are without any section.
-    pub(crate) fn over<'de, D: Deserializer<'de>>(defaults: Self, section: D) -> std::result::Result<Self, D::Error> {
-        let given = toml::Table::deserialize(section)?;
-        let mut table = toml::Table::try_from(defaults).map_err(D::Error::custom)?;
-        table.extend(given);
-        table.try_into().map_err(D::Error::custom)
     }
 
     /// The weight decay of zero-based `step` in a run of `steps`.
@@ -316,7 +306,7 @@ mod tests {
     #[test]
     fn a_partial_section_keeps_the_trainers_defaults() {
         let defaults = OptimConfig { beta_2: 0.95, clip_norm: Some(2.0), ..Default::default() };
-        let read = |text: &str| OptimConfig::over(defaults.clone(), toml::Deserializer::parse(text).expect("TOML"));
+        let read = |text: &str| crate::config::over(defaults.clone(), toml::Deserializer::parse(text).expect("TOML"));
         assert_eq!(read("").expect("empty"), defaults, "nothing set");
         let expected = OptimConfig { weight_decay: 0.1, clip_norm: Some(f64::INFINITY), ..defaults.clone() };
         let found = read("weight_decay = 0.1\nclip_norm = inf").expect("two keys");

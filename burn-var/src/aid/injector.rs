@@ -193,13 +193,13 @@ impl Layer {
         }
     }
 
+    /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
     fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
-        let x = within(x, 5.0);
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
-        let x = within(x + within(h, 3.0) * Self::BRANCH, 5.0);
+        let x = x + within(h, 3.0) * Self::BRANCH;
         let h = dropout.apply(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
         let h = dropout.apply(nn::apply(&self.ffn.fc2, h));
-        within(within(x + within(h, 3.0) * Self::BRANCH, 5.0), 3.0)
+        within(x + within(h, 3.0) * Self::BRANCH, 3.0)
     }
 }
 
@@ -242,8 +242,8 @@ impl Injector {
         let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
         let device = x.device();
         let x = within(self.resize(x, from, to) + Self::positions(to.area(), self.config.embed_dim, &device), 3.0);
-        let x = self.encoder.layers.iter().fold(within(x, 5.0), |x, layer| layer.forward(x, &mut dropout));
-        let x = within(nn::apply(&self.output_proj, within(x, 3.0)), 3.0);
+        let x = self.encoder.layers.iter().fold(x, |x, layer| layer.forward(x, &mut dropout));
+        let x = within(nn::apply(&self.output_proj, x), 3.0);
         let map = within(self.final_norm.forward(x), 2.0);
         Ok(match self.config.broadcast {
             true => map.mean_dim(1).repeat_dim(1, to.area()),
@@ -272,13 +272,19 @@ impl Injector {
 
     /// What tells tokens apart: a hundredth of the sinusoids over the row-major sequence, `[1, tokens, width]`.
     pub fn positions(tokens: usize, width: usize, device: &Device) -> Tensor<3> {
-        let value = |index: usize| {
-            let (token, channel) = (index / width, index % width);
-            let even = channel - channel % 2;
-            let angle = token as f64 * (-(10_000f64.ln()) * even as f64 / width as f64).exp();
-            (0.01 * if channel == even { angle.sin() } else { angle.cos() }) as f32
-        };
-        let values: Vec<f32> = (0..tokens * width).map(value).collect();
+        let mut values = vec![0.0f32; tokens * width];
+        for even in (0..width).step_by(2) {
+            // Every token turns the same angle further: two sines a channel in place of one a value.
+            let (sin, cos) = (-(10_000f64.ln()) * even as f64 / width as f64).exp().sin_cos();
+            let mut at = (0.0, 1.0);
+            for token in values.chunks_exact_mut(width) {
+                token[even] = (0.01 * at.0) as f32;
+                if let Some(odd) = token.get_mut(even + 1) {
+                    *odd = (0.01 * at.1) as f32;
+                }
+                at = (at.0 * cos + at.1 * sin, at.1 * cos - at.0 * sin);
+            }
+        }
         Tensor::from_data(TensorData::new(values, [1, tokens, width]), device)
     }
 }

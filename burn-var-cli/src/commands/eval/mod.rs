@@ -6,6 +6,7 @@ mod iscs;
 mod network;
 mod page;
 mod report;
+mod sweep;
 mod tokenizer;
 
 use anyhow::Result;
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Iscs(iscs::Args),
     /// The tokenizer: how near reconstructed test pictures come to the originals, and how its codes are used.
     Tokenizer(tokenizer::Args),
+    /// Many ways to draw pictures from one model, measured alike: tune settings, compare methods.
+    Sweep(sweep::Args),
     /// Whether two evaluated sets of pictures differ by more than chance.
     Compare(compare::Args),
     /// A page about one evaluated set of pictures or several.
@@ -34,6 +37,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         Command::Generated(args) => generated::run(args, device, output),
         Command::Iscs(args) => iscs::run(args, device, output),
         Command::Tokenizer(args) => tokenizer::run(args, device, output),
+        Command::Sweep(args) => sweep::run(args, device, output),
         Command::Compare(args) => compare::run(args, output),
         Command::Report(args) => report::run(args, output),
     }

@@ -1,0 +1,333 @@
+//! `burn-var eval sweep`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use burn_var::Tokenizer;
+use burn_var_train::config::read_toml;
+use burn_var_train::curves::{Chart, Series};
+use burn_var_train::data::{Fingerprint, PictureOptions, PictureShape, Split, open_pictures};
+use burn_var_train::eval::{
+    DataPictures, FeatureSource, FeatureTable, Options, PictureSet, Recognition, Reference, Scores, score,
+};
+use burn_var_train::fs::atomic_write;
+use serde::{Deserialize, Serialize};
+
+use super::network::NetworkArgs;
+use crate::classes::in_turn;
+use crate::generator::{Generated, Generator, Plain};
+use crate::models::{Pair, PairArgs, check_target};
+use crate::output::{Output, usage};
+use crate::settings::Settings;
+
+/// Pictures that are drawn and looked at, at a time.
+const BATCH: usize = 50;
+/// The figures of one setting and seed, in its folder.
+const FIGURES: &str = "figures.json";
+
+/// Many ways to draw pictures from one model, measured alike: tune settings, compare methods.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The settings, a TOML file: `count`, `seeds`, and for each `[[method]]` its `name`, the `settings` that --settings
+    /// takes too, and what to `vary` of them, `temperature = [0.7, 1.0]` for instance.
+    file: PathBuf,
+    /// Real pictures: a folder of IDX files, or one with a sub-folder a class. Its test pictures are the reference.
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Keep figures in this folder: the same command goes on where it was interrupted, and measures only what is new.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Draw the Frechet distance of each method over the share of pictures that are recognised, an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
+/// What to measure.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sweep {
+    /// Pictures of each setting and seed, all classes in equal parts.
+    count: usize,
+    seeds: Vec<u64>,
+    method: Vec<Method>,
+}
+
+/// One way to draw pictures, or several that vary in some settings.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Method {
+    name: String,
+    #[serde(default)]
+    settings: toml::Table,
+    /// By the dotted name of a setting; all combinations are measured.
+    #[serde(default)]
+    vary: BTreeMap<String, Vec<toml::Value>>,
+}
+
+impl Method {
+    /// The settings that vary, in words, and all of them.
+    fn variants(&self) -> Result<Vec<(String, Settings)>> {
+        let mut variants = vec![(Vec::new(), self.settings.clone())];
+        for (key, values) in &self.vary {
+            let over = |(words, table): &(Vec<String>, toml::Table)| {
+                let with = |value: &toml::Value| {
+                    let (mut words, mut table) = (words.clone(), table.clone());
+                    words.push(format!("{key} {}", value.to_string().trim_matches('"')));
+                    put(&mut table, key, value.clone());
+                    (words, table)
+                };
+                values.iter().map(with).collect::<Vec<_>>()
+            };
+            variants = variants.iter().flat_map(over).collect();
+        }
+        let read = |(words, table): (Vec<String>, toml::Table)| {
+            let settings: Settings = table.try_into().map_err(|error: toml::de::Error| {
+                usage(format!("settings of the method `{}`: {}", self.name, error.to_string().trim_end()))
+            })?;
+            Ok((words.join(", "), settings))
+        };
+        variants.into_iter().map(read).collect()
+    }
+}
+
+/// Puts a value under a dotted key.
+fn put(table: &mut toml::Table, key: &str, value: toml::Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if !inner.is_table() {
+                *inner = toml::Value::Table(toml::Table::new());
+            }
+            if let toml::Value::Table(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// The figures of one setting and seed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Figures {
+    seed: u64,
+    scores: Scores,
+    /// Share in which the classifier sees the class that was asked for, if the network is one.
+    recognised: Option<f64>,
+    /// To draw a picture and look at it.
+    seconds_a_picture: f64,
+}
+
+/// A setting with the figures of all seeds.
+#[derive(Debug, Serialize)]
+struct Measured {
+    method: String,
+    varied: String,
+    settings: serde_json::Value,
+    figures: Vec<Figures>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    network: String,
+    reference: String,
+    count: usize,
+    measured: Vec<Measured>,
+}
+
+pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    if let Some(path) = &args.plot {
+        check_target(path)?;
+    }
+    let sweep: Sweep = read_toml(&args.file)?;
+    if sweep.count < 2 || sweep.seeds.is_empty() || sweep.method.is_empty() {
+        return Err(usage(format!("`{}`: at least 2 pictures, a seed and a method", args.file.display())));
+    }
+    let variants: Vec<(&Method, Vec<(String, Settings)>)> =
+        sweep.method.iter().map(|method| Ok((method, method.variants()?))).collect::<Result<_>>()?;
+    let network =
+        args.network.load(device)?.ok_or_else(|| usage("name a network: --inception, --classifier or --dino"))?;
+    let pair = args.model.load(device)?;
+    let [channels, height, width] = pair.tokenizer.picture_shape();
+    let test = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
+    let mut test = DataPictures::new(test, PictureShape::new(height, width, channels)?);
+    let stage = Stage { args, network: &*network, pair: &pair, count: sweep.count, device };
+    let bar = output.bar(test.count(), "test pictures");
+    let reference = stage.features(&mut test, &args.out.join("test"), &bar)?;
+    bar.finish_and_clear();
+    let reference = Reference::of(reference)?;
+
+    let mut measured = Vec::new();
+    for (method, variants) in variants {
+        for (varied, settings) in variants {
+            let name = if varied.is_empty() { method.name.clone() } else { format!("{}, {varied}", method.name) };
+            let first = stage.generator(&settings, 0).with_context(|| format!("the method `{name}`"))?;
+            let figures = sweep.seeds.iter().map(|seed| {
+                let bar = output.bar(sweep.count, &format!("{name}, seed {seed}"));
+                let figures = stage.measure(&settings, *seed, &reference, &bar);
+                bar.finish_and_clear();
+                figures
+            });
+            let figures = figures.collect::<Result<Vec<_>>>().with_context(|| format!("the method `{name}`"))?;
+            let mut settings = first.settings();
+            if let Some(settings) = settings.as_object_mut() {
+                settings.remove("seed");
+            }
+            measured.push(Measured { method: method.name.clone(), varied, settings, figures });
+        }
+    }
+    let report = Report { network: network.describe(), reference: test.describe(), count: sweep.count, measured };
+    if let Some(path) = &args.plot {
+        plot(path, &report)?;
+    }
+    output.result(&report, || text(&report))
+}
+
+/// What all measurements share.
+struct Stage<'a> {
+    args: &'a Args,
+    network: &'a dyn FeatureSource,
+    pair: &'a Pair,
+    count: usize,
+    device: &'a Device,
+}
+
+impl Stage<'_> {
+    fn generator(&self, settings: &Settings, seed: u64) -> Result<Generator> {
+        Generator::with(self.pair.clone(), settings, seed, Some(BATCH), Plain::Never)
+    }
+
+    fn features(&self, set: &mut dyn PictureSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        let done = &mut |done| bar.set_position(done as u64);
+        Ok(FeatureTable::collect(set, self.network, Some(folder), BATCH, done)?)
+    }
+
+    fn measure(
+        &self,
+        settings: &Settings,
+        seed: u64,
+        reference: &Reference,
+        bar: &indicatif::ProgressBar,
+    ) -> Result<Figures> {
+        let classes: Vec<usize> = (0..self.pair.classes().count).collect();
+        let labels = in_turn(&classes, self.count);
+        let mut set = Generated::new(self.generator(settings, seed)?, labels.clone())?;
+        // Named by what is in it, so that a changed file of settings measures only what it changed.
+        let identity = format!("{}, seen by {}", set.identity()?, self.network.describe());
+        let folder = self.args.out.join(&Fingerprint::new().field(identity.as_bytes()).finish()[..16]);
+        let file = folder.join(FIGURES);
+        if file.is_file() {
+            let text = std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+            return serde_json::from_slice(&text)
+                .with_context(|| format!("`{}` is not what this command writes: remove it", file.display()));
+        }
+        let start = Instant::now();
+        let table = self.features(&mut set, &folder, bar)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let known = self.args.network.classifier.is_some() && classes.len() <= table.dims[2];
+        let recognised = known.then(|| Recognition::of(&table, &labels)).transpose()?;
+        let options = Options { splits: self.network.splits(), seed, ..Default::default() };
+        let figures = Figures {
+            seed,
+            scores: score(&table, reference, &options, self.device)?,
+            recognised: recognised.map(|found| found.share),
+            seconds_a_picture: seconds / self.count as f64,
+        };
+        atomic_write(&file, &serde_json::to_vec_pretty(&figures).context("figures as JSON")?)?;
+        Ok(figures)
+    }
+}
+
+/// Mean and, of two or more, standard deviation.
+fn spread(values: &[f64]) -> (f64, Option<f64>) {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    (mean, (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt()))
+}
+
+/// A figure of all seeds; none if a seed has none.
+fn over_seeds(figures: &[Figures], of: impl Fn(&Figures) -> Option<f64>) -> Option<(f64, Option<f64>)> {
+    figures.iter().map(of).collect::<Option<Vec<f64>>>().map(|values| spread(&values))
+}
+
+fn plot(path: &Path, report: &Report) -> Result<()> {
+    let mut lines: Vec<Series> = Vec::new();
+    for Measured { method, figures, .. } in &report.measured {
+        let Some((recognised, _)) = over_seeds(figures, |figures| figures.recognised) else {
+            return Err(usage("--plot wants the shares that --classifier recognises"));
+        };
+        let Some((frechet, _)) = over_seeds(figures, |figures| Some(figures.scores.frechet)) else { continue };
+        let point = (100.0 * recognised, frechet);
+        match lines.iter_mut().find(|line| line.name == *method) {
+            Some(line) => line.points.push(point),
+            None => lines.push(Series { name: method.clone(), points: vec![point] }),
+        }
+    }
+    let chart = Chart { smoothing: 0.0, ..Chart::new("Nearer to real pictures is lower", "Frechet distance") };
+    Ok(Chart { across: "recognised as asked, %".to_owned(), ..chart }.write(path, &lines)?)
+}
+
+/// A table in Markdown.
+fn text(report: &Report) -> String {
+    let number = |digits: usize, factor: f64, found: Option<(f64, Option<f64>)>| match found {
+        None => "-".to_owned(),
+        Some((mean, None)) => format!("{:.digits$}", factor * mean),
+        Some((mean, Some(deviation))) => format!("{:.digits$} ± {:.digits$}", factor * mean, factor * deviation),
+    };
+    let row = |Measured { method, varied, figures, .. }: &Measured| {
+        let of = |value: fn(&Figures) -> Option<f64>| over_seeds(figures, value);
+        format!(
+            "| {method} | {varied} | {} | {} | {} | {} | {} | {} |",
+            number(4, 1.0, of(|found| Some(found.scores.frechet))),
+            number(2, 100.0, of(|found| found.recognised)),
+            number(3, 1.0, of(|found| found.scores.precision)),
+            number(3, 1.0, of(|found| found.scores.recall)),
+            number(2, 1.0, of(|found| found.scores.inception_score.map(|[mean, _]| mean))),
+            number(1, 1e3, of(|found| Some(found.seconds_a_picture))),
+        )
+    };
+    let seeds = report.measured.first().map_or(0, |measured| measured.figures.len());
+    let head = format!(
+        "{} pictures for each of {seeds} seeds, mean and standard deviation over the seeds, against the test pictures of {}\n\n\
+         | method | varied | Frechet distance | recognised, % | precision | recall | Inception Score | ms a picture |\n\
+         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        report.count, report.reference
+    );
+    head + &report.measured.iter().map(row).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_combinations_vary() {
+        let method: Method = toml::from_str(
+            "name = 'SSG'\nsettings = { top_k = 3, ssg = { schedule = { decay = 1.0 } } }\n\
+             vary = { temperature = [0.5, 1.0], 'ssg.schedule.decay' = [0.1, 0.2, 0.3] }",
+        )
+        .expect("valid");
+        let variants = method.variants().expect("settings");
+        let words: Vec<&str> = variants.iter().map(|(words, _)| words.as_str()).collect();
+        assert_eq!(words.len(), 6, "{words:?}");
+        assert_eq!(words[1], "ssg.schedule.decay 0.1, temperature 1.0");
+        let wrong = Method { vary: [("temprature".to_owned(), vec![1.0.into()])].into(), ..method };
+        let error = wrong.variants().expect_err("a misspelt setting").to_string();
+        assert!(error.contains("SSG") && error.contains("temprature"), "{error}");
+    }
+
+    #[test]
+    fn spreads_are_sample_deviations() {
+        assert_eq!(spread(&[2.0]), (2.0, None));
+        assert_eq!(spread(&[1.0, 3.0]), (2.0, Some(2f64.sqrt())));
+    }
+}
