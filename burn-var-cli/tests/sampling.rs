@@ -511,6 +511,48 @@ fn measures_generated_pictures() {
 }
 
 #[test]
+fn sweeps_over_settings_and_seeds() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny_model(at, 1);
+    noise(at, [20, 120]);
+    classifier(&at.join("classifier.safetensors"));
+    let write = |methods: &str| {
+        fs::write(at.join("sweep.toml"), format!("count = 30\nseeds = [0, 5]\n{methods}")).expect("written");
+    };
+    write(
+        "[[method]]\nname = 'VAR'\nvary = { temperature = [1.0, 3.0] }\n[[method]]\nname = 'SSG'\nsettings = { ssg = { schedule = { decay = 4.0 } } }\n",
+    );
+    let args = "eval sweep sweep.toml --data . --model . --classifier classifier.safetensors --out sweep";
+    let args: Vec<&str> = args.split(' ').collect();
+    let report = json(at, &[&args[..], &["--plot", "frontier.svg"]].concat());
+    let measured = report["measured"].as_array().expect("a list");
+    let names: Vec<&str> = measured.iter().filter_map(|found| found["varied"].as_str()).collect();
+    assert_eq!(names, ["temperature 1.0", "temperature 3.0", ""], "{report}");
+    let plot = fs::read_to_string(at.join("frontier.svg")).expect("a plot");
+    assert!(plot.contains("SSG") && plot.contains("recognised as asked"), "both methods by name");
+
+    // The same figures as of the command for one setting, and a second time without drawing anything.
+    let one =
+        "eval generated --data . --model . --classifier classifier.safetensors --count 30 --seed 5 --temperature 3";
+    let one = json(at, &one.split(' ').collect::<Vec<_>>());
+    assert_eq!(measured[1]["figures"][1]["scores"]["frechet"], one["scores"]["frechet"], "{report}");
+    assert_eq!(measured[1]["figures"][1]["recognised"], one["recognised"], "{report}");
+    assert_eq!(json(at, &args), report, "kept figures, timings among them");
+    let table = ok(at, &args);
+    assert_eq!(table.lines().filter(|line| line.starts_with("| VAR")).count(), 2, "{table}");
+
+    write("[[method]]\nname = 'VAR'\nsettings = { temprature = 1.0 }\n");
+    let message = fails(at, 2, &args);
+    assert!(message.contains("`VAR`") && message.contains("temprature"), "{message}");
+    write(
+        "[[method]]\nname = 'both'\nsettings = { vpg = { schedule = { constant = 1.0 } }, ssg = { schedule = { decay = 1.0 }, order = 'cond-only' } }\n",
+    );
+    let message = fails(at, 2, &args);
+    assert!(message.contains("`both`") && message.contains("ssg order"), "a contradiction names its method: {message}");
+}
+
+#[test]
 fn compares_files_of_pictures_and_of_statistics() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = folder.path();

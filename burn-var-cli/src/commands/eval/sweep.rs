@@ -20,7 +20,7 @@ use super::network::NetworkArgs;
 use crate::classes::in_turn;
 use crate::generator::{Generated, Generator, Plain};
 use crate::models::{Pair, PairArgs, check_target};
-use crate::output::{Output, usage};
+use crate::output::{Output, UsageError, usage};
 use crate::settings::Settings;
 
 /// Pictures that are drawn and looked at, at a time.
@@ -169,14 +169,18 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     for (method, variants) in variants {
         for (varied, settings) in variants {
             let name = if varied.is_empty() { method.name.clone() } else { format!("{}, {varied}", method.name) };
-            let first = stage.generator(&settings, 0).with_context(|| format!("the method `{name}`"))?;
+            let named = |error: anyhow::Error| match error.downcast::<UsageError>() {
+                Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
+                Err(error) => error.context(format!("the method `{name}`")),
+            };
+            let first = stage.generator(&settings, 0).map_err(named)?;
             let figures = sweep.seeds.iter().map(|seed| {
                 let bar = output.bar(sweep.count, &format!("{name}, seed {seed}"));
                 let figures = stage.measure(&settings, *seed, &reference, &bar);
                 bar.finish_and_clear();
                 figures
             });
-            let figures = figures.collect::<Result<Vec<_>>>().with_context(|| format!("the method `{name}`"))?;
+            let figures = figures.collect::<Result<Vec<_>>>().map_err(named)?;
             let mut settings = first.settings();
             if let Some(settings) = settings.as_object_mut() {
                 settings.remove("seed");
