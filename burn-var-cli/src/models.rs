@@ -157,5 +157,8 @@ pub(crate) fn check_target(path: &Path) -> Result<()> {
     if path.is_dir() {
         anyhow::bail!("cannot write `{}`: it is a folder", path.display());
     }
+    if path.exists() && !path.is_file() {
+        anyhow::bail!("cannot write `{}`: it is a device, and not a file that could be replaced", path.display());
+    }
     Ok(())
 }

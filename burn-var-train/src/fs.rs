@@ -15,6 +15,7 @@ use crate::{Error, Result};
 /// [`Error::Io`] naming `path`; what was there before is then untouched.
 pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
+    refuse_device(path)?;
     let temporary = temporary_name(path);
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
@@ -22,6 +23,15 @@ pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written.and_then(|()| sync_dir(folder_of(path))).map_err(Error::io("write", path))
+}
+
+/// Refuses what is there and no file: a rename would put a file in the place of `/dev/null`.
+pub(crate) fn refuse_device(path: &Path) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let reason = io::Error::new(io::ErrorKind::InvalidInput, "it is no file but a folder or a device");
+        return Err(Error::io("write", path)(reason));
+    }
+    Ok(())
 }
 
 /// Writes a file and waits until the device has it.
@@ -63,6 +73,18 @@ mod tests {
         atomic_write(&path, b"two").expect("second write");
         assert_eq!(fs::read(&path).expect("read back"), b"two", "the second content replaces the first");
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn devices_stay_what_they_are() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        // A socket stands for what is no file: it can be made without rights.
+        let path = dir.path().join("a.sock");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let error = atomic_write(&path, b"one").expect_err("no file").to_string();
+        assert!(error.contains("a.sock"), "{error}");
+        assert!(!fs::metadata(&path).expect("still there").is_file(), "and it is what it was");
     }
 
     #[test]

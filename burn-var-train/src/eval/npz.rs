@@ -10,7 +10,7 @@ use npyz::zip::write::FileOptions;
 use npyz::zip::{CompressionMethod, DateTime, ZipArchive};
 use npyz::{AutoSerialize, NpyHeader, Order, WriterBuilder};
 
-use crate::fs::{folder_of, sync_dir, temporary_name};
+use crate::fs::{folder_of, refuse_device, sync_dir, temporary_name};
 use crate::{Error, Result};
 
 /// Pictures are read by this name, and statistics beside them.
@@ -255,6 +255,7 @@ impl NpzBuilder {
     /// [`Error::Io`] naming the file.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        refuse_device(path)?;
         let temporary = Partial(temporary_name(path));
         let file = File::create(&temporary.0).map_err(Error::io("write", path))?;
         Ok(Self { path: path.into(), temporary, file: NpzWriter::new(BufWriter::new(file)) })
