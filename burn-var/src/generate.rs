@@ -170,3 +170,112 @@ pub fn check_pair(tokenizer: &impl Tokenizer, transformer: &(impl NextScale + ?S
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::guidance::{Cfg, Schedule, Vpg, VpgConfig};
+    use crate::init::{Start, initialise};
+    use crate::tokenizer::{VqVae, VqVaeConfig};
+    use crate::transformer::{Var, VarConfig};
+
+    fn models() -> (VqVae, Var) {
+        let scales = Scales::square(&[1, 2, 3, 4]).unwrap();
+        let device = Device::default();
+        let tokenizer = VqVaeConfig {
+            image_channels: 1,
+            ch: 32,
+            ch_mult: vec![1, 1],
+            num_res_blocks: 1,
+            z_channels: 4,
+            vocab_size: 7,
+            ..VqVaeConfig::public(scales.clone())
+        };
+        let config: VarConfig = serde_json::from_value(serde_json::json!({
+            "depth": 2, "embed_dim": 12, "num_heads": 2, "vocab_size": 7, "z_channels": 4, "num_classes": 3,
+            "patch_nums": scales,
+        }))
+        .unwrap();
+        let transformer = initialise(config.init_zeros(&device).unwrap(), 1, |_| Start::Normal(0.3));
+        (initialise(tokenizer.init_zeros(&device).unwrap(), 2, |_| Start::Normal(0.3)), transformer)
+    }
+
+    /// Which branches there were at each scale, and how far the corrupted ones were from the others.
+    type Seen = Rc<RefCell<Vec<[Option<f32>; 2]>>>;
+
+    /// Asks for a corrupted branch up to scale 2, and stretches what enters it.
+    struct Spy {
+        stretch: f64,
+        seen: Seen,
+    }
+
+    impl Guidance for Spy {
+        fn name(&self) -> &'static str {
+            "spy"
+        }
+
+        fn needs_corrupted(&self, k: usize, _: &Scales) -> bool {
+            k == 2
+        }
+
+        fn corrupt(&mut self, _: Entering<'_>, _: &Request, hidden: Tensor<3>) -> Result<Tensor<3>> {
+            Ok(hidden * (1.0 + self.stretch))
+        }
+
+        fn steer(&mut self, _: usize, _: &Scales, logits: Logits) -> Result<Logits> {
+            let apart = |a: &Tensor<3>, b: &Tensor<3>| (a.clone() - b.clone()).abs().max().into_scalar::<f32>();
+            let beside = logits.corrupted.as_ref();
+            let null = beside.and_then(|beside| beside.null.as_ref()).zip(logits.null.as_ref());
+            self.seen
+                .borrow_mut()
+                .push([beside.map(|beside| apart(&beside.cond, &logits.cond)), null.map(|(a, b)| apart(a, b))]);
+            Ok(logits)
+        }
+    }
+
+    fn run(guidance: Vec<Box<dyn Guidance>>) -> Vec<Vec<u32>> {
+        let (tokenizer, transformer) = models();
+        let request = Request::new(&[0, 2], 5);
+        let mut guidance = guidance;
+        let made =
+            generate(&tokenizer, &transformer, &mut guidance, &request, &mut |_| ControlFlow::Continue(())).unwrap();
+        made.tokens.to_rows().unwrap()
+    }
+
+    #[test]
+    fn the_corrupted_branch_runs_beside_the_other_as_long_as_it_is_needed() {
+        let seen_with = |stretch: f64, cfg: Schedule| {
+            let seen = Seen::default();
+            let spy = Spy { stretch, seen: seen.clone() };
+            let tokens = run(vec![Box::new(spy), Box::new(Cfg { schedule: cfg })]);
+            (seen.take(), tokens)
+        };
+        let ramp = || Schedule::Ramp(2.0);
+        let (same, tokens) = seen_with(0.0, ramp());
+        assert_eq!(same, [[Some(0.0); 2], [Some(0.0); 2], [Some(0.0); 2], [None; 2]], "uncorrupted, and then gone");
+        let (corrupted, others) = seen_with(0.5, ramp());
+        let far = |value: &Option<f32>| value.is_some_and(|value| value > 1e-4);
+        assert!(corrupted[..3].iter().flatten().all(far), "both branches are corrupted: {corrupted:?}");
+        assert_eq!(tokens, others, "nothing but a part that looks at it uses it");
+        let (without, _) = seen_with(0.5, Schedule::PerScale(vec![1.0, 1.0, 0.0, 0.0]));
+        assert!(far(&without[2][0]) && without[2][1].is_none(), "the null branch ends first: {without:?}");
+    }
+
+    #[test]
+    fn visual_prefix_guidance_acts_from_the_second_scale_on() {
+        let with = |schedule: Schedule| {
+            run(vec![Box::new(Cfg::ramp(1.0)), Box::new(Vpg::new(VpgConfig { schedule, share: 0.5 }))])
+        };
+        let plain = run(vec![Box::new(Cfg::ramp(1.0))]);
+        assert_eq!(with(Schedule::Constant(0.0)), plain, "strength 0 changes nothing");
+        assert_eq!(with(Schedule::PerScale(vec![9.0, 0.0, 0.0, 0.0])), plain, "nothing comes before the first scale");
+        let guided = with(Schedule::Constant(9.0));
+        assert_ne!(guided, plain);
+        assert!(guided.iter().zip(&plain).all(|(a, b)| a[0] == b[0]), "the first token is as it was");
+    }
+}
