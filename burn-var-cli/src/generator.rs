@@ -204,13 +204,9 @@ impl Generator {
 
     /// What was used, for results.
     pub(crate) fn settings(&self) -> serde_json::Value {
-        let mut settings = serde_json::json!({ "seed": self.seed, "sampler": self.sampler, "cfg": self.guidance.cfg });
-        if let Some(vpg) = &self.guidance.vpg {
-            settings["vpg"] = serde_json::json!(vpg);
-        }
-        if let Some(ssg) = &self.guidance.ssg {
-            settings["ssg"] = serde_json::json!(ssg);
-        }
+        let mut settings = serde_json::json!(self.guidance);
+        settings["seed"] = serde_json::json!(self.seed);
+        settings["sampler"] = serde_json::json!(self.sampler);
         if let Some((_, injected)) = &self.aid {
             settings["aid"] = serde_json::json!(injected);
         }

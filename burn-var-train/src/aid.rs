@@ -28,8 +28,8 @@ use burn_var::transformer::{Lora, LoraConfig, NextScale, Truncated, Var};
 use burn_var::{Generated, Request, ScaleDone, TokenPyramid, Tokenizer, check_pair, generate};
 
 pub use config::{
-    AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, GuidanceConfig, InjectorSize, Judges, LoraSize,
-    Reconstruction,
+    AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, InjectorSize, Judges, LoraSize, Reconstruction,
+    RolloutConfig,
 };
 
 use crate::checkpoint::{Checkpoint, Part};

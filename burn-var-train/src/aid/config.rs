@@ -39,7 +39,7 @@ pub struct AidTrainConfig {
     pub loss: AidLossConfig,
     /// How the rollouts are guided.
     #[serde(default)]
-    pub guidance: GuidanceConfig,
+    pub guidance: RolloutConfig,
     /// AdamW of the injector.
     #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
     pub optimizer: OptimConfig,
@@ -224,7 +224,7 @@ impl Default for AidLossConfig {
 /// How rollouts are guided in training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct GuidanceConfig {
+pub struct RolloutConfig {
     /// How much of the injector's map is added, and stored with the injector.
     pub weight: f64,
     /// The weight at the first step, from which it changes evenly over `ramp_steps`.
@@ -239,14 +239,14 @@ pub struct GuidanceConfig {
     pub preview_classes: usize,
 }
 
-impl Default for GuidanceConfig {
+impl Default for RolloutConfig {
     fn default() -> Self {
         let sampler = Sampler::default();
         Self { weight: 0.001, ramp_from: None, ramp_steps: 0, cfg: 1.5, sampler, preview_classes: 16 }
     }
 }
 
-impl GuidanceConfig {
+impl RolloutConfig {
     /// The weight at zero-based `step`.
     pub fn weight_at(&self, step: u64) -> f64 {
         match self.ramp_from {
