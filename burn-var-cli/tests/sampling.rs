@@ -449,15 +449,21 @@ fn classifier(path: &Path) {
     save_classifier(&config.init(1, &Device::flex()).expect("valid"), path, true).expect("written");
 }
 
+/// A folder with an untrained grey model, an untrained classifier, and noise as real pictures.
+fn judged(counts: [usize; 2]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    tiny_model(folder.path(), 1);
+    noise(folder.path(), counts);
+    classifier(&folder.path().join("classifier.safetensors"));
+    folder
+}
+
 const GENERATED: [&str; 5] = ["eval", "generated", "--classifier", "classifier.safetensors", "--data"];
 
 #[test]
 fn measures_generated_pictures() {
-    let folder = tempfile::tempdir().expect("temporary folder");
+    let folder = judged([200, 1120]);
     let at = folder.path();
-    tiny_model(at, 1);
-    noise(at, [200, 1120]);
-    classifier(&at.join("classifier.safetensors"));
     let generated = |more: &[&str]| json(at, &[&GENERATED[..], &[".", "--model", ".", "--count", "90"], more].concat());
     let figures = |report: &Value| ["scores", "recognised", "floor"].map(|name| report[name].clone());
 
@@ -512,11 +518,8 @@ fn measures_generated_pictures() {
 
 #[test]
 fn sweeps_over_settings_and_seeds() {
-    let folder = tempfile::tempdir().expect("temporary folder");
+    let folder = judged([20, 120]);
     let at = folder.path();
-    tiny_model(at, 1);
-    noise(at, [20, 120]);
-    classifier(&at.join("classifier.safetensors"));
     let write = |methods: &str| {
         fs::write(at.join("sweep.toml"), format!("count = 30\nseeds = [0, 5]\n{methods}")).expect("written");
     };

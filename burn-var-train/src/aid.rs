@@ -384,7 +384,10 @@ impl AidTrainer {
                     // which then stands for all of it: the gradient of `canvas * gradient` is the same.
                     let leaf = Tensor::from_inner(canvas.clone().inner()).require_grad();
                     let gradients = adversarial(self.backbone.show(leaf.clone()))?.backward();
-                    let gradient = leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
+                    let gradient = leaf.grad(&gradients).ok_or_else(|| {
+                        let expected = "one: encoder and heads must let gradients pass";
+                        Error::config("gradient of a scale's picture", "none", expected)
+                    })?;
                     (canvas * Tensor::from_inner(gradient)).sum()
                 }
             };

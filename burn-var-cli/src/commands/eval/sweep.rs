@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Draw the Frechet distance of each method over the share of pictures that are recognised, an SVG file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "classifier")]
     plot: Option<PathBuf>,
     #[command(flatten)]
     model: PairArgs,
