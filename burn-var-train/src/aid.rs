@@ -29,7 +29,7 @@ use burn_var::{Generated, Request, ScaleDone, TokenPyramid, Tokenizer, check_pai
 
 pub use config::{
     AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, InjectorSize, Judges, LoraSize, Reconstruction,
-    RolloutConfig,
+    RolloutConfig, SoftDecode,
 };
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -284,13 +284,17 @@ impl AidTrainer {
         step: u64,
         take: &mut dyn FnMut(usize, Tensor<4>, Tensor<3>),
     ) -> Result<TokenPyramid> {
-        let AidLossConfig { first_scale, temperature, truncate, .. } = self.config.loss;
+        let AidLossConfig { first_scale, temperature, decode, truncate, .. } = self.config.loss;
         let mut canvas = SoftCanvas::new(&self.backbone.tokenizer, request.labels.len(), temperature);
         let made = self.generate(Some(correction), step, None, request, &mut |done| {
-            let painted = canvas.paint(done.k, done.logits.clone());
+            let soft = canvas.paint(done.k, done.logits.clone());
             if truncate {
                 canvas.detach();
             }
+            let painted = match decode {
+                SoftDecode::Mean => soft,
+                SoftDecode::StraightThrough => soft.clone() + (done.canvas.clone() - soft).detach(),
+            };
             if done.k >= first_scale {
                 take(done.k, painted, done.logits.clone());
             }

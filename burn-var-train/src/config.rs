@@ -37,23 +37,54 @@ pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
 }
 
 /// Reads a configuration file that may begin with `preset = "..."`: what it leaves out is as in that one of `presets`,
-/// names and TOML.
+/// names and TOML. The values of `set`, by dotted keys, go before what the file says.
 ///
 /// # Errors
 /// As [`read_toml`], and [`Error::Format`] listing the presets if there is none of that name.
-pub fn read_toml_over<T: DeserializeOwned>(path: impl AsRef<Path>, presets: &[(&str, &str)]) -> Result<T> {
+pub fn read_toml_over<T: DeserializeOwned>(
+    path: impl AsRef<Path>,
+    presets: &[(&str, &str)],
+    set: &[(String, Value)],
+) -> Result<T> {
     let path = path.as_ref();
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
     let wrong = |e: toml::de::Error| Error::format(path, e.to_string().trim_end().to_string());
     let mut own: toml::Table = toml::from_str(&text).map_err(wrong)?;
-    let Some(name) = own.remove("preset") else { return toml::from_str(&text).map_err(wrong) };
-    let Some((_, preset)) = presets.iter().find(|(known, _)| name.as_str() == Some(known)) else {
-        let known: Vec<&str> = presets.iter().map(|(name, _)| *name).collect();
-        return Err(Error::format(path, format!("there is no preset {name}, but {}", known.join(", "))));
+    let mut whole = match own.remove("preset") {
+        // From the text, whose lines an error can name.
+        None if set.is_empty() => return toml::from_str(&text).map_err(wrong),
+        None => toml::Table::new(),
+        Some(name) => {
+            let Some((_, preset)) = presets.iter().find(|(known, _)| name.as_str() == Some(known)) else {
+                let known: Vec<&str> = presets.iter().map(|(name, _)| *name).collect();
+                return Err(Error::format(path, format!("there is no preset {name}, but {}", known.join(", "))));
+            };
+            toml::from_str(preset).map_err(wrong)?
+        }
     };
-    let mut whole: toml::Table = toml::from_str(preset).map_err(wrong)?;
     overlay(&mut whole, own);
+    for (key, value) in set {
+        put(&mut whole, key, value.clone());
+    }
     whole.try_into().map_err(wrong)
+}
+
+/// Puts a value under a dotted key, `guidance.weight` for instance, in place of what is there.
+pub fn put(table: &mut toml::Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(toml::Table::new()));
+            if !inner.is_table() {
+                *inner = Value::Table(toml::Table::new());
+            }
+            if let Value::Table(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
 }
 
 /// Reads a section in which absent keys have the values of `defaults`, those of the trainer at hand: a section that sets

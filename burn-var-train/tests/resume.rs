@@ -12,10 +12,11 @@ use burn_var::guidance::AidWeight;
 use burn_var::pretrained::{
     StateDict, injector_config, injector_weight, load_heads, load_injector, load_lora, save_vit,
 };
+use burn_var::sampler::Sampler;
 use burn_var::tokenizer::VqVae;
 use burn_var::transformer::LowRankConfig;
 use burn_var_train::aid::{
-    AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Judges, LoraSize, Reconstruction, train_aid,
+    AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Judges, LoraSize, Reconstruction, SoftDecode, train_aid,
 };
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
@@ -292,6 +293,31 @@ fn gradients_are_whole_when_made_anew_and_when_truncated_only_where_one_scale_is
     let [whole, truncated, anew, both] = norms(&[1, 3, 8]);
     assert!((whole - truncated).abs() > 1e-3 * whole, "with two scales: {whole} and {truncated}");
     assert!(same(whole, anew) && same(truncated, both), "{whole} and {anew}, {truncated} and {both}");
+}
+
+#[test]
+fn drawn_codes_can_be_judged_in_place_of_mean_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = aid_config(folder.path());
+    config.guidance.sampler = Sampler::greedy();
+    let judged = |decode: SoftDecode, temperature: f64| {
+        let mut config = config.clone();
+        (config.loss.decode, config.loss.temperature) = (decode, temperature);
+        let tokens =
+            TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
+        let backbone = Backbone::load(&config, &Device::default()).expect("fits");
+        let trainer = AidTrainer::new(config, backbone, tokens, folder.path(), &Device::default());
+        let metrics = trainer.expect("a valid configuration").step(0, true).expect("finite");
+        ["d_loss", "grad_norm"].map(|name| metrics.iter().find(|(found, _)| found == name).expect("measured").1)
+    };
+    // Next to no temperature leaves the likeliest code of the mean, which is what greedy sampling draws.
+    let [[cold, _], [drawn, _]] = [(SoftDecode::Mean, 1e-4), (SoftDecode::StraightThrough, 1e-4)]
+        .map(|(decode, temperature)| judged(decode, temperature));
+    assert!((cold - drawn).abs() < 1e-4 * drawn, "{cold} and {drawn}");
+    let [[mean, _], [warm, gradient]] = [(SoftDecode::Mean, 1.0), (SoftDecode::StraightThrough, 1.0)]
+        .map(|(decode, temperature)| judged(decode, temperature));
+    assert!((warm - drawn).abs() < 1e-4 * drawn, "the temperature changes the gradient alone: {warm} and {drawn}");
+    assert!((mean - warm).abs() > 1e-3 * warm && gradient > 0.0, "{mean} and {warm}, gradient {gradient}");
 }
 
 #[test]

@@ -6,11 +6,13 @@ use anyhow::Result;
 use burn::tensor::Device;
 use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
-use burn_var_train::config::{read_toml, read_toml_over};
+use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::Value;
 
 use crate::output::Output;
 use crate::progress::TrainProgress;
@@ -41,6 +43,29 @@ pub(crate) struct Args {
     /// Steps of the whole run, in place of `run.steps` of the configuration. A run may be made longer, not shorter.
     #[arg(long, value_name = "STEPS")]
     steps: Option<u64>,
+    /// A value in place of the configuration's, `run.seed=2` or `data.path="pictures"` for instance. As often as needed.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, Value)>,
+}
+
+impl Args {
+    /// The configuration with what the flags say.
+    fn config<T: DeserializeOwned>(&self, presets: &[(&str, &str)]) -> Result<T> {
+        let steps = self.steps.map(|steps| i64::try_from(steps).map(|steps| ("run.steps".to_owned(), steps.into())));
+        let set: Vec<_> = self.set.iter().cloned().chain(steps.transpose()?).collect();
+        Ok(read_toml_over(&self.config, presets, &set)?)
+    }
+}
+
+/// A dotted key and a value in TOML; what is no TOML is text.
+fn setting(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("wanted KEY=VALUE")?;
+    if key.split('.').any(|part| part.trim().is_empty()) {
+        return Err(format!("`{key}` is no key: wanted names with dots between them, `run.seed` for instance"));
+    }
+    let table = toml::from_str::<toml::Table>(&format!("value = {value}"));
+    let value = table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| value.into());
+    Ok((key.to_owned(), value))
 }
 
 #[derive(Debug, Serialize)]
@@ -62,37 +87,23 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     | Command::Classifier(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
-    let Args { config, out, steps } = args;
+    let out = &args.out;
     let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
-        Command::Tokenizer(_) => {
-            let mut config: TokenizerConfig = read_toml(config)?;
-            config.run.steps = steps.unwrap_or(config.run.steps);
-            train_tokenizer(config, out, device, &mut progress)?
-        }
-        Command::Var(_) => {
-            let mut config: VarTrainConfig = read_toml(config)?;
-            config.run.steps = steps.unwrap_or(config.run.steps);
-            train_var(config, out, device, &mut progress)?
-        }
+        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerConfig>(&[])?, out, device, &mut progress)?,
+        Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
-            let mut config: ClassifierTrainConfig = read_toml(config)?;
-            config.run.steps = steps.unwrap_or(config.run.steps);
-            let summary = train_classifier(config, out, device, &mut progress)?;
+            let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);
             summary.map(|ClassifierSummary { file, .. }| file)
         }
         Command::Dino(_) => {
-            let mut config: DinoTrainConfig = read_toml(config)?;
-            config.run.steps = steps.unwrap_or(config.run.steps);
-            let summary = train_dino(config, out, device, &mut progress)?;
+            let summary = train_dino(args.config::<DinoTrainConfig>(&[])?, out, device, &mut progress)?;
             knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
             summary.map(|DinoSummary { file, .. }| file)
         }
         Command::Aid(_) => {
-            let mut config: AidTrainConfig = read_toml_over(config, &AidTrainConfig::PRESETS)?;
-            config.run.steps = steps.unwrap_or(config.run.steps);
-            train_aid(config, out, device, &mut progress)?
+            train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS)?, out, device, &mut progress)?
         }
     };
     let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy };
@@ -104,4 +115,20 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         let stopped = "stopped, with a checkpoint: the same command goes on from here\n";
         format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy.unwrap_or_default())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_toml_or_text() {
+        let read = |text: &str| setting(text).expect("a setting");
+        assert_eq!(read("run.seed=2"), ("run.seed".to_owned(), Value::Integer(2)));
+        assert_eq!(read("ema.decay=0.5").1, Value::Float(0.5));
+        assert_eq!(read("data.path=a b=c").1, Value::String("a b=c".into()), "no TOML, so text");
+        assert_eq!(read("data.path=\"3\"").1, Value::String("3".into()));
+        assert!(read("guidance.sampler={ top_p = 1.0 }").1.is_table());
+        assert!(setting("run.seed").is_err() && setting("=3").is_err() && setting("run..seed=3").is_err());
+    }
 }

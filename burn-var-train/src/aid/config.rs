@@ -188,6 +188,18 @@ pub enum Reconstruction {
     FreeRunning,
 }
 
+/// What of a scale is decoded for the discriminator.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SoftDecode {
+    /// The mean code of every token, as the papers say (equation 5).
+    #[default]
+    Mean,
+    /// The codes that were drawn, with the gradient of the mean ones: the discriminator sees the pictures that a user
+    /// would, and cannot tell them by their blur. Not of the papers.
+    StraightThrough,
+}
+
 /// What the injector learns from: `L_adv + lambda_rec L_rec` (equation 7).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -200,6 +212,8 @@ pub struct AidLossConfig {
     pub first_scale: usize,
     /// Softmax temperature of the soft decode.
     pub temperature: f64,
+    /// What is decoded.
+    pub decode: SoftDecode,
     /// Gradients of a scale's picture and logits reach what is trained at that scale, and not at those before. It takes
     /// the memory of one scale in place of all, one generation more, and the gradient is no longer the whole one.
     pub truncate: bool,
@@ -215,6 +229,7 @@ impl Default for AidLossConfig {
             reconstruction: Reconstruction::default(),
             first_scale: 1,
             temperature: 1.0,
+            decode: SoftDecode::default(),
             truncate: false,
             checkpointing: false,
         }
@@ -357,10 +372,14 @@ mod tests {
     const FILES: &str = "tokenizer = \"a\"\ntransformer = \"b\"\nencoder = \"c\"\n[data]\npath = \"d\"\n";
 
     fn read(head: &str, tail: &str) -> Result<AidTrainConfig> {
+        read_with(head, tail, &[])
+    }
+
+    fn read_with(head: &str, tail: &str, set: &[(String, toml::Value)]) -> Result<AidTrainConfig> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         std::fs::write(&path, format!("{head}{FILES}{tail}")).unwrap();
-        read_toml_over(&path, &AidTrainConfig::PRESETS)
+        read_toml_over(&path, &AidTrainConfig::PRESETS, set)
     }
 
     #[test]
@@ -379,5 +398,19 @@ mod tests {
         assert!(error.contains("\"best\"") && error.contains("single-class"), "{error}");
         let error = read("preset = \"paper\"\n", "[loss]\nlambda = 1\n").unwrap_err().to_string();
         assert!(error.contains("lambda"), "{error}");
+    }
+
+    #[test]
+    fn values_that_are_set_go_before_the_file_and_its_preset() {
+        let set = |key: &str, value: toml::Value| (key.to_owned(), value);
+        let asked = [set("run.seed", 5.into()), set("guidance.sampler.top_p", 0.5.into()), set("run.steps", 9.into())];
+        for head in ["preset = \"paper\"\n", ""] {
+            let config = read_with(head, "[run]\nsteps = 7\nbatch_size = 2\n", &asked).unwrap();
+            assert_eq!((config.run.steps, config.run.batch_size, config.run.seed), (9, 2, 5));
+            assert_eq!((config.guidance.sampler.top_p, config.guidance.cfg), (0.5, 1.5), "the rest of a section stays");
+        }
+        let wrong = [set("run.sede", 5.into())];
+        let error = read_with("", "[run]\nsteps = 7\nbatch_size = 2\n", &wrong).unwrap_err().to_string();
+        assert!(error.contains("sede") && error.contains("run.toml"), "{error}");
     }
 }

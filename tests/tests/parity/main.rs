@@ -181,6 +181,9 @@ on_device!(ndarray, super::ndarray());
 #[cfg(feature = "wgpu")]
 on_device!(wgpu, burn::tensor::Device::wgpu(Default::default()));
 
+#[cfg(feature = "cuda")]
+on_device!(cuda, burn::tensor::Device::cuda(0));
+
 /// Flex without its kernels, in a process of its own, for which they are off from the start.
 #[cfg(feature = "flex")]
 #[test]

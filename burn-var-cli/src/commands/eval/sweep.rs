@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use burn_var::Tokenizer;
-use burn_var_train::config::read_toml;
+use burn_var_train::config::{put, read_toml};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{Fingerprint, PictureOptions, PictureShape, Split, open_pictures};
 use burn_var_train::eval::{
@@ -23,8 +23,6 @@ use crate::models::{Pair, PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
 use crate::settings::Settings;
 
-/// Pictures that are drawn and looked at, at a time.
-const BATCH: usize = 50;
 /// The figures of one setting and seed, in its folder.
 const FIGURES: &str = "figures.json";
 
@@ -45,6 +43,10 @@ pub(crate) struct Args {
     /// Draw the Frechet distance of each method over the share of pictures that are recognised, an SVG file.
     #[arg(long, value_name = "FILE", requires = "classifier")]
     plot: Option<PathBuf>,
+    /// Pictures that are drawn and looked at, at a time. It changes speed and memory, not the pictures: 50 suit a CPU,
+    /// 500 a GPU.
+    #[arg(long, value_name = "PICTURES", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     #[command(flatten)]
     model: PairArgs,
 }
@@ -94,24 +96,6 @@ impl Method {
             Ok((words.join(", "), settings))
         };
         variants.into_iter().map(read).collect()
-    }
-}
-
-/// Puts a value under a dotted key.
-fn put(table: &mut toml::Table, key: &str, value: toml::Value) {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.to_owned(), value);
-        }
-        Some((section, rest)) => {
-            let inner = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            if !inner.is_table() {
-                *inner = toml::Value::Table(toml::Table::new());
-            }
-            if let toml::Value::Table(inner) = inner {
-                put(inner, rest, value);
-            }
-        }
     }
 }
 
@@ -206,13 +190,13 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     fn generator(&self, settings: &Settings, seed: u64) -> Result<Generator> {
-        Generator::with(self.pair.clone(), settings, seed, Some(BATCH), Plain::Never)
+        Generator::with(self.pair.clone(), settings, seed, Some(self.args.batch as usize), Plain::Never)
     }
 
     fn features(&self, set: &mut dyn PictureSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
         let done = &mut |done| bar.set_position(done as u64);
-        Ok(FeatureTable::collect(set, self.network, Some(folder), BATCH, done)?)
+        Ok(FeatureTable::collect(set, self.network, Some(folder), self.args.batch as usize, done)?)
     }
 
     fn measure(
