@@ -480,8 +480,9 @@ impl Trainer for AidTrainer {
         let request = self.request(&batch.labels, step);
         let first = self.config.loss.first_scale;
 
+        let learns = step >= self.config.discriminator.head_start;
         // Truncated gradients are taken scale by scale, each scale's graph gone before the next: there is none here.
-        let correction = match self.config.loss.truncate {
+        let correction = match self.config.loss.truncate || !learns {
             true => self.correction.model.clone().no_grad(),
             false => self.correction.model.clone(),
         };
@@ -502,20 +503,28 @@ impl Trainer for AidTrainer {
         for _ in 0..self.config.discriminator.steps {
             judged = self.judge(&originals, &made, &mut rng, step, measure)?;
         }
-        let on_graph = (!self.config.loss.truncate).then_some(rollout);
-        let (grads, learnt) = self.learn(on_graph, &real, &request, &mut rng, step)?;
-        let rates = self.correction.update(step, grads)?;
+        let learnt = match learns {
+            true => {
+                let on_graph = (!self.config.loss.truncate).then_some(rollout);
+                let (grads, learnt) = self.learn(on_graph, &real, &request, &mut rng, step)?;
+                Some((learnt, self.correction.update(step, grads)?))
+            }
+            false => None,
+        };
         let Some(judged) = judged else { return Ok(Metrics::new()) };
-        let value = sum(learnt.adversarial)?.unwrap_or_default();
-        let mut metrics: Metrics = vec![("adversarial".into(), value)];
-        metrics.extend(sum(learnt.reconstruction)?.map(|value| ("reconstruction".into(), value)));
-        self.watch(&judged, value)?;
+        let mut metrics = Metrics::new();
+        if let Some((learnt, rates)) = learnt {
+            let value = sum(learnt.adversarial)?.unwrap_or_default();
+            metrics.push(("adversarial".into(), value));
+            metrics.extend(sum(learnt.reconstruction)?.map(|value| ("reconstruction".into(), value)));
+            metrics.extend(rates);
+            self.watch(&judged, value)?;
+        }
         metrics.extend([("d_loss".into(), judged.loss), ("d_grad_norm".into(), judged.grad_norm)]);
         for (i, (real, made)) in judged.real.iter().zip(&judged.made).enumerate() {
             metrics.extend([(format!("d_real_{}", i + first), *real), (format!("d_made_{}", i + first), *made)]);
         }
         metrics.push(("tokens_changed".into(), self.changed(&tokens, &request)?));
-        metrics.extend(rates);
         Ok(metrics)
     }
 

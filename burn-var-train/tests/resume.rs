@@ -321,6 +321,27 @@ fn drawn_codes_can_be_judged_in_place_of_mean_ones() {
 }
 
 #[test]
+fn a_discriminator_with_a_head_start_learns_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = aid_config(folder.path());
+    config.discriminator.head_start = 1;
+    let device = Device::default();
+    let backbone = Backbone::load(&config, &device).expect("fits");
+    let tokens =
+        TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
+    let mut trainer = AidTrainer::new(config, backbone, tokens, folder.path(), &device).expect("a valid configuration");
+    let kept = |trainer: &AidTrainer| std::fs::read(trainer.export().expect("written")).expect("readable");
+    let learnt = |metrics: burn_var_train::run::Metrics| {
+        ["d_loss", "adversarial"].map(|name| metrics.iter().any(|(found, _)| found == name))
+    };
+    let before = kept(&trainer);
+    assert_eq!(learnt(trainer.step(0, true).expect("finite")), [true, false]);
+    assert!(before == kept(&trainer), "the injector waits");
+    assert_eq!(learnt(trainer.step(1, true).expect("finite")), [true, true]);
+    assert!(before != kept(&trainer), "and then learns");
+}
+
+#[test]
 fn the_backbone_of_an_injector_stays_as_it_is() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = aid_config(folder.path());

@@ -153,6 +153,9 @@ pub struct DiscriminatorConfig {
     pub augment: Augment,
     /// Steps of the discriminator for each of the injector.
     pub steps: u32,
+    /// So many steps at first in which the discriminator learns alone. An injector that follows a discriminator which
+    /// knows nothing yet goes astray. None in the papers.
+    pub head_start: u64,
     /// AdamW of the heads.
     #[serde(deserialize_with = "optimizer")]
     pub optimizer: OptimConfig,
@@ -171,6 +174,7 @@ impl Default for DiscriminatorConfig {
             r1_gamma: 0.2,
             augment: Augment::default(),
             steps: 1,
+            head_start: 0,
             optimizer: default_optimizer(),
             learning_rate: default_learning_rate(),
         }
@@ -342,6 +346,10 @@ impl AidTrainConfig {
         }
         if self.discriminator.steps == 0 {
             return Err(Error::config("discriminator.steps", 0, "at least 1"));
+        }
+        if self.discriminator.head_start >= self.run.steps {
+            let expected = format!("less than run.steps = {}", self.run.steps);
+            return Err(Error::config("discriminator.head_start", self.discriminator.head_start, expected));
         }
         let groups = self.run.batch_size.div_ceil(self.discriminator.virtual_batch.max(1));
         if self.discriminator.virtual_batch == 0 || !self.run.batch_size.is_multiple_of(groups.max(1)) {
