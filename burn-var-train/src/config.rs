@@ -50,7 +50,9 @@ pub fn read_toml_over<T: DeserializeOwned>(
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
     let wrong = |e: toml::de::Error| Error::format(path, e.to_string().trim_end().to_string());
     let mut own: toml::Table = toml::from_str(&text).map_err(wrong)?;
-    let mut whole = match own.remove("preset") {
+    // Without presets it is a key like any other, and refused as one.
+    let preset = if presets.is_empty() { None } else { own.remove("preset") };
+    let mut whole = match preset {
         // From the text, whose lines an error can name.
         None if set.is_empty() => return toml::from_str(&text).map_err(wrong),
         None => toml::Table::new(),
