@@ -204,6 +204,14 @@ fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidT
     toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A run of a configuration from [`aid_config`] at its first step, in the same folder.
+fn aid_trainer(folder: &Path, config: AidTrainConfig) -> AidTrainer {
+    let device = Device::default();
+    let tokens = TokenCache::open(&folder.join("transformer/tokens.safetensors")).expect("kept by the other run");
+    let backbone = Backbone::load(&config, &device).expect("fits");
+    AidTrainer::new(config, backbone, tokens, folder, &device).expect("a valid configuration")
+}
+
 /// The parts of a checkpoint of either.
 const AID_PARTS: [&str; 7] = [
     "beaten",
@@ -279,11 +287,7 @@ fn gradients_are_whole_when_made_anew_and_when_truncated_only_where_one_scale_is
         let mut config = aid_config_on(folder.path(), tokenizer, &data);
         [(false, false), (true, false), (false, true), (true, true)].map(|(truncate, checkpointing)| {
             (config.loss.truncate, config.loss.checkpointing) = (truncate, checkpointing);
-            let tokens =
-                TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
-            let backbone = Backbone::load(&config, &Device::default()).expect("fits");
-            let trainer = AidTrainer::new(config.clone(), backbone, tokens, folder.path(), &Device::default());
-            let metrics = trainer.expect("a valid configuration").step(0, true).expect("finite");
+            let metrics = aid_trainer(folder.path(), config.clone()).step(0, true).expect("finite");
             metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1
         })
     };
@@ -305,11 +309,7 @@ fn drawn_codes_can_be_judged_in_place_of_mean_ones() {
     let judged = |decode: SoftDecode, temperature: f64| {
         let mut config = config.clone();
         (config.loss.decode, config.loss.temperature) = (decode, temperature);
-        let tokens =
-            TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
-        let backbone = Backbone::load(&config, &Device::default()).expect("fits");
-        let trainer = AidTrainer::new(config, backbone, tokens, folder.path(), &Device::default());
-        let metrics = trainer.expect("a valid configuration").step(0, true).expect("finite");
+        let metrics = aid_trainer(folder.path(), config).step(0, true).expect("finite");
         ["d_loss", "grad_norm"].map(|name| metrics.iter().find(|(found, _)| found == name).expect("measured").1)
     };
     // Next to no temperature leaves the likeliest code of the mean, which is what greedy sampling draws.
@@ -327,11 +327,7 @@ fn a_discriminator_with_a_head_start_learns_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = aid_config(folder.path());
     config.discriminator.head_start = 1;
-    let device = Device::default();
-    let backbone = Backbone::load(&config, &device).expect("fits");
-    let tokens =
-        TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
-    let mut trainer = AidTrainer::new(config, backbone, tokens, folder.path(), &device).expect("a valid configuration");
+    let mut trainer = aid_trainer(folder.path(), config);
     let kept = |trainer: &AidTrainer| std::fs::read(trainer.export().expect("written")).expect("readable");
     let learnt = |metrics: burn_var_train::run::Metrics| {
         ["d_loss", "adversarial"].map(|name| metrics.iter().any(|(found, _)| found == name))
@@ -349,15 +345,12 @@ fn the_backbone_of_an_injector_stays_as_it_is() {
     let mut config = aid_config(folder.path());
     config.loss.reconstruction = Reconstruction::FreeRunning;
     let device = Device::default();
-    let backbone = || Backbone::load(&config, &device).expect("fits");
-    let tokens =
-        TokenCache::open(&folder.path().join("transformer/tokens.safetensors")).expect("kept by the other run");
-    let mut trainer =
-        AidTrainer::new(config.clone(), backbone(), tokens, folder.path(), &device).expect("a valid configuration");
+    let mut trainer = aid_trainer(folder.path(), config.clone());
     for step in 0..2 {
         trainer.step(step, true).expect("finite");
     }
-    assert_eq!(trainer.backbone().fingerprint().unwrap(), backbone().fingerprint().unwrap(), "not a bit has changed");
+    let unchanged = Backbone::load(&config, &device).expect("fits");
+    assert_eq!(trainer.backbone().fingerprint().unwrap(), unchanged.fingerprint().unwrap(), "not a bit has changed");
 
     config.collapse = CollapseConfig { accuracy: 0.0, patience: 1 };
     let error =
