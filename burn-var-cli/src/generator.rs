@@ -55,6 +55,8 @@ struct Injected {
 pub(crate) struct Wanted {
     /// The pictures after every scale too.
     pub(crate) stages: bool,
+    /// The guided logits of every scale.
+    pub(crate) logits: bool,
     /// Pictures without injector, LoRA and guidance other than CFG.
     pub(crate) plain: bool,
 }
@@ -65,6 +67,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) images: Tensor<4>,
     /// If wanted, the pictures after every scale, the last one too.
     pub(crate) stages: Vec<Tensor<4>>,
+    /// If wanted, those of every scale, `[batch, tokens, vocab]`.
+    pub(crate) logits: Vec<Tensor<3>>,
     pub(crate) labels: &'a [usize],
     pub(crate) tokens: TokenPyramid,
     /// Time in the transformer and in the decoder.
@@ -75,6 +79,7 @@ pub(crate) struct Batch<'a> {
 struct Drawn {
     images: Tensor<4>,
     stages: Vec<Tensor<4>>,
+    logits: Vec<Tensor<3>>,
     tokens: TokenPyramid,
     time: [Duration; 2],
 }
@@ -99,7 +104,7 @@ impl Generator {
         let asked = |error: burn_var::Error| usage(error.to_string());
         sampler.validate().map_err(asked)?;
         let device = pair.tokenizer.codebook().device();
-        let aid = settings.aid.as_ref().map(|aid| injected(aid, &pair, &device)).transpose()?;
+        let aid = settings.aid.as_ref().map(|aid| injected(aid, &pair, &device)).transpose()?.flatten();
         let (mut without, mut lora) = (None, None);
         if let Some(file) = &settings.lora {
             let change = load_lora(&StateDict::open(file)?, &device)?;
@@ -156,8 +161,9 @@ impl Generator {
     /// One batch, the first picture of which has a number.
     fn make<'a>(&self, labels: &'a [usize], first: u64, wanted: Wanted) -> burn_var::Result<Batch<'a>> {
         let known: Vec<Label> = labels.iter().copied().map(Some).collect();
-        let Drawn { images, stages, tokens, time } = self.draw(known, first, wanted, self.chain(wanted.plain)?)?;
-        Ok(Batch { images, stages, labels, tokens, time })
+        let Drawn { images, stages, logits, tokens, time } =
+            self.draw(known, first, wanted, self.chain(wanted.plain)?)?;
+        Ok(Batch { images, stages, logits, labels, tokens, time })
     }
 
     /// Pictures of a label, or of none, of which some tokens are given; they are numbers `first` and following.
@@ -171,6 +177,14 @@ impl Generator {
         Ok(self.draw(vec![label; count], first, Wanted::default(), chain)?.images)
     }
 
+    /// The guided logits of every scale where all tokens are given, of pictures `first` and following.
+    pub(crate) fn taught(&self, labels: &[usize], first: u64, tokens: TokenPyramid) -> Result<Vec<Tensor<3>>> {
+        let mut chain = self.chain(false)?;
+        chain.push(Box::new(Keep::all(tokens)));
+        let labels = labels.iter().copied().map(Some).collect();
+        Ok(self.draw(labels, first, Wanted { logits: true, ..Default::default() }, chain)?.logits)
+    }
+
     fn draw(
         &self,
         labels: Vec<Label>,
@@ -180,11 +194,14 @@ impl Generator {
     ) -> burn_var::Result<Drawn> {
         let (tokenizer, transformer) = (&self.pair.tokenizer, self.transformer(wanted.plain));
         let request = Request { labels, seed: self.seed, first, sampler: self.sampler };
-        let mut canvases = Vec::new();
+        let (mut canvases, mut logits) = (Vec::new(), Vec::new());
         let start = Instant::now();
         let made = generate(tokenizer, transformer, &mut chain, &request, &mut |scale| {
             if wanted.stages {
                 canvases.push(scale.canvas.clone());
+            }
+            if wanted.logits {
+                logits.push(scale.logits.clone());
             }
             ControlFlow::Continue(())
         })?;
@@ -194,7 +211,7 @@ impl Generator {
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
         let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        Ok(Drawn { images, stages, tokens: made.tokens, time })
+        Ok(Drawn { images, stages, logits, tokens: made.tokens, time })
     }
 
     /// Waits for the device.
@@ -217,14 +234,19 @@ impl Generator {
     }
 }
 
-/// The injector in a file, for the transformer of a model.
-fn injected(settings: &AidSettings, pair: &Pair, device: &Device) -> Result<(Aid, Injected)> {
-    let dict = StateDict::open(&settings.file)?;
+/// The injector in a file, or a model's own, for its transformer.
+fn injected(settings: &AidSettings, pair: &Pair, device: &Device) -> Result<Option<(Aid, Injected)>> {
+    let dict = match (&settings.file, &pair.injector) {
+        (Some(file), _) => StateDict::open(file)?,
+        (None, Some(own)) => own.clone(),
+        (None, None) if settings.if_any => return Ok(None),
+        (None, None) => return Err(usage("the model has no injector of its own: name one with --aid")),
+    };
     let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
     let weight = settings.weight(injector_weight(&dict)?)?;
     let weights = Fingerprint::new().module(&injector)?.finish();
     let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
-    Ok((aid, Injected { file: settings.file.clone(), weights, weight }))
+    Ok(Some((aid, Injected { file: dict.origin().to_owned(), weights, weight })))
 }
 
 /// A set of pictures that do not exist before they are asked for.

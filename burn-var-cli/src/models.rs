@@ -18,15 +18,19 @@ use crate::output::usage;
 /// The names of a model's two files in its folder, which are those that training writes.
 pub(crate) const TOKENIZER: &str = "tokenizer.safetensors";
 pub(crate) const TRANSFORMER: &str = "transformer.safetensors";
+/// The name of a model's own injector there, if it has one.
+const INJECTOR: &str = "injector.safetensors";
 
 const SHIPPED_TOKENIZER: &[u8] = include_bytes!("../../models/fashion-mnist/tokenizer.safetensors");
 const SHIPPED_TRANSFORMER: &[u8] = include_bytes!("../../models/fashion-mnist/transformer.safetensors");
+const SHIPPED_INJECTOR: &[u8] = include_bytes!("../../models/fashion-mnist/injector.safetensors");
 
 /// Which model to use.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Model (default: the one that is compiled in)")]
 pub(crate) struct ModelArgs {
-    /// A folder with `tokenizer.safetensors` and `transformer.safetensors`, or one file that holds both.
+    /// A folder with `tokenizer.safetensors`, `transformer.safetensors` and, if it is to be used, AID-VAR's
+    /// `injector.safetensors`; or one file that holds the first two.
     #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// The tokenizer: a safetensors file of this project, or a public `.pth` file.
@@ -75,6 +79,8 @@ pub(crate) struct Pair {
     pub(crate) tokenizer: VqVae,
     pub(crate) transformer: Var,
     pub(crate) usage: Usage,
+    /// Its own injector, if it has one.
+    pub(crate) injector: Option<StateDict>,
 }
 
 impl Pair {
@@ -102,7 +108,7 @@ impl ModelArgs {
             }
             (None, Some(file)) => file.clone(),
             (None, None) => {
-                return Ok(StateDict::from_safetensors(format!("{name} (compiled in)"), shipped)?);
+                return Ok(StateDict::from_safetensors(compiled_in(name), shipped)?);
             }
         };
         Ok(StateDict::open(path)?)
@@ -134,11 +140,32 @@ impl PairArgs {
             tokenizer: load_vqvae(&tokenizer, &tokenizer_config, device)?,
             transformer: load_var_with(&transformer, &config, options, device)?,
             usage: Usage::of(&transformer)?.unwrap_or_default(),
+            injector: self.injector()?,
         };
         check_pair(&pair.tokenizer, &pair.transformer)
             .with_context(|| format!("{} and {}", tokenizer.origin().display(), transformer.origin().display()))?;
         Ok(pair)
     }
+}
+
+impl PairArgs {
+    /// The model's own injector, if it has one. It was trained with the model's transformer and is no use with another.
+    fn injector(&self) -> Result<Option<StateDict>> {
+        let own = self.model.tokenizer.is_none() && self.transformer.is_none();
+        Ok(match &self.model.model {
+            _ if !own => None,
+            None => Some(StateDict::from_safetensors(compiled_in(INJECTOR), SHIPPED_INJECTOR)?),
+            Some(folder) => {
+                let path = folder.join(INJECTOR);
+                path.is_file().then(|| StateDict::open(path)).transpose()?
+            }
+        })
+    }
+}
+
+/// What a file that is compiled in is called in messages.
+fn compiled_in(name: &str) -> String {
+    format!("{name} (compiled in)")
 }
 
 fn ladder_of(tokenizer: &StateDict, config: &VarConfig) -> Option<Scales> {

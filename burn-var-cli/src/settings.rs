@@ -49,9 +49,13 @@ pub(crate) struct SamplingArgs {
     /// The share of the prefix that visual prefix guidance corrupts. [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     vpg_share: Option<f64>,
-    /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale.
+    /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale. [default: the model's own, if it
+    /// has one and --lora does not change it]
     #[arg(long, value_name = "FILE")]
     aid: Option<PathBuf>,
+    /// Without the model's own injector.
+    #[arg(long, conflicts_with_all = ["aid", "aid_weight", "aid_adaptive"])]
+    no_aid: bool,
     /// How much of the injector's map is added. [default: what the injector's file says, else 0.001]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     aid_weight: Option<f64>,
@@ -140,14 +144,18 @@ pub(crate) struct Settings {
 }
 
 /// An injector.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct AidSettings {
-    pub(crate) file: PathBuf,
+    /// The model's own, if left out.
+    pub(crate) file: Option<PathBuf>,
     /// What the injector's file says, if left out.
     weight: Option<AidWeight>,
     #[serde(skip)]
     adaptive: Option<Adaptive>,
+    /// Whether a model that has none of its own goes without.
+    #[serde(skip)]
+    pub(crate) if_any: bool,
 }
 
 impl AidSettings {
@@ -190,17 +198,22 @@ impl SamplingArgs {
         if let Some(share) = self.vpg_share {
             settings.vpg.as_mut().ok_or_else(|| without("--vpg-share", "--vpg"))?.share = share;
         }
-        if let Some(file) = &self.aid {
-            settings.aid = Some(AidSettings { file: file.clone(), weight: None, adaptive: None });
+        settings.lora = self.lora.clone().or(settings.lora);
+        if self.no_aid {
+            settings.aid = None;
+        } else if let Some(file) = &self.aid {
+            settings.aid = Some(AidSettings { file: Some(file.clone()), ..Default::default() });
+        } else if settings.aid.is_none() && settings.lora.is_none() {
+            settings.aid = Some(AidSettings { if_any: true, ..Default::default() });
         }
         if let Some(weight) = self.aid_weight {
-            let aid = settings.aid.as_mut().ok_or_else(|| without("--aid-weight", "--aid"))?;
-            aid.weight = Some(AidWeight::Constant(weight));
+            let aid = settings.aid.get_or_insert_default();
+            (aid.weight, aid.if_any) = (Some(AidWeight::Constant(weight)), false);
         }
         if let Some(adaptive) = self.aid_adaptive {
-            settings.aid.as_mut().ok_or_else(|| without("--aid-adaptive", "--aid"))?.adaptive = Some(adaptive);
+            let aid = settings.aid.get_or_insert_default();
+            (aid.adaptive, aid.if_any) = (Some(adaptive), false);
         }
-        settings.lora = self.lora.clone().or(settings.lora);
         settings.top_k = self.top_k.or(settings.top_k);
         settings.top_p = self.top_p.or(settings.top_p);
         settings.temperature = self.temperature.or(settings.temperature);

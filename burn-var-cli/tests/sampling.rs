@@ -8,13 +8,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use burn_var::aid::InjectorConfig;
+use burn_var::aid::{HeadsConfig, InjectorConfig};
 use burn_var::classifier::ClassifierConfig;
 use burn_var::encoder::VitConfig;
 use burn_var::guidance::AidWeight;
 use burn_var::init::{Start, initialise};
 use burn_var::pretrained::{
-    StateDict, load_vqvae, save, save_classifier, save_injector, save_lora, save_vit, var_config, vqvae_config,
+    StateDict, load_vqvae, save, save_classifier, save_heads, save_injector, save_lora, save_vit, var_config,
+    vqvae_config,
 };
 use burn_var::rng::Rng;
 use burn_var::transformer::LoraConfig;
@@ -250,7 +251,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
         pictures
     });
     assert!(adaptive[0] != adaptive[1] && adaptive[0] != adaptive[2], "each in its own way");
-    assert!(fails(at, 2, &["sample", "--aid-adaptive", "margin"]).contains("--aid"));
+    assert!(fails(at, 2, &["sample", "--model", ".", "--aid-adaptive", "margin"]).contains("--aid"));
 
     let [alone, both] = [&[][..], &["--compare"]].map(|more| {
         ok(at, &[&["sample", "--model", ".", "--count", "3", "--aid", "aid.safetensors", "--scales"], more].concat());
@@ -258,6 +259,22 @@ fn an_injector_changes_the_pictures_by_its_weight() {
     });
     assert!(both > alone + alone / 2, "every picture twice: {alone} and {both} pixels high");
     assert!(fails(at, 2, &["sample", "--model", ".", "--compare"]).contains("--aid, --lora, --ssg or --vpg"));
+
+    injector(64, "injector.safetensors");
+    assert_eq!(sample(&[]), fixed, "a model's own injector is used unasked");
+    assert_eq!(sample(&["--no-aid"]), plain, "unless it is refused");
+    assert_ne!(sample(&["--aid-weight", "2"]), fixed, "its weight can be named alone");
+    assert!(fails(at, 2, &["sample", "--model", ".", "--no-aid", "--aid-weight", "1"]).contains("--no-aid"));
+    ok(at, &["sample", "--model", ".", "--count", "3", "--compare"]);
+    let apart = ["--tokenizer", "tokenizer.safetensors", "--transformer", "transformer.safetensors"];
+    ok(at, &[&["sample", "--count", "3", "--npz", "made.npz"], &apart[..]].concat());
+    assert_eq!(arrays(&at.join("made.npz")).1, plain, "and it goes with the folder, not with the files");
+    ok(at, &["convert", "injector.safetensors", "half.safetensors", "--half"]);
+    assert_eq!(sample(&["--aid", "half.safetensors"]), fixed, "rounded to half precision, which it was already");
+    std::fs::write(at.join("injector.safetensors"), b"cut off").expect("written");
+    assert!(fails(at, 1, &["sample", "--model", "."]).contains("injector.safetensors"), "a broken one is named");
+    std::fs::remove_file(at.join("injector.safetensors")).expect("there");
+
     injector(32, "narrow.safetensors");
     let message = fails(at, 1, &["sample", "--model", ".", "--aid", "narrow.safetensors"]);
     assert!(message.contains("32") && message.contains("64, the width of the transformer"), "{message}");
@@ -288,6 +305,31 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
 }
 
 #[test]
+fn spectra_say_what_guidance_does_to_frequencies() {
+    let folder = folder();
+    let at = folder.path();
+    let spectra = |guidance: &[&str]| {
+        let report = json(at, &[&["eval", "spectra", "--model", ".", "--count", "5"], guidance].concat());
+        let scales = report["scales"].as_array().expect("a list").clone();
+        let change = |scale: &Value| -> Vec<f64> {
+            scale["change"].as_array().expect("a list").iter().map(|value| value.as_f64().expect("a number")).collect()
+        };
+        scales.iter().map(change).collect::<Vec<_>>()
+    };
+    let twice = spectra(&["--ssg", "1", "--plot", "spectra.svg"]);
+    assert_eq!(twice.iter().map(Vec::len).collect::<Vec<_>>(), [2, 4], "the frequencies of maps of 2 and 4");
+    assert!(at.join("spectra.svg").is_file());
+    assert!(twice[0][1] > 0.1, "what the scale before does not have becomes stronger: {twice:?}");
+    assert!(twice[0][1] > twice[0][0], "more than what it has: {twice:?}");
+    let none = spectra(&["--ssg", "0"]);
+    assert!(none.iter().flatten().all(|change| change.abs() < 1e-6), "strength 0 changes nothing: {none:?}");
+    let batches = spectra(&["--ssg", "1", "--batch", "2"]);
+    let far = twice.iter().flatten().zip(batches.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far < 1e-4, "in any batch: {far}");
+    assert!(fails(at, 2, &["eval", "spectra", "--model", "."]).contains("--ssg"));
+}
+
+#[test]
 fn measures_consistency_between_scales() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = folder.path();
@@ -315,6 +357,10 @@ fn measures_consistency_between_scales() {
         assert!(transitions.iter().all(|transition| transition["score"].as_f64() > Some(0.0)), "{report}");
     }
     assert_ne!(report["baseline"]["total"], report["guided"]["total"], "the injector is seen");
+    let changed = report["tokens_changed"].as_f64().expect("a share");
+    assert!(changed > 0.0 && changed < 1.0, "some tokens are others: {changed}");
+    let none = json(at, &[&dino[..], &["--aid-weight", "0"]].concat());
+    assert_eq!(none["tokens_changed"].as_f64(), Some(0.0), "weight 0 changes none");
     let again = json(at, &[&dino[..], &["--batch", "7"]].concat());
     let totals = [&report, &again].map(|report| report["guided"]["total"].as_f64().expect("a number"));
     assert!((totals[0] - totals[1]).abs() < 1e-3 * totals[0], "in any batch: {totals:?}");
@@ -373,6 +419,10 @@ fn converts_there_and_back() {
     let message = ok(at, &["convert", "bare.safetensors", "again.safetensors", "--patch-nums", "1,2,4"]);
     assert!(message.contains("again.safetensors"), "{message}");
     assert_same_weights(&at.join("tokenizer.safetensors"), &at.join("again.safetensors"), "converted");
+    let heads = HeadsConfig::aid(4).init(1, &Device::flex()).expect("valid");
+    save_heads(&heads, at.join("heads.safetensors"), false).expect("written");
+    assert_eq!(json(at, &["convert", "heads.safetensors", "heads-2.safetensors"])["part"], "heads");
+    assert_same_weights(&at.join("heads.safetensors"), &at.join("heads-2.safetensors"), "converted heads");
     let again = StateDict::open(at.join("again.safetensors")).expect("a checkpoint");
     let config = vqvae_config(&again, None).expect("inside");
     assert_eq!(config, vqvae_config(&dict, None).expect("inside"), "the configuration");

@@ -30,7 +30,7 @@ column of real pictures is what training pictures reach, in the same number and 
 ## The tokenizer, on the 10,000 test pictures
 TEXT
     show eval tokenizer --data "$data" --classifier "$classifier"
-    printf '\n## 10,000 generated pictures, seed 0, with the settings in the file\n'
+    printf '\n## 10,000 generated pictures, seed 0, with the settings and the injector that ship\n'
     show eval generated --data "$data" --classifier "$classifier" --count 10000 --copies --mirror --per-class \
         --resamples 200 --out target/results/fashion-mnist
 } >target/results/page.md

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use burn_var::Scales;
 use burn_var::pretrained::{
-    ModelConfig, Section, StateDict, Usage, load_classifier, load_lora, load_var, load_vqvae, save_classifier,
-    save_var, save_vqvae, var_config, vqvae_config,
+    ModelConfig, Section, StateDict, Usage, injector_config, injector_weight, load_classifier, load_heads,
+    load_injector, load_lora, load_var, load_vqvae, save_classifier, save_heads, save_injector, save_var, save_vqvae,
+    var_config, vqvae_config,
 };
 use clap::ValueEnum;
 use serde::Serialize;
@@ -45,6 +46,9 @@ enum Part {
     Tokenizer,
     Transformer,
     Classifier,
+    Injector,
+    /// The heads of AID-VAR's discriminator.
+    Heads,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,6 +100,17 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
             save_classifier(&classifier, path, half)?;
             ModelConfig::Classifier(classifier.config().clone())
         }
+        Part::Injector => {
+            let config = injector_config(&dict)?;
+            let weight = injector_weight(&dict)?;
+            save_injector(&load_injector(&dict, &config, &device)?, weight.as_ref(), path, half)?;
+            ModelConfig::Injector(config)
+        }
+        Part::Heads => {
+            let heads = load_heads(&dict, &device)?;
+            save_heads(&heads, path, half)?;
+            ModelConfig::Heads(heads.config().clone())
+        }
     };
     let length = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?.len();
     let report = Report { file: path.clone(), part, bytes: length, config };
@@ -108,15 +123,21 @@ fn part_of(dict: &StateDict) -> Result<Part> {
         Some(ModelConfig::VqVae(_)) => return Ok(Part::Tokenizer),
         Some(ModelConfig::Var(_)) => return Ok(Part::Transformer),
         Some(ModelConfig::Classifier(_)) => return Ok(Part::Classifier),
+        Some(ModelConfig::Injector(_)) => return Ok(Part::Injector),
+        Some(ModelConfig::Heads(_)) => return Ok(Part::Heads),
         _ => {}
     }
     let sections = dict.sections();
     let holds = |section: Section, key: &str| sections.contains(&section) || dict.contains(key);
-    match [holds(Section::VqVae, "quantize.embedding.weight"), holds(Section::Var, "pos_start")] {
-        [true, false] => Ok(Part::Tokenizer),
-        [false, true] => Ok(Part::Transformer),
-        [true, true] => Err(usage("the file holds a tokenizer and a transformer: choose with --part")),
-        [false, false] => bail!("`{}` holds no model that is known here", dict.origin().display()),
+    let parts = [
+        (Part::Tokenizer, holds(Section::VqVae, "quantize.embedding.weight")),
+        (Part::Transformer, holds(Section::Var, "pos_start")),
+        (Part::Injector, holds(Section::Injector, "input_proj.weight")),
+    ];
+    match parts.iter().filter(|(_, held)| *held).map(|(part, _)| *part).collect::<Vec<_>>()[..] {
+        [part] => Ok(part),
+        [] => bail!("`{}` holds no model that is known here", dict.origin().display()),
+        _ => Err(usage("the file holds several models: choose with --part")),
     }
 }
 

@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 
     let start = Instant::now();
     let bar = output.bar(if args.compare { 2 * count } else { count }, "pictures");
-    let wanted = Wanted { stages: args.scales || args.animate.is_some(), plain: false };
+    let wanted = Wanted { stages: args.scales || args.animate.is_some(), ..Default::default() };
     let make = |sheets: &mut Sheets, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
         generator.run(&labels, Wanted { plain, ..wanted }, |batch| {
             let images = pictures(batch.images.clone(), Range::Signed)?;

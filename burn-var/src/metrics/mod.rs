@@ -9,6 +9,7 @@ mod lpips;
 mod manifold;
 mod neighbours;
 mod rows;
+mod spectrum;
 
 pub use frechet::{FeatureStats, Gaussian, frechet_distance};
 pub use image::{MeanPsnr, psnr, ssim};
@@ -18,3 +19,4 @@ pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
 pub use manifold::{Coverage, Manifold, Membership};
 pub use neighbours::{NearCopies, NeighbourIndex, Neighbours};
+pub use spectrum::Spectrum;

@@ -25,6 +25,7 @@ pub(super) fn pair(preset: VarPreset, scales: Option<Scales>, weights: WeightTyp
         tokenizer: VqVaeConfig::public(config.patch_nums.clone()).init(1, device)?,
         transformer: cast_linear(config.init(VarInit::default(), 1, device)?, weights),
         usage: Usage::default(),
+        injector: None,
     })
 }
 

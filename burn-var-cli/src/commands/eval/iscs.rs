@@ -65,6 +65,8 @@ struct Report {
     baseline: IscsScore,
     /// With the injector, the LoRA or the guidance that was asked for.
     guided: Option<IscsScore>,
+    /// The share of tokens that differ between the two, which are drawn with the same seeds.
+    tokens_changed: Option<f64>,
     settings: serde_json::Value,
 }
 
@@ -144,29 +146,40 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 
     let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
     let labels = in_turn(&classes, args.count as usize);
-    let score = |plain: bool, name: &'static str| -> Result<IscsScore> {
-        let mut iscs = empty.clone();
+    let score = |plain: bool, name: &'static str| -> Result<(IscsScore, Vec<Vec<u32>>)> {
+        let (mut iscs, mut tokens) = (empty.clone(), Vec::new());
         let bar = output.bar(labels.len(), name);
-        generator.run(&labels, Wanted { stages, plain }, |batch| {
+        generator.run(&labels, Wanted { stages, plain, ..Default::default() }, |batch| {
             iscs.push(Side::Generated, &seer.see(batch.stages, &batch.tokens, tokenizer, transformer)?)?;
+            tokens.extend(batch.tokens.to_rows()?);
             bar.inc(batch.labels.len() as u64);
             Ok(())
         })?;
         bar.finish_and_clear();
-        Ok(iscs.score()?)
+        Ok((iscs.score()?, tokens))
     };
+    let (baseline, drawn) = score(true, "pictures")?;
+    let guided = generator.is_guided().then(|| score(false, "guided pictures")).transpose()?;
+    let tokens_changed = guided.as_ref().map(|(_, others)| differing(&drawn, others));
     let report = Report {
         feature: args.feature,
         pictures: labels.len(),
         real_pictures: chosen.len(),
-        baseline: score(true, "pictures")?,
-        guided: generator.is_guided().then(|| score(false, "guided pictures")).transpose()?,
+        baseline,
+        guided: guided.map(|(score, _)| score),
+        tokens_changed,
         settings: generator.settings(),
     };
     if let Some(path) = &args.plot {
         plot(path, &report)?;
     }
     output.result(&report, || text(&report))
+}
+
+/// The share of places where two equally long lists differ.
+fn differing(a: &[Vec<u32>], b: &[Vec<u32>]) -> f64 {
+    let pairs = || a.iter().flatten().zip(b.iter().flatten());
+    pairs().filter(|(a, b)| a != b).count() as f64 / pairs().count() as f64
 }
 
 fn plot(path: &Path, report: &Report) -> Result<()> {
@@ -194,5 +207,6 @@ fn text(report: &Report) -> String {
         lines.push(line(transition.to.to_string(), &|score| score.transitions[i].score));
     }
     lines.push(line("total".into(), &|score| score.total));
+    lines.extend(report.tokens_changed.map(|share| format!("tokens changed: {:.1}%", 100.0 * share)));
     lines.join("\n")
 }

@@ -6,6 +6,7 @@ mod iscs;
 mod network;
 mod page;
 mod report;
+mod spectra;
 mod sweep;
 mod tokenizer;
 
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Generated(generated::Args),
     /// Do pictures change from scale to scale as real ones do: the inter-scale consistency score of AID-VAR.
     Iscs(iscs::Args),
+    /// Which frequencies of the logits guidance strengthens.
+    Spectra(spectra::Args),
     /// The tokenizer: how near reconstructed test pictures come to the originals, and how its codes are used.
     Tokenizer(tokenizer::Args),
     /// Many ways to draw pictures from one model, measured alike: tune settings, compare methods.
@@ -36,6 +39,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     match command {
         Command::Generated(args) => generated::run(args, device, output),
         Command::Iscs(args) => iscs::run(args, device, output),
+        Command::Spectra(args) => spectra::run(args, device, output),
         Command::Tokenizer(args) => tokenizer::run(args, device, output),
         Command::Sweep(args) => sweep::run(args, device, output),
         Command::Compare(args) => compare::run(args, output),

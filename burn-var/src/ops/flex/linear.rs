@@ -7,7 +7,7 @@ use super::{
     matrix::{Shared, View, multiply, transpose_in_parallel},
     packed::multiply_packed,
     scratch::Scratch,
-    simd::{add, has_fma, vectorised},
+    simd::{add, has_avx512, has_fma, vectorised},
 };
 
 /// Fewest rows and columns of a piece of a product.
@@ -20,8 +20,8 @@ const PIECES: usize = 4;
 const DEPTH: usize = 512;
 /// Rows up to which columns are read in place.
 const FEW_ROWS: usize = 10;
-/// Rows up to which the `gemm` crate is the slower way.
-const SOME_ROWS: usize = 512;
+/// Rows up to which the `gemm` crate is the slower way; with AVX-512, for which it has a kernel of its own, the second.
+const SOME_ROWS: [usize; 2] = [512, 48];
 /// Rows whose sums are taken together.
 const SUMMED: usize = 256;
 
@@ -114,7 +114,7 @@ pub(super) unsafe fn multiply_by_parts(
     let [rows, depth] = a.shape();
     let multiply = match a.is_contiguous() && b.is_contiguous() && has_fma() {
         true if rows <= FEW_ROWS => multiply_few_rows,
-        true if rows <= SOME_ROWS => multiply_packed,
+        true if rows <= SOME_ROWS[usize::from(has_avx512())] => multiply_packed,
         _ => multiply,
     };
     for first in (0..depth.max(1)).step_by(DEPTH) {
@@ -229,7 +229,9 @@ mod tests {
             for bias in [None, Some(&bias[..])] {
                 let of = |rows: usize| product(View::new(&a, [rows, depth], depth), weight, bias);
                 let all = of(700);
-                for rows in [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, 64, 129, 256, SOME_ROWS] {
+                for rows in
+                    [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, SOME_ROWS[1], SOME_ROWS[1] + 1, 64, 129, 256, SOME_ROWS[0]]
+                {
                     let found = of(rows);
                     let same = found.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{rows} rows of {depth} x {columns}");

@@ -1,0 +1,62 @@
+#!/bin/sh
+# Writes docs/results/aid-var.md: what AID-VAR does for the model that ships.
+#
+#     cargo build --release -p burn-var-cli
+#     sh docs/results/aid-var.sh [folder with the four IDX files]
+#
+# About two hours on two cores. Trainings and figures are kept in target/results/aid: a killed run goes on from there.
+set -eu
+cd "$(dirname "$0")/../.."
+data=${1:-/usr/share/datasets/fashion-mnist}
+burn_var="${BURN_VAR:-target/release/burn-var} --quiet"
+models=models/fashion-mnist
+work=target/results/aid
+mkdir -p "$work"
+
+# train NAME CONFIG SETTING...: in $work/NAME, on the pictures' tokens that the first training has made.
+train() {
+    name=$1 config=$2
+    shift 2
+    mkdir -p "$work/$name"
+    if [ -f "$work/seed-1/tokens.safetensors" ] && [ ! -f "$work/$name/tokens.safetensors" ]; then
+        ln "$work/seed-1/tokens.safetensors" "$work/$name/tokens.safetensors"
+    fi
+    for setting; do
+        shift
+        set -- "$@" --set "$setting"
+    done
+    $burn_var train aid "$config" --out "$work/$name" --set "data.path=$data" "$@" >/dev/null
+}
+
+train seed-1 $models/aid.toml
+train seed-2 $models/aid.toml run.seed=2
+train seed-3 $models/aid.toml run.seed=3
+train broadcast $models/aid.toml injector.broadcast=true
+train mean $models/aid.toml loss.decode=mean
+train lora $models/aid.toml lora={}
+grep -v '^encoder' $models/aid.toml >"$work/features.toml"
+train features "$work/features.toml" discriminator.judges=quantizer-features
+
+sweep() {
+    file=docs/results/aid-var/$1.toml
+    printf '\n`burn-var eval sweep %s`, ' "$file"
+    $burn_var eval sweep "$file" --data "$data" --classifier $models/classifier.safetensors --out "$work/sweeps"
+}
+
+{
+    cat docs/results/aid-var/summary.md
+    printf '\n## The baseline and the injector, tuned alike\n'
+    sweep tuning
+    printf '\n## Methods, at the settings that suit the baseline best\n'
+    sweep methods
+    printf '\n## How much is added\n'
+    sweep weights
+    printf '\n## Consistency between scales\n'
+    for seed in 0 1 2; do
+        set -- --aid $models/injector.safetensors --cfg 3 --top-p 1 --count 1000 --seed $seed
+        printf '\n```console\n$ burn-var eval iscs --data FOLDER --dino %s/dino.safetensors %s\n' $models "$*"
+        $burn_var eval iscs --data "$data" --dino $models/dino.safetensors "$@"
+        printf '```\n'
+    done
+} >"$work/page.md"
+mv "$work/page.md" docs/results/aid-var.md
