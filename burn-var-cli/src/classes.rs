@@ -15,6 +15,11 @@ pub(crate) struct Classes<'a> {
 }
 
 impl Classes<'_> {
+    /// One class a picture, all of them in turn.
+    pub(crate) fn in_turn(&self, count: usize) -> Vec<usize> {
+        in_turn(&(0..self.count).collect::<Vec<usize>>(), count)
+    }
+
     /// The name of a class, or its number.
     pub(crate) fn name(&self, class: usize) -> String {
         self.names.get(class).cloned().unwrap_or_else(|| format!("class {class}"))

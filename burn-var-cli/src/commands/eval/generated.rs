@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
 use super::page;
-use crate::classes::in_turn;
 use crate::generator::{Generated, Generator, Plain};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
@@ -334,7 +333,7 @@ impl Args {
         let generator = Generator::new(&self.model, &self.sampling, Plain::Never, device)?;
         let classes = generator.pair.classes();
         let names = (0..classes.count).map(|class| classes.name(class)).collect();
-        let labels = in_turn(&(0..classes.count).collect::<Vec<usize>>(), self.count as usize);
+        let labels = classes.in_turn(self.count as usize);
         let settings = generator.settings();
         Ok((Box::new(Generated::new(generator, labels)?), settings, names))
     }

@@ -15,7 +15,6 @@ use burn_var_train::eval::evenly;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::classes::in_turn;
 use crate::generator::{Generator, Plain, Wanted};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
@@ -144,8 +143,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
-    let labels = in_turn(&classes, args.count as usize);
+    let labels = generator.pair.classes().in_turn(args.count as usize);
     let score = |plain: bool, name: &'static str| -> Result<(IscsScore, Vec<Vec<u32>>)> {
         let (mut iscs, mut tokens) = (empty.clone(), Vec::new());
         let bar = output.bar(labels.len(), name);

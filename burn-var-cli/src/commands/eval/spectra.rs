@@ -9,7 +9,6 @@ use burn_var::metrics::Spectrum;
 use burn_var_train::curves::{Chart, Series};
 use serde::Serialize;
 
-use crate::classes::in_turn;
 use crate::generator::{Generator, Plain, Wanted};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, usage};
@@ -62,8 +61,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let sizes = generator.pair.tokenizer.scales().sizes();
     let empty: Vec<Spectrum> = sizes.iter().map(|size| Spectrum::new(*size)).collect();
     let (mut plain, mut guided) = (empty.clone(), empty);
-    let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
-    let labels = in_turn(&classes, args.count as usize);
+    let labels = generator.pair.classes().in_turn(args.count as usize);
     let bar = output.bar(labels.len(), "pictures");
     let mut first = 0;
     generator.run(&labels, Wanted { logits: true, plain: true, ..Default::default() }, |batch| {

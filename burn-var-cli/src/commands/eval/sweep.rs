@@ -17,7 +17,6 @@ use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
-use crate::classes::in_turn;
 use crate::generator::{Generated, Generator, Plain};
 use crate::models::{Pair, PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
@@ -206,8 +205,8 @@ impl Stage<'_> {
         reference: &Reference,
         bar: &indicatif::ProgressBar,
     ) -> Result<Figures> {
-        let classes: Vec<usize> = (0..self.pair.classes().count).collect();
-        let labels = in_turn(&classes, self.count);
+        let classes = self.pair.classes();
+        let labels = classes.in_turn(self.count);
         let mut set = Generated::new(self.generator(settings, seed)?, labels.clone())?;
         // Named by what is in it, so that a changed file of settings measures only what it changed.
         let identity = format!("{}, seen by {}", set.identity()?, self.network.describe());
@@ -221,7 +220,7 @@ impl Stage<'_> {
         let start = Instant::now();
         let table = self.features(&mut set, &folder, bar)?;
         let seconds = start.elapsed().as_secs_f64();
-        let known = self.args.network.classifier.is_some() && classes.len() <= table.dims[2];
+        let known = self.args.network.classifier.is_some() && classes.count <= table.dims[2];
         let recognised = known.then(|| Recognition::of(&table, &labels)).transpose()?;
         let options = Options { splits: self.network.splits(), seed, ..Default::default() };
         let figures = Figures {
