@@ -560,7 +560,9 @@ impl Trainer for AidTrainer {
             let made = self.generate(correction, step, None, &request, &mut |_| ())?;
             pictures(self.backbone.tokenizer.decode(made.canvas).inner(), Range::Signed)
         };
-        let rows = [make(None)?, make(Some(&self.correction.model))?].concat();
+        // Off the graph, which for all classes at once would outgrow a step's.
+        let correction = self.correction.model.clone().no_grad();
+        let rows = [make(None)?, make(Some(&correction))?].concat();
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         Grid::new(classes).write(&path, &rows)?;
         Ok(Some(path))

@@ -24,6 +24,15 @@ impl<'a> View<'a> {
         self.shape
     }
 
+    pub(super) fn as_ptr(&self) -> *const f32 {
+        self.values.as_ptr()
+    }
+
+    /// Values from one row to the next, and from one column to the next.
+    pub(super) fn strides(&self) -> [usize; 2] {
+        self.strides
+    }
+
     pub(super) fn rows(self, range: Range<usize>) -> Self {
         let values = &self.values[range.start * self.strides[0]..];
         Self { values, shape: [range.len(), self.shape[1]], ..self }

@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+mod block;
 mod bridge;
 mod columns;
 mod conv;

@@ -1,26 +1,19 @@
-//! Matrix products on one thread, for some dozens to hundreds of rows, on CPUs that multiply and add in one instruction.
+//! Matrix products on one thread, on CPUs that multiply and add in one instruction.
 //!
-//! The columns of `b` are brought into the order in which a small block of the output needs them, in parts that stay in
-//! the second cache; the rows of `a` are read where they are. The `gemm` crate brings both into order and is as fast
-//! from about 500 rows on, but takes up to twice as long for 50.
+//! The columns of `b` are brought into the order in which a block of the output needs them, in parts that stay in the
+//! second cache; the rows of `a` are read where they are. The `gemm` crate brings both into order, which for some dozens
+//! of rows takes up to twice as long.
+
+use pulp::{Simd, WithSimd};
 
 use super::{
+    block::{Blocks, LANES, dispatch, width},
     matrix::View,
     scratch::Scratch,
-    simd::{has_avx512, vectorised},
 };
 
-/// Columns of a block of the output, a few vectors wide on every CPU.
-const WIDTH: usize = 16;
-/// Values of `b` at a time, half of a small second cache.
-const PANEL_VALUES: usize = 1 << 15;
-
-/// Where a product goes.
-struct Output {
-    first: *mut f32,
-    row_stride: usize,
-    accumulate: bool,
-}
+/// Values of `b` at a time, half of a second cache.
+const PANEL_VALUES: usize = 1 << 16;
 
 /// `out = a b`, or `out += a b` to `accumulate`. A number of it is the sum of its products in order, each added in one
 /// rounding, whatever else there is to compute.
@@ -32,24 +25,93 @@ struct Output {
 /// As [`multiply`](super::matrix::multiply).
 pub(super) unsafe fn multiply_packed(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     assert!(a.is_contiguous() && b.is_contiguous(), "a packed product reads rows");
-    let [depth, columns] = b.shape();
-    let step = (PANEL_VALUES / depth.max(1)).next_multiple_of(WIDTH).clamp(WIDTH, columns.next_multiple_of(WIDTH));
-    let mut panels = Scratch::new(depth * step);
-    for first in (0..columns).step_by(step) {
-        let range = first..columns.min(first + step);
-        pack(b.columns(range.clone()), &mut panels);
-        let out = Output { first: out.wrapping_add(first), row_stride, accumulate };
-        // As many sums as fill three quarters of the vector registers.
-        match has_avx512() {
-            true => blocks_of_12(a, &panels, range.len(), &out),
-            false => blocks_of_6(a, &panels, range.len(), &out),
+    dispatch(Product { out, row_stride, a, b, accumulate });
+}
+
+struct Product<'a> {
+    out: *mut f32,
+    row_stride: usize,
+    a: View<'a>,
+    b: View<'a>,
+    accumulate: bool,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match width::<S>() {
+            64 => self.multiply::<S, 64>(simd),
+            _ => self.multiply::<S, LANES>(simd),
         }
     }
 }
 
-/// Copies a matrix to panels of [`WIDTH`] columns, one after the other, each row by row; beyond the last column are
-/// zeros.
-fn pack(from: View<'_>, to: &mut [f32]) {
+impl Product<'_> {
+    /// In panels as wide as a block.
+    #[inline(always)]
+    fn multiply<S: Simd, const WIDTH: usize>(self, simd: S) {
+        let Self { out, row_stride, a, b, accumulate } = self;
+        let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
+        if rows == 0 {
+            return;
+        }
+        let step = (PANEL_VALUES / depth.max(1)).next_multiple_of(WIDTH).clamp(WIDTH, columns.next_multiple_of(WIDTH));
+        let mut panels = Scratch::new(depth * step);
+        for first in (0..columns).step_by(step) {
+            let range = first..columns.min(first + step);
+            pack::<WIDTH>(b.columns(range.clone()), &mut panels);
+            let panel = |column: usize| panels[(column - first) / WIDTH * WIDTH * depth..].as_ptr();
+            let full = range.end - range.len() % LANES;
+            for column in range.clone().step_by(WIDTH) {
+                let block = Blocks {
+                    rows,
+                    depth,
+                    columns: full.saturating_sub(column).min(WIDTH),
+                    a: a.as_ptr(),
+                    a_strides: a.strides(),
+                    b: panel(column),
+                    b_stride: WIDTH,
+                    out: out.wrapping_add(column),
+                    out_stride: row_stride,
+                    accumulate,
+                };
+                // SAFETY: the views hold `a` and `b`, and the caller vouches for the output.
+                unsafe { block.multiply(simd) };
+            }
+            if full < range.end {
+                let mut rest = Scratch::new(rows * LANES);
+                let block = Blocks {
+                    rows,
+                    depth,
+                    columns: LANES,
+                    a: a.as_ptr(),
+                    a_strides: a.strides(),
+                    b: panel(full).wrapping_add((full - first) % WIDTH),
+                    b_stride: WIDTH,
+                    out: rest.as_mut_ptr(),
+                    out_stride: LANES,
+                    accumulate: false,
+                };
+                // SAFETY: the view holds `a`, and the scratch the rest of the columns, filled up with zeros.
+                unsafe { block.multiply(simd) };
+                for (row, sums) in rest.as_chunks::<LANES>().0.iter().enumerate() {
+                    for (column, sum) in (full..range.end).zip(sums) {
+                        // SAFETY: a place of the output, which the caller vouches for.
+                        unsafe {
+                            let out = out.add(row * row_stride + column);
+                            *out = if accumulate { *out + sum } else { *sum };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies a matrix to panels of so many columns, one after the other, each row by row; beyond the last column are zeros.
+fn pack<const WIDTH: usize>(from: View<'_>, to: &mut [f32]) {
     let [rows, columns] = from.shape();
     let panels = &mut to.as_chunks_mut::<WIDTH>().0[..rows * columns.div_ceil(WIDTH)];
     for row in 0..rows {
@@ -59,97 +121,8 @@ fn pack(from: View<'_>, to: &mut [f32]) {
         }
         if !rest.is_empty() {
             let last = &mut panels[full.len() * rows + row];
-            *last = [0.0; WIDTH];
             last[..rest.len()].copy_from_slice(rest);
-        }
-    }
-}
-
-vectorised! {
-    fn blocks_of_6(a: View<'_>, panels: &[f32], columns: usize, out: &Output) {
-        blocks::<6>(a, panels, columns, out);
-    }
-
-    fn blocks_of_12(a: View<'_>, panels: &[f32], columns: usize, out: &Output) {
-        blocks::<12>(a, panels, columns, out);
-    }
-}
-
-/// All rows of the output, for the columns in `panels`.
-#[inline(always)]
-fn blocks<const HEIGHT: usize>(a: View<'_>, panels: &[f32], columns: usize, out: &Output) {
-    let [rows, depth] = a.shape();
-    let mut row = 0;
-    while row < rows {
-        let block = Block { a, row, panels, columns, out };
-        row += match rows - row {
-            left if left >= HEIGHT => block.fill::<HEIGHT>(depth),
-            4.. => block.fill::<4>(depth),
-            2.. => block.fill::<2>(depth),
-            _ => block.fill::<1>(depth),
-        };
-    }
-}
-
-/// Some rows of the output, for the columns in `panels`.
-struct Block<'a> {
-    a: View<'a>,
-    row: usize,
-    panels: &'a [f32],
-    columns: usize,
-    out: &'a Output,
-}
-
-impl Block<'_> {
-    /// Fills `R` rows, and says how many those are.
-    #[inline(always)]
-    fn fill<const R: usize>(&self, depth: usize) -> usize {
-        let rows: [&[f32]; R] = core::array::from_fn(|row| &self.a.row(self.row + row)[..depth]);
-        let panels = self.panels.as_chunks::<WIDTH>().0;
-        for column in (0..self.columns).step_by(WIDTH) {
-            let panel = &panels[column / WIDTH * depth..][..depth];
-            let mut sums = [[0.0; WIDTH]; R];
-            for (depth, line) in panel.iter().enumerate() {
-                for (sums, row) in sums.iter_mut().zip(&rows) {
-                    // SAFETY: rows and panel have the same length. Checked, this takes a third longer.
-                    let x = unsafe { *row.get_unchecked(depth) };
-                    for (sum, y) in sums.iter_mut().zip(line) {
-                        *sum = x.mul_add(*y, *sum);
-                    }
-                }
-            }
-            let out = self.out.first.wrapping_add(self.row * self.out.row_stride + column);
-            match self.columns - column {
-                WIDTH.. => self.write(out, &sums),
-                // Out of line: the sums would have to live in memory for it, and not in registers.
-                width => self.write_part(out, sums, width),
-            }
-        }
-        R
-    }
-
-    #[inline(always)]
-    fn write<const R: usize>(&self, out: *mut f32, sums: &[[f32; WIDTH]; R]) {
-        for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: whoever asked for the product vouches for its rows.
-            let out = unsafe { &mut *out.wrapping_add(row * self.out.row_stride).cast::<[f32; WIDTH]>() };
-            match self.out.accumulate {
-                true => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                false => *out = *sums,
-            }
-        }
-    }
-
-    /// The first `width` columns only.
-    #[inline(never)]
-    fn write_part<const R: usize>(&self, out: *mut f32, sums: [[f32; WIDTH]; R], width: usize) {
-        for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: as in `write`.
-            let out = unsafe { core::slice::from_raw_parts_mut(out.wrapping_add(row * self.out.row_stride), width) };
-            match self.out.accumulate {
-                true => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                false => out.copy_from_slice(&sums[..width]),
-            }
+            last[rest.len()..].fill(0.0);
         }
     }
 }

@@ -8,26 +8,34 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A slice of values left over from an earlier use. Goes back to its thread when dropped.
+/// Values of a line of the cache. A vector of 512 bits that begins elsewhere is read from two of them.
+const LINE: usize = 16;
+
+/// A slice of values left over from an earlier use, at the beginning of a line of the cache. Goes back to its thread when
+/// dropped.
 pub(super) struct Scratch {
     values: Vec<f32>,
+    start: usize,
     len: usize,
 }
 
 impl Scratch {
     /// `len` values of any size.
     pub(super) fn new(len: usize) -> Self {
+        let with_gap = len + LINE - 1;
         let mut values = FREE.with_borrow_mut(|free| {
             // The smallest that is large enough, or the largest, which then grows.
-            let fitting = free.iter().enumerate().filter(|(_, values)| values.len() >= len);
+            let fitting = free.iter().enumerate().filter(|(_, values)| values.len() >= with_gap);
             let best = fitting.min_by_key(|(_, values)| values.len()).map(|(index, _)| index);
             let best = best.or_else(|| (0..free.len()).max_by_key(|&index| free[index].len()));
             best.map(|index| free.swap_remove(index)).unwrap_or_default()
         });
-        if values.len() < len {
-            values.resize(len, 0.0);
+        if values.len() < with_gap {
+            values.resize(with_gap, 0.0);
         }
-        Self { values, len }
+        // More than the gap only where the alignment cannot be found out.
+        let start = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
+        Self { values, start, len }
     }
 }
 
@@ -43,13 +51,13 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
+        &self.values[self.start..][..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
+        &mut self.values[self.start..][..self.len]
     }
 }
 

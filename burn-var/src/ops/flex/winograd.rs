@@ -7,13 +7,15 @@
 
 use core::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
+    block::{Blocks, LANES, ROWS, dispatch, height},
     columns::Geometry,
-    matrix::{Shared, View, multiply, multiply_into, transpose},
+    matrix::{Shared, View, transpose},
     scratch::Scratch,
-    simd::vectorised,
+    simd::{add, has_fma, vectorised},
 };
 
 /// Pixels of a side of an output tile, of its inputs, and elements of the latter.
@@ -22,19 +24,34 @@ const IN: usize = 6;
 const POINTS: usize = IN * IN;
 /// Fewest channels on both sides for which the products outweigh the transforms.
 const MIN_CHANNELS: usize = 16;
-/// Values of the transformed inputs and outputs of a band, about: what a share of a large cache holds.
-const BAND_VALUES: usize = 1 << 20;
-/// Fewest tiles of a band: the columns of its products.
-const MIN_BAND: usize = 64;
-/// Keeps lines of a power of two apart in the cache.
-const GAP: usize = 16;
+/// Most weights of a kernel's tap for which they, four times as many as before, stay in the cache and can be read for
+/// every few tiles; with more of them it takes images of as many pixels.
+const MANY_WEIGHTS: usize = 1 << 15;
+const MIN_PIXELS: usize = 1 << 10;
+/// Tiles of a band, about: the columns of its products.
+const BAND: usize = 4 * LANES;
+/// Blocks of channels whose products are transformed back together, while they are in the cache.
+const BLOCKS: usize = 8;
+/// Fewest blocks of channels of a task, which transforms all inputs.
+const MIN_BLOCKS: usize = 4;
+/// Tasks for each thread, about.
+const TASKS: usize = 4;
+/// Values of a partial weight gradient, about: what stays in the second cache.
+const PART_VALUES: usize = 1 << 18;
+/// Most values in all partial weight gradients together, and most of those for the same weights.
+const MAX_PART_VALUES: usize = 1 << 24;
+const MAX_PARTS: usize = 16;
 
-/// Whether this is a convolution for which the tiles pay: 3x3, stride 1, same size, many channels, few pixels wasted.
+/// Whether this is a convolution for which the tiles pay: 3x3, stride 1, same size, many channels, few pixels wasted, and
+/// enough of them to make up for transforming the weights.
 pub(super) fn pays(g: &Geometry) -> bool {
     let tiles = Tiles::new(g);
-    g.is_same_3x3()
+    let few_weights = g.channels_in * g.channels_out <= MANY_WEIGHTS;
+    has_fma()
+        && g.is_same_3x3()
         && g.channels_in.min(g.channels_out) >= MIN_CHANNELS
         && tiles.per_image() * OUT * OUT <= 2 * g.pixels_out()
+        && (few_weights || g.pixels_out() >= MIN_PIXELS)
 }
 
 /// The convolution of `x` with `weight`, plus `bias`.
@@ -43,7 +60,7 @@ pub(super) fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) ->
         let kernel = (output * g.channels_in + input) * 9;
         core::array::from_fn(|tap| weight[kernel + tap])
     });
-    run(g, x, [g.channels_in, g.channels_out], &weights, bias)
+    run(g, x, &weights, bias)
 }
 
 /// `d loss / d x`: the convolution of the gradient with the kernels turned around.
@@ -53,78 +70,179 @@ pub(super) fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<
         let kernel = (output * g.channels_in + input) * 9;
         core::array::from_fn(|tap| weight[kernel + 8 - tap])
     });
-    run(&turned, grad, [g.channels_out, g.channels_in], &weights, &vec![0.0; g.channels_in])
+    run(&turned, grad, &weights, &vec![0.0; g.channels_in])
 }
 
-/// `d loss / d weight`: the transposes of all three transforms around products over the tiles.
+/// `d loss / d weight`: the transposes of all three transforms around products over the tiles, as partial sums over runs
+/// of bands that are added in order at the end.
 pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let tiles = Tiles::new(g);
     let [inputs, outputs] = [g.channels_in, g.channels_out];
-    let bands = tiles.bands([inputs, outputs]);
-    let mut sums = vec![0.0; POINTS * inputs * outputs];
-    for band in bands {
-        let count = band.len() * tiles.across;
-        let stride = stride(count);
-        let v = tiles.transform(x, inputs, &band, Patch::Inputs);
-        let m = tiles.transform(grad, outputs, &band, Patch::Gradients);
-        let (v, m) = (&*v, &*m);
-        sums.par_chunks_mut(inputs * outputs).enumerate().for_each(|(point, sum)| {
-            let at = point * count;
-            // Transposed, so that both operands are read along their rows.
-            let mut turned = Scratch::new(count * outputs);
-            transpose(View::new(&m[at..], [outputs, count], stride), &mut turned);
-            let turned = View::new(&turned, [count, outputs], outputs);
-            multiply_into(sum, View::new(&v[at..], [inputs, count], stride), turned, true);
-        });
+    let bands = tiles.bands();
+    // Cut by the shapes alone, so that sums do not depend on the number of threads.
+    let width = (PART_VALUES / (POINTS * inputs)).max(BAND).next_multiple_of(LANES).min(outputs.next_multiple_of(LANES));
+    let across = outputs.div_ceil(width);
+    let most = (MAX_PART_VALUES / (POINTS * inputs * width * across)).clamp(1, MAX_PARTS);
+    let runs = bands.chunks(bands.len().div_ceil(most).max(1)).collect::<Vec<_>>();
+    let parts = (0..runs.len() * across).into_par_iter().map(|part| {
+        let range = part % across * width..outputs.min((part % across + 1) * width);
+        let mut sums = vec![0.0; POINTS * inputs * width];
+        for band in runs[part / across] {
+            tiles.add_products(g, x, grad, band, range.clone(), &mut sums);
+        }
+        sums
+    });
+    let parts = parts.collect::<Vec<_>>();
+    let mut totals = parts.into_iter();
+    let mut total = totals.by_ref().take(across).collect::<Vec<_>>();
+    for (index, part) in totals.enumerate() {
+        add(&part, &mut total[index % across]);
     }
     let mut out = vec![0.0; outputs * inputs * 9];
     out.par_chunks_mut(inputs * 9).enumerate().for_each(|(output, kernels)| {
+        let sums = &total[output / width];
         for (input, kernel) in kernels.chunks_exact_mut(9).enumerate() {
-            let u = core::array::from_fn(|point| sums[(point * inputs + input) * outputs + output]);
+            let u = core::array::from_fn(|point| sums[(point * inputs + input) * width + output % width]);
             kernel.copy_from_slice(&weights_transposed(u));
         }
     });
     out
 }
 
-fn run(g: &Geometry, x: &[f32], [inputs, outputs]: [usize; 2], weights: &[f32], bias: &[f32]) -> Vec<f32> {
+/// Each task transforms the inputs of a band of tiles, multiplies them with the weights of some outputs and transforms
+/// those back, all in its core's cache.
+fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
+    let [inputs, outputs] = [g.channels_in, g.channels_out];
     assert_eq!(bias.len(), outputs, "conv2d: length of the bias");
     let tiles = Tiles::new(g);
-    let mut out = vec![0.0; g.batch * outputs * g.pixels_out()];
+    let bands = tiles.bands();
+    let blocks = outputs.div_ceil(ROWS);
+    let parts = (TASKS * rayon::current_num_threads()).div_ceil(bands.len().max(1));
+    let step = ROWS * blocks.div_ceil(parts.clamp(1, (blocks / MIN_BLOCKS).max(1)));
+    let parts = outputs.div_ceil(step);
+    let mut out: Vec<f32> = Vec::with_capacity(g.batch * outputs * g.pixels_out());
     let shared = Shared::new(out.as_mut_ptr());
-    for band in tiles.bands([inputs, outputs]) {
-        let count = band.len() * tiles.across;
-        let stride = stride(count);
-        let v = tiles.transform(x, inputs, &band, Patch::Inputs);
-        let v = &*v;
-        let mut m = Scratch::new(outputs * stride);
-        let products = Shared::new(m.as_mut_ptr());
-        (0..POINTS).into_par_iter().for_each(|point| {
-            let u = View::new(&weights[point * outputs * inputs..], [outputs, inputs], inputs);
-            let v = View::new(&v[point * count..], [inputs, count], stride);
-            // SAFETY: `count` values of every line, at this point's place, which is no other's.
-            unsafe { multiply(products.at(point * count), stride, u, v, false) };
-        });
-        m.par_chunks_exact(stride).enumerate().for_each(|(channel, m)| {
-            let plane = |image: usize| shared.at((image * outputs + channel) * g.pixels_out());
-            // SAFETY: writes to the rows of `band` in the planes of this channel alone.
-            unsafe { tiles.write(m, bias[channel], &band, plane) };
-        });
-    }
+    (0..bands.len() * parts).into_par_iter().for_each(|task| {
+        let (band, part) = (&bands[task / parts], task % parts);
+        let columns = tiles.columns(band);
+        let mut v = Scratch::new(POINTS * inputs * columns);
+        let image = |image: usize| &x[image * inputs * g.pixels_out()..];
+        tiles.transform(image, 0..inputs, band, Patch::Inputs, &mut v);
+        let mut m = Scratch::new(POINTS * BLOCKS * ROWS * columns);
+        let end = outputs.min((part + 1) * step);
+        for first in (part * step..end).step_by(BLOCKS * ROWS) {
+            let outputs_here = first..end.min(first + BLOCKS * ROWS);
+            dispatch(Products { weights, v: &v, m: &mut m, inputs, outputs: outputs_here.clone(), columns });
+            for (channel, m) in outputs_here.zip(m.chunks_exact(POINTS * columns)) {
+                let plane = |image: usize| shared.at((image * outputs + channel) * g.pixels_out());
+                // SAFETY: writes to the rows of `band` in the planes of this channel alone, which is no other task's.
+                unsafe { tiles.write(m, bias[channel], band, plane) };
+            }
+        }
+    });
+    // SAFETY: the bands cover the images, and the parts their channels.
+    unsafe { out.set_len(g.batch * outputs * g.pixels_out()) };
     out
 }
 
-/// The weights in the domain of the products, `[POINTS, outputs, inputs]`.
+/// Of each output, the products of all points for the tiles of a band.
+struct Products<'a> {
+    weights: &'a [f32],
+    v: &'a [f32],
+    m: &'a mut [f32],
+    inputs: usize,
+    outputs: Range<usize>,
+    columns: usize,
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { weights, v, m, inputs, outputs, columns } = self;
+        assert!(m.len() >= POINTS * outputs.len() * columns, "room for the products");
+        for (point, v) in v.chunks_exact(inputs * columns).enumerate() {
+            let mut output = outputs.start;
+            while output < outputs.end {
+                let rows = height(outputs.end - output);
+                let a = &weights[(output * POINTS + point * rows) * inputs..][..rows * inputs];
+                let block = Blocks {
+                    rows,
+                    depth: inputs,
+                    columns,
+                    a: a.as_ptr(),
+                    a_strides: [1, rows],
+                    b: v.as_ptr(),
+                    b_stride: columns,
+                    out: m[((output - outputs.start) * POINTS + point) * columns..].as_mut_ptr(),
+                    out_stride: POINTS * columns,
+                    accumulate: false,
+                };
+                // SAFETY: the operands are slices of the sizes of the product, and the output has been found to be.
+                unsafe { block.multiply(simd) };
+                output += rows;
+            }
+        }
+    }
+}
+
+/// Adds, for every point, the products of a band's inputs and gradients to the sums `[POINTS, inputs, width]`.
+struct Correlations<'a> {
+    v: &'a [f32],
+    gradients: &'a [f32],
+    sums: &'a mut [f32],
+    inputs: usize,
+    tiles: usize,
+    columns: usize,
+    width: usize,
+}
+
+impl WithSimd for Correlations<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { v, gradients, sums, inputs, tiles, columns, width } = self;
+        let v = v.chunks_exact(inputs * columns);
+        let sums = sums.chunks_exact_mut(inputs * width);
+        for ((v, gradients), sums) in v.zip(gradients.chunks_exact(tiles * width)).zip(sums) {
+            let block = Blocks {
+                rows: inputs,
+                depth: tiles,
+                columns: width,
+                a: v.as_ptr(),
+                a_strides: [columns, 1],
+                b: gradients.as_ptr(),
+                b_stride: width,
+                out: sums.as_mut_ptr(),
+                out_stride: width,
+                accumulate: true,
+            };
+            // SAFETY: the slices have the sizes of the product.
+            unsafe { block.multiply(simd) };
+        }
+    }
+}
+
+/// The weights in the domain of the products: of every block of outputs, `[POINTS, inputs, block]`.
 fn transformed_weights(g: &Geometry, kernel: impl Fn(usize, usize) -> [f32; 9] + Sync) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     let mut all = vec![0.0; POINTS * outputs * inputs];
-    let shared = Shared::new(all.as_mut_ptr());
-    (0..outputs).into_par_iter().for_each(|output| {
-        for input in 0..inputs {
-            for (point, value) in weights(kernel(output, input)).into_iter().enumerate() {
-                // SAFETY: one place for every point, output and input.
-                unsafe { shared.at((point * outputs + output) * inputs + input).write(value) };
+    all.par_chunks_mut(POINTS * ROWS * inputs).enumerate().for_each(|(chunk, mut all)| {
+        let mut output = chunk * ROWS;
+        while !all.is_empty() {
+            let rows = height(all.len() / (POINTS * inputs));
+            let (block, rest) = all.split_at_mut(POINTS * rows * inputs);
+            for row in 0..rows {
+                for input in 0..inputs {
+                    let values = weights(kernel(output + row, input));
+                    for (points, value) in block.chunks_exact_mut(rows * inputs).zip(values) {
+                        points[input * rows + row] = value;
+                    }
+                }
             }
+            (all, output) = (rest, output + rows);
         }
     });
     all
@@ -197,37 +315,76 @@ impl Tiles {
         self.down * self.across
     }
 
-    /// Cuts the lines of all images into bands for the cache.
-    fn bands(&self, [inputs, outputs]: [usize; 2]) -> Vec<Range<usize>> {
-        let count = (BAND_VALUES / (POINTS * (inputs + outputs))).max(MIN_BAND);
+    /// Cuts the lines of all images into bands of about as many tiles as the widest block has columns.
+    fn bands(&self) -> Vec<Range<usize>> {
         let lines = self.batch * self.down;
-        let step = (count / self.across).max(1);
-        // Of even size, rather than a small one at the end.
-        let step = lines.div_ceil(lines.div_ceil(step).max(1)).max(1);
+        let step = (BAND / self.across).max(1);
         (0..lines).step_by(step).map(|first| first..lines.min(first + step)).collect()
     }
 
-    /// Cuts and transforms the patches of `band`: for every channel, in lines of `POINTS * count + GAP`, the values of
-    /// each point for all tiles.
-    fn transform(&self, images: &[f32], channels: usize, band: &Range<usize>, patch: Patch) -> Scratch {
-        let count = band.len() * self.across;
+    /// Tiles of a band, up to the end of a vector.
+    fn columns(&self, band: &Range<usize>) -> usize {
+        (band.len() * self.across).next_multiple_of(LANES)
+    }
+
+    /// Cuts and transforms the patches of `band` in some channels of images: `[POINTS, channels, columns]`. What is beyond
+    /// the last tile is of any value.
+    fn transform<'a>(
+        &self,
+        image: impl Fn(usize) -> &'a [f32],
+        channels: Range<usize>,
+        band: &Range<usize>,
+        patch: Patch,
+        out: &mut [f32],
+    ) {
+        let (count, columns) = (band.len() * self.across, self.columns(band));
         let pixels = self.height * self.width;
-        let mut out = Scratch::new(channels * stride(count));
-        out.par_chunks_exact_mut(stride(count)).enumerate().for_each(|(channel, out)| {
-            let plane = |image: usize| &images[(image * channels + channel) * pixels..][..pixels];
-            let mut cut = Scratch::new(POINTS * count);
+        let mut cut = Scratch::new(POINTS * count);
+        let mut points: [&mut [f32]; POINTS] = collect(out.chunks_exact_mut(channels.len() * columns));
+        for (place, channel) in channels.enumerate() {
+            let plane = |of: usize| &image(of)[channel * pixels..][..pixels];
+            let mut out = points.each_mut().map(|values| &mut values[place * columns..][..count]);
             match patch {
                 Patch::Inputs => {
                     self.cut::<IN>(plane, band, &mut cut);
-                    both_axes::<IN, IN>(&cut, out, count, input_line);
+                    both_axes::<IN, IN>(&cut, count, &mut out, input_line);
                 }
                 Patch::Gradients => {
                     self.cut::<OUT>(plane, band, &mut cut);
-                    both_axes::<OUT, IN>(&cut, out, count, gradient_line);
+                    both_axes::<OUT, IN>(&cut, count, &mut out, gradient_line);
                 }
             }
-        });
-        out
+        }
+    }
+
+    /// Adds to the sums `[POINTS, inputs, width]` of a weight gradient what a band contributes for some outputs.
+    fn add_products(
+        &self,
+        g: &Geometry,
+        x: &[f32],
+        grad: &[f32],
+        band: &Range<usize>,
+        outputs: Range<usize>,
+        sums: &mut [f32],
+    ) {
+        let (tiles, columns, width) = (band.len() * self.across, self.columns(band), sums.len() / (POINTS * g.channels_in));
+        let mut v = Scratch::new(POINTS * g.channels_in * columns);
+        let image = |of: usize| &x[of * g.channels_in * g.pixels_out()..];
+        self.transform(image, 0..g.channels_in, band, Patch::Inputs, &mut v);
+        let mut m = Scratch::new(POINTS * outputs.len() * columns);
+        let image = |of: usize| &grad[of * g.channels_out * g.pixels_out()..];
+        self.transform(image, outputs.clone(), band, Patch::Gradients, &mut m);
+        // Transposed, so that both operands are read along their rows.
+        let mut gradients = Scratch::new(POINTS * tiles * width);
+        let mut turned = Scratch::new(tiles * outputs.len());
+        for (m, gradients) in m.chunks_exact(outputs.len() * columns).zip(gradients.chunks_exact_mut(tiles * width)) {
+            transpose(View::new(m, [outputs.len(), tiles], columns), &mut turned);
+            for (from, to) in turned.chunks_exact(outputs.len()).zip(gradients.chunks_exact_mut(width)) {
+                to[..from.len()].copy_from_slice(from);
+                to[from.len()..].fill(0.0);
+            }
+        }
+        dispatch(Correlations { v: &v, gradients: &gradients, sums, inputs: g.channels_in, tiles, columns, width });
     }
 
     /// Deals the `N` x `N` pixels in and around every tile of `band` out to `N * N` lines with a value for each tile.
@@ -253,14 +410,15 @@ impl Tiles {
         }
     }
 
-    /// Transforms the products of one channel back and writes the tiles of `band` to its planes.
+    /// Transforms the products of one channel, `[POINTS, columns]`, back and writes the tiles of `band` to its planes.
     ///
     /// # Safety
     /// `plane(image)` must point to `height * width` values, of which nobody else uses the rows of the band.
     unsafe fn write(&self, products: &[f32], bias: f32, band: &Range<usize>, plane: impl Fn(usize) -> *mut f32) {
-        let count = band.len() * self.across;
+        let (count, columns) = (band.len() * self.across, self.columns(band));
         let mut pixels = Scratch::new(OUT * OUT * count);
-        both_axes::<IN, OUT>(products, &mut pixels, count, output_line);
+        let mut lines: [_; OUT * OUT] = collect(pixels.chunks_exact_mut(count));
+        both_axes::<IN, OUT>(products, columns, &mut lines, output_line);
         for (place, line) in band.clone().enumerate() {
             let (plane, top) = (plane(line / self.down), line % self.down * OUT);
             for y in 0..OUT.min(self.height - top) {
@@ -273,23 +431,25 @@ impl Tiles {
     }
 }
 
-/// Applies `line`, from `N` to `M` values, to the columns and then to the rows of `N` x `N` lines of `count` values.
+/// Applies `line`, from `N` to `M` values, to the columns and then to the rows of `N` x `N` lines, `stride` values apart
+/// and as long as those of `to`.
 #[inline(always)]
 fn both_axes<const N: usize, const M: usize>(
     from: &[f32],
-    to: &mut [f32],
-    count: usize,
+    stride: usize,
+    to: &mut [&mut [f32]],
     line: fn([&[f32]; N], [&mut [f32]; M]),
 ) {
+    let count = to[0].len();
     let mut middle = Scratch::new(M * N * count);
-    let source = |at: usize| &from[at * count..][..count];
+    let source = |at: usize| &from[at * stride..][..count];
     for x in 0..N {
         let outputs = middle.chunks_exact_mut(count).skip(x).step_by(N);
         line(core::array::from_fn(|y| source(y * N + x)), collect(outputs));
     }
-    for (middle, to) in middle.chunks_exact(N * count).zip(to.chunks_exact_mut(M * count)).take(M) {
+    for (middle, to) in middle.chunks_exact(N * count).zip(to.chunks_exact_mut(M)) {
         let rows: [&[f32]; N] = collect(middle.chunks_exact(count));
-        line(rows, collect(to.chunks_exact_mut(count)));
+        line(rows, collect(to.iter_mut().map(|line| &mut **line)));
     }
 }
 
@@ -396,9 +556,4 @@ vectorised! {
             [a[i], b[i], c[i], d[i]] = tiles[i];
         }
     }
-}
-
-/// Values from one channel to the next.
-fn stride(count: usize) -> usize {
-    POINTS * count + GAP
 }

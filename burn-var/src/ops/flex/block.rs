@@ -1,0 +1,128 @@
+//! Blocks of a matrix product whose sums stay in vector registers: one code for AVX-512, AVX2 and NEON, by `pulp`.
+
+use pulp::{Simd, WithSimd};
+
+/// Most rows of a block. With two vectors a row of 16 registers, or four of 32, three quarters of them hold sums.
+pub(super) const ROWS: usize = 6;
+/// A multiple of every CPU's vectors: lines of `b` of such a length have no rest.
+pub(super) const LANES: usize = 16;
+
+/// `out = a b`, or `out += a b` to `accumulate`, for whole [`LANES`] of columns and as many rows as there are. A number
+/// of it is the sum of its products in order, each added in one rounding, whatever else there is to compute.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+    pub(super) columns: usize,
+    pub(super) a: *const f32,
+    /// From row to row of `a`, and from term to term.
+    pub(super) a_strides: [usize; 2],
+    pub(super) b: *const f32,
+    pub(super) b_stride: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    pub(super) accumulate: bool,
+}
+
+/// Columns of a full block.
+pub(super) const fn width<S: Simd>() -> usize {
+    (if S::REGISTER_COUNT < 32 { 2 } else { 4 }) * S::F32_LANES
+}
+
+/// Rows of the next block, of those that are left.
+#[inline(always)]
+pub(super) fn height(left: usize) -> usize {
+    match left {
+        ROWS.. => ROWS,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+impl Blocks {
+    /// # Safety
+    /// `a` and `b` must be readable and `out` writable at all places of the product, and nobody else may use the latter
+    /// meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn multiply<S: Simd>(self, simd: S) {
+        debug_assert!(self.columns.is_multiple_of(LANES), "columns to the end of a vector");
+        let wide = width::<S>() / S::F32_LANES;
+        let mut row = 0;
+        while row < self.rows {
+            let a = self.a.wrapping_add(row * self.a_strides[0]);
+            let height = height(self.rows - row);
+            let mut column = 0;
+            while column < self.columns {
+                let b = self.b.wrapping_add(column);
+                let out = self.out.wrapping_add(row * self.out_stride + column);
+                let block = Self { a, b, out, ..self };
+                let vectors = (self.columns - column) / S::F32_LANES;
+                // SAFETY: as the caller vouches.
+                column += S::F32_LANES
+                    * unsafe {
+                        match (height, vectors) {
+                            (ROWS, 4..) if wide == 4 => block.fill::<S, ROWS, 4>(simd),
+                            (ROWS, 2..) => block.fill::<S, ROWS, 2>(simd),
+                            (ROWS, _) => block.fill::<S, ROWS, 1>(simd),
+                            (4, 4..) if wide == 4 => block.fill::<S, 4, 4>(simd),
+                            (4, 2..) => block.fill::<S, 4, 2>(simd),
+                            (4, _) => block.fill::<S, 4, 1>(simd),
+                            (2, 4..) => block.fill::<S, 2, 4>(simd),
+                            (2, 2..) => block.fill::<S, 2, 2>(simd),
+                            (2, _) => block.fill::<S, 2, 1>(simd),
+                            (_, 4..) => block.fill::<S, 1, 4>(simd),
+                            (_, 2..) => block.fill::<S, 1, 2>(simd),
+                            _ => block.fill::<S, 1, 1>(simd),
+                        }
+                    };
+            }
+            row += height;
+        }
+    }
+
+    /// Fills `R` rows of `C` vectors, and says how many vectors those are.
+    ///
+    /// # Safety
+    /// As [`Blocks::multiply`].
+    #[inline(always)]
+    unsafe fn fill<S: Simd, const R: usize, const C: usize>(&self, simd: S) -> usize {
+        let mut sums = [[simd.splat_f32s(0.0); C]; R];
+        let (mut a, mut b) = (self.a, self.b);
+        for _ in 0..self.depth {
+            // SAFETY: a term of these rows and columns.
+            unsafe {
+                let b = b.cast::<[S::f32s; C]>().read_unaligned();
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let a = simd.splat_f32s(*a.wrapping_add(row * self.a_strides[0]));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = simd.mul_add_f32s(a, b, *sum);
+                    }
+                }
+            }
+            a = a.wrapping_add(self.a_strides[1]);
+            b = b.wrapping_add(self.b_stride);
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            let out = self.out.wrapping_add(row * self.out_stride).cast::<[S::f32s; C]>();
+            // SAFETY: these columns of a row of the output.
+            unsafe {
+                let sums = match self.accumulate {
+                    true => {
+                        let old = out.read_unaligned();
+                        core::array::from_fn(|c| simd.add_f32s(old[c], sums[c]))
+                    }
+                    false => sums,
+                };
+                out.write_unaligned(sums);
+            }
+        }
+        C
+    }
+}
+
+/// Runs a kernel with the widest vectors that the CPU has.
+#[inline]
+pub(super) fn dispatch<W: WithSimd>(kernel: W) -> W::Output {
+    pulp::Arch::new().dispatch(kernel)
+}
