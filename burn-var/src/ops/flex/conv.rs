@@ -15,6 +15,10 @@ use crate::ops::ConvSpec;
 
 /// Output pixels of a band, about: enough columns for a product to run at full speed, few enough for the cache.
 const BAND: usize = 512;
+/// Of an image so small that there would be too few bands for all threads, fewest.
+const MIN_BAND: usize = 64;
+/// Bands for each thread, about.
+const BANDS: usize = 4;
 /// Most partial sums of a weight gradient, which is also the most threads that can work on it.
 const MAX_PARTS: usize = 16;
 /// Most values in all partial sums of a weight gradient together.
@@ -61,7 +65,8 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         bias.iter().for_each(|&bias| out.extend(core::iter::repeat_n(bias, g.pixels_out())));
     }
     let shared = Shared::new(out.as_mut_ptr());
-    g.bands(BAND).par_iter().for_each_init(Vec::new, |columns, band| {
+    let share = g.batch * g.pixels_out() / (BANDS * rayon::current_num_threads());
+    g.bands(share.clamp(MIN_BAND, BAND)).par_iter().for_each_init(Vec::new, |columns, band| {
         let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
         let columns = inputs_of(g, x, band, columns);
         // SAFETY: the rows of a band, in all channels of its image, lie inside the output and belong to no other band.

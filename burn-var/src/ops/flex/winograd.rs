@@ -56,31 +56,26 @@ pub(super) fn pays(g: &Geometry) -> bool {
 
 /// The convolution of `x` with `weight`, plus `bias`.
 pub(super) fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let weights = transformed_weights(g, |output, input| {
-        let kernel = (output * g.channels_in + input) * 9;
-        core::array::from_fn(|tap| weight[kernel + tap])
-    });
-    run(g, x, &weights, bias)
+    let channels = [g.channels_in, g.channels_out];
+    let kernel = |output, input| (output * g.channels_in + input) * 9;
+    run(g, x, &transformed_weights(channels, weight, kernel, false), bias)
 }
 
 /// `d loss / d x`: the convolution of the gradient with the kernels turned around.
 pub(super) fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
-    let turned = g.swapped();
-    let weights = transformed_weights(&turned, |input, output| {
-        let kernel = (output * g.channels_in + input) * 9;
-        core::array::from_fn(|tap| weight[kernel + 8 - tap])
-    });
-    run(&turned, grad, &weights, &vec![0.0; g.channels_in])
+    let channels = [g.channels_out, g.channels_in];
+    let kernel = |input, output| (output * g.channels_in + input) * 9;
+    run(&g.swapped(), grad, &transformed_weights(channels, weight, kernel, true), &vec![0.0; g.channels_in])
 }
 
 /// `d loss / d weight`: the transposes of all three transforms around products over the tiles, as partial sums over runs
 /// of bands that are added in order at the end.
 pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
-    let tiles = Tiles::new(g);
     let [inputs, outputs] = [g.channels_in, g.channels_out];
-    let bands = tiles.bands();
+    let bands = Tiles::new(g).bands();
     // Cut by the shapes alone, so that sums do not depend on the number of threads.
-    let width = (PART_VALUES / (POINTS * inputs)).max(BAND).next_multiple_of(LANES).min(outputs.next_multiple_of(LANES));
+    let width =
+        (PART_VALUES / (POINTS * inputs)).max(BAND).next_multiple_of(LANES).min(outputs.next_multiple_of(LANES));
     let across = outputs.div_ceil(width);
     let most = (MAX_PART_VALUES / (POINTS * inputs * width * across)).clamp(1, MAX_PARTS);
     let runs = bands.chunks(bands.len().div_ceil(most).max(1)).collect::<Vec<_>>();
@@ -88,7 +83,7 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32>
         let range = part % across * width..outputs.min((part % across + 1) * width);
         let mut sums = vec![0.0; POINTS * inputs * width];
         for band in runs[part / across] {
-            tiles.add_products(g, x, grad, band, range.clone(), &mut sums);
+            band.add_products(g, x, grad, range.clone(), &mut sums);
         }
         sums
     });
@@ -114,8 +109,7 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32>
 fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     assert_eq!(bias.len(), outputs, "conv2d: length of the bias");
-    let tiles = Tiles::new(g);
-    let bands = tiles.bands();
+    let bands = Tiles::new(g).bands();
     let blocks = outputs.div_ceil(ROWS);
     let parts = (TASKS * rayon::current_num_threads()).div_ceil(bands.len().max(1));
     let step = ROWS * blocks.div_ceil(parts.clamp(1, (blocks / MIN_BLOCKS).max(1)));
@@ -124,19 +118,22 @@ fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let shared = Shared::new(out.as_mut_ptr());
     (0..bands.len() * parts).into_par_iter().for_each(|task| {
         let (band, part) = (&bands[task / parts], task % parts);
-        let columns = tiles.columns(band);
+        let columns = band.columns();
         let mut v = Scratch::new(POINTS * inputs * columns);
-        let image = |image: usize| &x[image * inputs * g.pixels_out()..];
-        tiles.transform(image, 0..inputs, band, Patch::Inputs, &mut v);
+        band.transform::<IN>(x, inputs, 0..inputs, &mut v);
         let mut m = Scratch::new(POINTS * BLOCKS * ROWS * columns);
+        let mut rows = Scratch::new(IN * OUT * columns);
+        let mut dealt = Scratch::new(OUT * columns);
+        let places = band.rows::<OUT>(outputs);
         let end = outputs.min((part + 1) * step);
         for first in (part * step..end).step_by(BLOCKS * ROWS) {
             let outputs_here = first..end.min(first + BLOCKS * ROWS);
             dispatch(Products { weights, v: &v, m: &mut m, inputs, outputs: outputs_here.clone(), columns });
             for (channel, m) in outputs_here.zip(m.chunks_exact(POINTS * columns)) {
-                let plane = |image: usize| shared.at((image * outputs + channel) * g.pixels_out());
-                // SAFETY: writes to the rows of `band` in the planes of this channel alone, which is no other task's.
-                unsafe { tiles.write(m, bias[channel], band, plane) };
+                let plane = shared.at(channel * g.pixels_out());
+                // SAFETY: the rows of `band` in the planes of this channel, which are no other task's.
+                let to = unsafe { Destination::new(plane, &places) };
+                write(m, bias[channel], &mut rows, &mut dealt, band.width, to);
             }
         }
     });
@@ -166,13 +163,14 @@ impl WithSimd for Products<'_> {
             let mut output = outputs.start;
             while output < outputs.end {
                 let rows = height(outputs.end - output);
-                let a = &weights[(output * POINTS + point * rows) * inputs..][..rows * inputs];
+                let a = &weights[(output * POINTS + point) * inputs..];
+                assert!(a.len() >= ((rows - 1) * POINTS + 1) * inputs, "weights of all outputs");
                 let block = Blocks {
                     rows,
                     depth: inputs,
                     columns,
                     a: a.as_ptr(),
-                    a_strides: [1, rows],
+                    a_strides: [POINTS * inputs, 1],
                     b: v.as_ptr(),
                     b_stride: columns,
                     out: m[((output - outputs.start) * POINTS + point) * columns..].as_mut_ptr(),
@@ -225,27 +223,54 @@ impl WithSimd for Correlations<'_> {
     }
 }
 
-/// The weights in the domain of the products: of every block of outputs, `[POINTS, inputs, block]`.
-fn transformed_weights(g: &Geometry, kernel: impl Fn(usize, usize) -> [f32; 9] + Sync) -> Vec<f32> {
-    let [inputs, outputs] = [g.channels_in, g.channels_out];
-    let mut all = vec![0.0; POINTS * outputs * inputs];
-    all.par_chunks_mut(POINTS * ROWS * inputs).enumerate().for_each(|(chunk, mut all)| {
-        let mut output = chunk * ROWS;
-        while !all.is_empty() {
-            let rows = height(all.len() / (POINTS * inputs));
-            let (block, rest) = all.split_at_mut(POINTS * rows * inputs);
-            for row in 0..rows {
-                for input in 0..inputs {
-                    let values = weights(kernel(output + row, input));
-                    for (points, value) in block.chunks_exact_mut(rows * inputs).zip(values) {
-                        points[input * rows + row] = value;
+/// The weights in the domain of the products, `[outputs, POINTS, inputs]`; `kernel(output, input)` is the place of the first
+/// of nine taps, of which the last comes first if they are to be `turned` around.
+fn transformed_weights(
+    [inputs, outputs]: [usize; 2],
+    weight: &[f32],
+    kernel: impl Fn(usize, usize) -> usize + Sync,
+    turned: bool,
+) -> Vec<f32> {
+    let mut all: Vec<f32> = Vec::with_capacity(POINTS * outputs * inputs);
+    let shared = Shared::new(all.as_mut_ptr());
+    (0..outputs).into_par_iter().for_each(|output| {
+        let (mut taps, mut values) = ([[0.0; LANES]; 9], [[0.0; LANES]; POINTS]);
+        for first in (0..inputs).step_by(LANES) {
+            let len = LANES.min(inputs - first);
+            for lane in 0..len {
+                let kernel = &weight[kernel(output, first + lane)..][..9];
+                for (place, &tap) in kernel.iter().enumerate() {
+                    taps[if turned { 8 - place } else { place }][lane] = tap;
+                }
+            }
+            weights_of_lanes(&taps, &mut values);
+            for (point, values) in values.iter().enumerate() {
+                let to = shared.at((output * POINTS + point) * inputs + first);
+                // SAFETY: these inputs of this output and point; of a constant length it takes no call.
+                unsafe {
+                    match len {
+                        LANES => to.cast::<[f32; LANES]>().write_unaligned(*values),
+                        _ => values.as_ptr().copy_to_nonoverlapping(to, len),
                     }
                 }
             }
-            (all, output) = (rest, output + rows);
         }
     });
+    // SAFETY: all inputs of all outputs and points have been written.
+    unsafe { all.set_len(POINTS * outputs * inputs) };
     all
+}
+
+vectorised! {
+    /// [`weights`] of several kernels.
+    fn weights_of_lanes(taps: &[[f32; LANES]; 9], out: &mut [[f32; LANES]; POINTS]) {
+        for lane in 0..LANES {
+            let values = weights(core::array::from_fn(|tap| taps[tap][lane]));
+            for point in 0..POINTS {
+                out[point][lane] = values[point];
+            }
+        }
+    }
 }
 
 /// `G g` of one column.
@@ -257,6 +282,7 @@ fn g_column([a, b, c]: [f32; 3]) -> [f32; IN] {
 }
 
 /// `G g Gt`.
+#[inline(always)]
 fn weights(g: [f32; 9]) -> [f32; POINTS] {
     let columns: [[f32; IN]; 3] = core::array::from_fn(|x| g_column([g[x], g[3 + x], g[6 + x]]));
     let mut u = [0.0; POINTS];
@@ -287,15 +313,6 @@ fn weights_transposed(u: [f32; POINTS]) -> [f32; 9] {
     g
 }
 
-/// What is cut out of an image for a tile.
-#[derive(Clone, Copy)]
-enum Patch {
-    /// The 6x6 pixels around it, to be transformed by `Bt d B`.
-    Inputs,
-    /// Its 4x4 pixels, to be transformed by `A y At`.
-    Gradients,
-}
-
 /// How images are cut into tiles. A line is a row of tiles of one image.
 struct Tiles {
     height: usize,
@@ -316,244 +333,331 @@ impl Tiles {
     }
 
     /// Cuts the lines of all images into bands of about as many tiles as the widest block has columns.
-    fn bands(&self) -> Vec<Range<usize>> {
+    fn bands(&self) -> Vec<Band> {
         let lines = self.batch * self.down;
         let step = (BAND / self.across).max(1);
-        (0..lines).step_by(step).map(|first| first..lines.min(first + step)).collect()
+        let bands = (0..lines).step_by(step).map(|first| {
+            let lines = (first..lines.min(first + step)).map(|line| [line / self.down, line % self.down * OUT]);
+            Band { lines: lines.collect(), height: self.height, width: self.width, across: self.across }
+        });
+        bands.collect()
+    }
+}
+
+/// Some lines of tiles.
+///
+/// Their pixels are transformed down the columns first, where they lie, and then dealt out to a line of values for each
+/// column of a tile; on the way back it is the other way round.
+struct Band {
+    /// The image of every line and its first row of pixels.
+    lines: Vec<[usize; 2]>,
+    /// Pixels of the images.
+    height: usize,
+    width: usize,
+    /// Tiles of a line.
+    across: usize,
+}
+
+impl Band {
+    fn tiles(&self) -> usize {
+        self.lines.len() * self.across
     }
 
-    /// Tiles of a band, up to the end of a vector.
-    fn columns(&self, band: &Range<usize>) -> usize {
-        (band.len() * self.across).next_multiple_of(LANES)
+    /// As many, up to the end of a vector.
+    fn columns(&self) -> usize {
+        self.tiles().next_multiple_of(LANES)
     }
 
-    /// Cuts and transforms the patches of `band` in some channels of images: `[POINTS, channels, columns]`. What is beyond
-    /// the last tile is of any value.
-    fn transform<'a>(
-        &self,
-        image: impl Fn(usize) -> &'a [f32],
-        channels: Range<usize>,
-        band: &Range<usize>,
-        patch: Patch,
-        out: &mut [f32],
-    ) {
-        let (count, columns) = (band.len() * self.across, self.columns(band));
-        let pixels = self.height * self.width;
-        let mut cut = Scratch::new(POINTS * count);
-        let mut points: [&mut [f32]; POINTS] = collect(out.chunks_exact_mut(channels.len() * columns));
-        for (place, channel) in channels.enumerate() {
-            let plane = |of: usize| &image(of)[channel * pixels..][..pixels];
-            let mut out = points.each_mut().map(|values| &mut values[place * columns..][..count]);
-            match patch {
-                Patch::Inputs => {
-                    self.cut::<IN>(plane, band, &mut cut);
-                    both_axes::<IN, IN>(&cut, count, &mut out, input_line);
-                }
-                Patch::Gradients => {
-                    self.cut::<OUT>(plane, band, &mut cut);
-                    both_axes::<OUT, IN>(&cut, count, &mut out, gradient_line);
-                }
+    /// Where the `N` rows of pixels in and around every line begin in the first channel of images; none beyond the
+    /// border.
+    fn rows<const N: usize>(&self, channels: usize) -> Vec<[Option<usize>; N]> {
+        let rows = self.lines.iter().map(|[image, top]| {
+            core::array::from_fn(|y| {
+                let row = (top + y).checked_sub((N - OUT) / 2).filter(|&row| row < self.height)?;
+                Some((image * channels * self.height + row) * self.width)
+            })
+        });
+        rows.collect()
+    }
+
+    /// Cuts the `N` x `N` pixels in and around the tiles out of the `range` of the images' channels and transforms them, as
+    /// inputs (6x6) or as gradients of outputs (4x4): `[POINTS, channels, columns]`. What is beyond the last tile is of any
+    /// value.
+    fn transform<const N: usize>(&self, images: &[f32], channels: usize, range: Range<usize>, out: &mut [f32]) {
+        let columns = self.columns();
+        let rows = self.rows::<N>(channels);
+        // Zeros beyond the right border; what is beyond the last tile is read, too, and makes no difference.
+        let mut transformed = Scratch::new(IN * OUT * columns);
+        transformed.fill(0.0);
+        let mut dealt = Scratch::new((OUT + 2) * columns);
+        let stride = range.len() * columns;
+        for (place, channel) in range.enumerate() {
+            let plane = &images[channel * self.height * self.width..];
+            let out = &mut out[place * columns..];
+            match N {
+                IN => inputs_down(plane, rows.as_flattened(), self.width, &mut transformed),
+                _ => gradients_down(plane, rows.as_flattened(), self.width, &mut transformed),
+            }
+            match N {
+                IN => inputs_across(&transformed, self.across, &mut dealt, out, stride),
+                _ => gradients_across(&transformed, self.across, &mut dealt, out, stride),
             }
         }
     }
 
-    /// Adds to the sums `[POINTS, inputs, width]` of a weight gradient what a band contributes for some outputs.
-    fn add_products(
-        &self,
-        g: &Geometry,
-        x: &[f32],
-        grad: &[f32],
-        band: &Range<usize>,
-        outputs: Range<usize>,
-        sums: &mut [f32],
-    ) {
-        let (tiles, columns, width) = (band.len() * self.across, self.columns(band), sums.len() / (POINTS * g.channels_in));
-        let mut v = Scratch::new(POINTS * g.channels_in * columns);
-        let image = |of: usize| &x[of * g.channels_in * g.pixels_out()..];
-        self.transform(image, 0..g.channels_in, band, Patch::Inputs, &mut v);
+    /// Adds to the sums `[POINTS, inputs, width]` of a weight gradient what the band contributes for some outputs.
+    fn add_products(&self, g: &Geometry, x: &[f32], grad: &[f32], outputs: Range<usize>, sums: &mut [f32]) {
+        let (inputs, tiles, columns) = (g.channels_in, self.tiles(), self.columns());
+        let width = sums.len() / (POINTS * inputs);
+        let mut v = Scratch::new(POINTS * inputs * columns);
+        self.transform::<IN>(x, inputs, 0..inputs, &mut v);
         let mut m = Scratch::new(POINTS * outputs.len() * columns);
-        let image = |of: usize| &grad[of * g.channels_out * g.pixels_out()..];
-        self.transform(image, outputs.clone(), band, Patch::Gradients, &mut m);
+        self.transform::<OUT>(grad, g.channels_out, outputs.clone(), &mut m);
         // Transposed, so that both operands are read along their rows.
         let mut gradients = Scratch::new(POINTS * tiles * width);
         let mut turned = Scratch::new(tiles * outputs.len());
         for (m, gradients) in m.chunks_exact(outputs.len() * columns).zip(gradients.chunks_exact_mut(tiles * width)) {
-            transpose(View::new(m, [outputs.len(), tiles], columns), &mut turned);
+            let m = View::new(m, [outputs.len(), tiles], columns);
+            if outputs.len() == width {
+                transpose(m, gradients);
+                continue;
+            }
+            transpose(m, &mut turned);
             for (from, to) in turned.chunks_exact(outputs.len()).zip(gradients.chunks_exact_mut(width)) {
                 to[..from.len()].copy_from_slice(from);
                 to[from.len()..].fill(0.0);
             }
         }
-        dispatch(Correlations { v: &v, gradients: &gradients, sums, inputs: g.channels_in, tiles, columns, width });
+        dispatch(Correlations { v: &v, gradients: &gradients, sums, inputs, tiles, columns, width });
+    }
+}
+
+/// Neighbours in a row of pixels or of tiles.
+type Lanes = [f32; LANES];
+
+/// The `len` values from a place on, and zeros.
+#[inline(always)]
+fn load(values: &[f32], len: usize) -> Lanes {
+    match values.first_chunk() {
+        Some(lanes) if len >= LANES => *lanes,
+        _ => {
+            let mut lanes = [0.0; LANES];
+            lanes[..len].copy_from_slice(&values[..len]);
+            lanes
+        }
+    }
+}
+
+/// The other way round. Of a constant length it takes no call.
+#[inline(always)]
+fn store(lanes: &Lanes, len: usize, to: &mut [f32]) {
+    match to.first_chunk_mut() {
+        Some(to) if len == LANES => *to = *lanes,
+        _ => to[..len].copy_from_slice(&lanes[..len]),
+    }
+}
+
+/// Applies a transform of numbers to each lane.
+#[inline(always)]
+fn each<const N: usize, const M: usize>(line: impl Fn([f32; N]) -> [f32; M], from: [Lanes; N]) -> [Lanes; M] {
+    let mut to = [[0.0; LANES]; M];
+    for lane in 0..LANES {
+        // A loop, since closures are not always compiled along.
+        let mut values = [0.0; N];
+        for n in 0..N {
+            values[n] = from[n][lane];
+        }
+        let values = line(values);
+        for m in 0..M {
+            to[m][lane] = values[m];
+        }
+    }
+    to
+}
+
+/// Transforms the columns of the rows of all lines, `N` for each: [`IN`] rows of pixels for all tiles.
+#[inline(always)]
+fn down<const N: usize>(
+    plane: &[f32],
+    rows: &[Option<usize>],
+    width: usize,
+    out: &mut [f32],
+    line: impl Fn([f32; N]) -> [f32; IN],
+) {
+    let (stride, padded) = (out.len() / IN, width.next_multiple_of(OUT));
+    for (place, rows) in rows.as_chunks::<N>().0.iter().enumerate() {
+        for x in (0..width).step_by(LANES) {
+            let len = LANES.min(width - x);
+            let mut pixels = [[0.0; LANES]; N];
+            for (pixels, row) in pixels.iter_mut().zip(rows) {
+                if let Some(row) = row {
+                    *pixels = load(&plane[row + x..], len);
+                }
+            }
+            for (y, values) in each(&line, pixels).iter().enumerate() {
+                store(values, len, &mut out[y * stride + place * padded + x..]);
+            }
+        }
+    }
+}
+
+/// Deals rows of pixels out to tiles and transforms their rows: a line of values for each of [`POINTS`], `stride` apart.
+#[inline(always)]
+fn across<const N: usize>(
+    rows: &[f32],
+    across: usize,
+    dealt: &mut [f32],
+    out: &mut [f32],
+    stride: usize,
+    line: impl Fn([f32; N]) -> [f32; IN],
+) {
+    let columns = rows.len() / (IN * OUT);
+    for (y, row) in rows.chunks_exact(OUT * columns).enumerate() {
+        let (tiles, _) = row.as_chunks::<OUT>();
+        let (a, rest) = dealt.split_at_mut(columns);
+        let (b, rest) = rest.split_at_mut(columns);
+        let (c, rest) = rest.split_at_mut(columns);
+        let d = &mut rest[..columns];
+        for (i, tile) in tiles[..columns].iter().enumerate() {
+            [a[i], b[i], c[i], d[i]] = *tile;
+        }
+        if N == IN {
+            // What a tile sees beyond its own columns is the last one of the tile before and the first one of the next.
+            let (own, beyond) = dealt.split_at_mut(OUT * columns);
+            let (behind, before) = beyond.split_at_mut(columns);
+            before[1..columns].copy_from_slice(&own[(OUT - 1) * columns..][..columns - 1]);
+            behind[..columns - 1].copy_from_slice(&own[1..columns]);
+            before.iter_mut().step_by(across).for_each(|first| *first = 0.0);
+            behind.iter_mut().skip(across - 1).step_by(across).for_each(|last| *last = 0.0);
+        }
+        for first in (0..columns).step_by(LANES) {
+            let mut values = [[0.0; LANES]; N];
+            for (x, values) in values.iter_mut().enumerate() {
+                // Behind the own ones lies the one behind them, and last the one before.
+                let x = x.checked_sub((N - OUT) / 2).unwrap_or(OUT + 1);
+                *values = load(&dealt[x * columns + first..], LANES);
+            }
+            for (x, values) in each(&line, values).iter().enumerate() {
+                store(values, LANES, &mut out[(y * IN + x) * stride + first..]);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn inputs_down(plane: &[f32], rows: &[Option<usize>], width: usize, out: &mut [f32]) {
+        down(plane, rows, width, out, input_line);
     }
 
-    /// Deals the `N` x `N` pixels in and around every tile of `band` out to `N * N` lines with a value for each tile.
-    fn cut<'a, const N: usize>(&self, plane: impl Fn(usize) -> &'a [f32], band: &Range<usize>, cut: &mut [f32]) {
-        let count = band.len() * self.across;
-        let before = (N - OUT) / 2;
-        // One pixel of zeros to the left if it is wanted, and as many as are missing to the right.
-        let mut row = Scratch::new(self.across * OUT + 2);
-        row.fill(0.0);
-        for (place, line) in band.clone().enumerate() {
-            let (plane, top) = (plane(line / self.down), line % self.down * OUT);
-            let tiles = place * self.across..(place + 1) * self.across;
-            for (y, lines) in cut.chunks_exact_mut(N * count).enumerate() {
-                let mut lines = collect::<_, N>(lines.chunks_exact_mut(count).map(|line| &mut line[tiles.clone()]));
-                match (top + y).checked_sub(before).filter(|&from| from < self.height) {
-                    Some(from) => {
-                        row[before..before + self.width].copy_from_slice(&plane[from * self.width..][..self.width]);
-                        deal(&row, &mut lines);
+    fn gradients_down(plane: &[f32], rows: &[Option<usize>], width: usize, out: &mut [f32]) {
+        down(plane, rows, width, out, gradient_line);
+    }
+
+    fn inputs_across(rows: &[f32], tiles: usize, dealt: &mut [f32], out: &mut [f32], stride: usize) {
+        across(rows, tiles, dealt, out, stride, input_line);
+    }
+
+    fn gradients_across(rows: &[f32], tiles: usize, dealt: &mut [f32], out: &mut [f32], stride: usize) {
+        across(rows, tiles, dealt, out, stride, gradient_line);
+    }
+
+    /// Transforms the products of one channel, `[POINTS, columns]`, back, through `IN` rows of pixels.
+    fn write(
+        products: &[f32],
+        bias: f32,
+        rows: &mut [f32],
+        dealt: &mut [f32],
+        width: usize,
+        to: Destination<'_>,
+    ) {
+        let columns = products.len() / POINTS;
+        for (y, row) in rows.chunks_exact_mut(OUT * columns).enumerate() {
+            for first in (0..columns).step_by(LANES) {
+                let mut values = [[0.0; LANES]; IN];
+                for (x, values) in values.iter_mut().enumerate() {
+                    *values = load(&products[(y * IN + x) * columns + first..], LANES);
+                }
+                for (x, values) in each(output_line, values).iter().enumerate() {
+                    store(values, LANES, &mut dealt[x * columns + first..]);
+                }
+            }
+            let (a, rest) = dealt.split_at(columns);
+            let (b, rest) = rest.split_at(columns);
+            let (c, d) = rest.split_at(columns);
+            let d = &d[..columns];
+            for (i, tile) in row.as_chunks_mut::<OUT>().0[..columns].iter_mut().enumerate() {
+                *tile = [a[i], b[i], c[i], d[i]];
+            }
+        }
+        let padded = width.next_multiple_of(OUT);
+        for (place, to_rows) in to.rows.iter().enumerate() {
+            for x in (0..width).step_by(LANES) {
+                let len = LANES.min(width - x);
+                let mut values = [[0.0; LANES]; IN];
+                for (y, values) in values.iter_mut().enumerate() {
+                    *values = load(&rows[y * OUT * columns + place * padded + x..], len);
+                }
+                for (row, mut values) in to_rows.iter().zip(each(output_line, values)) {
+                    let Some(row) = row else { continue };
+                    values.iter_mut().for_each(|value| *value += bias);
+                    let to = to.plane.wrapping_add(row + x);
+                    // SAFETY: a part of a row, which whoever made the destination vouches for; of a constant length it
+                    // takes no call.
+                    unsafe {
+                        match len {
+                            LANES => to.cast::<Lanes>().write_unaligned(values),
+                            _ => values.as_ptr().copy_to_nonoverlapping(to, len),
+                        }
                     }
-                    None => lines.iter_mut().for_each(|line| line.fill(0.0)),
                 }
             }
         }
     }
+}
 
-    /// Transforms the products of one channel, `[POINTS, columns]`, back and writes the tiles of `band` to its planes.
-    ///
+/// Where the lines of a band go.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    plane: *mut f32,
+    rows: &'a [[Option<usize>; OUT]],
+}
+
+impl<'a> Destination<'a> {
     /// # Safety
-    /// `plane(image)` must point to `height * width` values, of which nobody else uses the rows of the band.
-    unsafe fn write(&self, products: &[f32], bias: f32, band: &Range<usize>, plane: impl Fn(usize) -> *mut f32) {
-        let (count, columns) = (band.len() * self.across, self.columns(band));
-        let mut pixels = Scratch::new(OUT * OUT * count);
-        let mut lines: [_; OUT * OUT] = collect(pixels.chunks_exact_mut(count));
-        both_axes::<IN, OUT>(products, columns, &mut lines, output_line);
-        for (place, line) in band.clone().enumerate() {
-            let (plane, top) = (plane(line / self.down), line % self.down * OUT);
-            for y in 0..OUT.min(self.height - top) {
-                // SAFETY: a row of the plane, which the caller vouches for.
-                let row = unsafe { core::slice::from_raw_parts_mut(plane.add((top + y) * self.width), self.width) };
-                let lines = &pixels[y * OUT * count + place * self.across..];
-                gather(lines, count, bias, row);
-            }
-        }
+    /// The rows of pixels that begin at those places of `plane` must be valid for writes, and nobody else may use them
+    /// meanwhile.
+    unsafe fn new(plane: *mut f32, rows: &'a [[Option<usize>; OUT]]) -> Self {
+        Self { plane, rows }
     }
 }
 
-/// Applies `line`, from `N` to `M` values, to the columns and then to the rows of `N` x `N` lines, `stride` values apart
-/// and as long as those of `to`.
+/// `Bt d`.
 #[inline(always)]
-fn both_axes<const N: usize, const M: usize>(
-    from: &[f32],
-    stride: usize,
-    to: &mut [&mut [f32]],
-    line: fn([&[f32]; N], [&mut [f32]; M]),
-) {
-    let count = to[0].len();
-    let mut middle = Scratch::new(M * N * count);
-    let source = |at: usize| &from[at * stride..][..count];
-    for x in 0..N {
-        let outputs = middle.chunks_exact_mut(count).skip(x).step_by(N);
-        line(core::array::from_fn(|y| source(y * N + x)), collect(outputs));
-    }
-    for (middle, to) in middle.chunks_exact(N * count).zip(to.chunks_exact_mut(M)) {
-        let rows: [&[f32]; N] = collect(middle.chunks_exact(count));
-        line(rows, collect(to.iter_mut().map(|line| &mut **line)));
-    }
+fn input_line(d: [f32; IN]) -> [f32; IN] {
+    let (even, odd) = (d[4] - d[2] * 4.0, d[3] - d[1] * 4.0);
+    let (far_even, far_odd) = (d[4] - d[2], (d[3] - d[1]) * 2.0);
+    [
+        d[0] * 4.0 - d[2] * 5.0 + d[4],
+        even + odd,
+        even - odd,
+        far_even + far_odd,
+        far_even - far_odd,
+        d[1] * 4.0 - d[3] * 5.0 + d[5],
+    ]
 }
 
-/// As many as the array holds.
+/// `At m`.
 #[inline(always)]
-fn collect<T, const N: usize>(mut items: impl Iterator<Item = T>) -> [T; N] {
-    core::array::from_fn(|_| items.next().expect("as many lines as the array holds"))
+fn output_line(m: [f32; IN]) -> [f32; OUT] {
+    let (near, near_odd) = (m[1] + m[2], m[1] - m[2]);
+    let (far, far_odd) = (m[3] + m[4], m[3] - m[4]);
+    [m[0] + near + far, near_odd + far_odd * 2.0, near + far * 4.0, near_odd + far_odd * 8.0 + m[5]]
 }
 
-vectorised! {
-    /// `Bt d`, for many tiles.
-    fn input_line(d: [&[f32]; IN], out: [&mut [f32]; IN]) {
-        let [d0, d1, d2, d3, d4, d5] = d;
-        let [o0, o1, o2, o3, o4, o5] = out;
-        let len = d0.len();
-        let (d1, d2, d3, d4, d5) = (&d1[..len], &d2[..len], &d3[..len], &d4[..len], &d5[..len]);
-        let (o0, o1, o2) = (&mut o0[..len], &mut o1[..len], &mut o2[..len]);
-        let (o3, o4, o5) = (&mut o3[..len], &mut o4[..len], &mut o5[..len]);
-        for i in 0..len {
-            let even = d4[i] - d2[i] * 4.0;
-            let odd = d3[i] - d1[i] * 4.0;
-            let far_even = d4[i] - d2[i];
-            let far_odd = (d3[i] - d1[i]) * 2.0;
-            o0[i] = d0[i] * 4.0 - d2[i] * 5.0 + d4[i];
-            o1[i] = even + odd;
-            o2[i] = even - odd;
-            o3[i] = far_even + far_odd;
-            o4[i] = far_even - far_odd;
-            o5[i] = d1[i] * 4.0 - d3[i] * 5.0 + d5[i];
-        }
-    }
-
-    /// `At m`, for many tiles.
-    fn output_line(m: [&[f32]; IN], out: [&mut [f32]; OUT]) {
-        let [m0, m1, m2, m3, m4, m5] = m;
-        let [o0, o1, o2, o3] = out;
-        let len = m0.len();
-        let (m1, m2, m3, m4, m5) = (&m1[..len], &m2[..len], &m3[..len], &m4[..len], &m5[..len]);
-        let (o0, o1, o2, o3) = (&mut o0[..len], &mut o1[..len], &mut o2[..len], &mut o3[..len]);
-        for i in 0..len {
-            let (near, near_odd) = (m1[i] + m2[i], m1[i] - m2[i]);
-            let (far, far_odd) = (m3[i] + m4[i], m3[i] - m4[i]);
-            o0[i] = m0[i] + near + far;
-            o1[i] = near_odd + far_odd * 2.0;
-            o2[i] = near + far * 4.0;
-            o3[i] = near_odd + far_odd * 8.0 + m5[i];
-        }
-    }
-
-    /// `A y`, the transpose of [`output_line`].
-    fn gradient_line(y: [&[f32]; OUT], out: [&mut [f32]; IN]) {
-        let [y0, y1, y2, y3] = y;
-        let [o0, o1, o2, o3, o4, o5] = out;
-        let len = y0.len();
-        let (y1, y2, y3) = (&y1[..len], &y2[..len], &y3[..len]);
-        let (o0, o1, o2) = (&mut o0[..len], &mut o1[..len], &mut o2[..len]);
-        let (o3, o4, o5) = (&mut o3[..len], &mut o4[..len], &mut o5[..len]);
-        for i in 0..len {
-            let (even, odd) = (y0[i] + y2[i], y1[i] + y3[i]);
-            let (far_even, far_odd) = (y0[i] + y2[i] * 4.0, y1[i] * 2.0 + y3[i] * 8.0);
-            o0[i] = y0[i];
-            o1[i] = even + odd;
-            o2[i] = even - odd;
-            o3[i] = far_even + far_odd;
-            o4[i] = far_even - far_odd;
-            o5[i] = y3[i];
-        }
-    }
-
-    /// Interleaves four lines to a row, adding a bias.
-    fn gather(lines: &[f32], count: usize, bias: f32, row: &mut [f32]) {
-        let (tiles, rest) = row.as_chunks_mut::<OUT>();
-        let [a, b, c, d] = [0, 1, 2, 3].map(|x| &lines[x * count..][..tiles.len() + usize::from(!rest.is_empty())]);
-        for (i, tile) in tiles.iter_mut().enumerate() {
-            *tile = [a[i] + bias, b[i] + bias, c[i] + bias, d[i] + bias];
-        }
-        let last = tiles.len();
-        for (value, line) in rest.iter_mut().zip([a, b, c, d]) {
-            *value = line[last] + bias;
-        }
-    }
-}
-
-/// Deals the pixels of a row out to `N` lines, a tile each place: tile `i` sees the `N` pixels from `4 i` on.
+/// `A y`, the transpose of [`output_line`].
 #[inline(always)]
-fn deal<const N: usize>(row: &[f32], lines: &mut [&mut [f32]; N]) {
-    let (own, beyond) = lines.split_at_mut(OUT);
-    let [a, b, c, d] = own else { unreachable!("at least as many lines as a tile has columns") };
-    deal_four(row, a, b, c, d);
-    // What a tile sees beyond its own columns are the first ones of the next.
-    for (x, (line, of_next)) in beyond.iter_mut().zip([a, b]).enumerate() {
-        let (last, inner) = line.split_last_mut().expect("at least one tile");
-        inner.copy_from_slice(&of_next[1..]);
-        *last = row[(inner.len() + 1) * OUT + x];
-    }
-}
-
-vectorised! {
-    fn deal_four(row: &[f32], a: &mut [f32], b: &mut [f32], c: &mut [f32], d: &mut [f32]) {
-        let (tiles, _) = row.as_chunks::<OUT>();
-        let len = a.len();
-        let (tiles, b, c, d) = (&tiles[..len], &mut b[..len], &mut c[..len], &mut d[..len]);
-        for i in 0..len {
-            [a[i], b[i], c[i], d[i]] = tiles[i];
-        }
-    }
+fn gradient_line(y: [f32; OUT]) -> [f32; IN] {
+    let (even, odd) = (y[0] + y[2], y[1] + y[3]);
+    let (far_even, far_odd) = (y[0] + y[2] * 4.0, y[1] * 2.0 + y[3] * 8.0);
+    [y[0], even + odd, even - odd, far_even + far_odd, far_even - far_odd, y[3]]
 }
