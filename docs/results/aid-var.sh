@@ -4,7 +4,7 @@
 #     cargo build --release -p burn-var-cli
 #     sh docs/results/aid-var.sh [folder with the four IDX files]
 #
-# About two hours on two cores. Trainings and figures are kept in target/results/aid: a killed run goes on from there.
+# About three hours on two cores. Trainings and figures are kept in target/results/aid: a killed run goes on from there.
 set -eu
 cd "$(dirname "$0")/../.."
 data=${1:-/usr/share/datasets/fashion-mnist}
@@ -28,14 +28,14 @@ train() {
     $burn_var train aid "$config" --out "$work/$name" --set "data.path=$data" "$@" >/dev/null
 }
 
-train seed-1 $models/aid.toml
-train seed-2 $models/aid.toml run.seed=2
-train seed-3 $models/aid.toml run.seed=3
-train broadcast $models/aid.toml injector.broadcast=true
-train mean $models/aid.toml loss.decode=mean
-train lora $models/aid.toml lora={}
 grep -v '^encoder' $models/aid.toml >"$work/features.toml"
-train features "$work/features.toml" discriminator.judges=quantizer-features
+for seed in 1 2 3; do
+    train seed-$seed $models/aid.toml run.seed=$seed
+    train broadcast-$seed $models/aid.toml run.seed=$seed injector.broadcast=true
+    train mean-$seed $models/aid.toml run.seed=$seed loss.decode=mean
+    train lora-$seed $models/aid.toml run.seed=$seed lora={}
+    train features-$seed "$work/features.toml" run.seed=$seed discriminator.judges=quantizer-features
+done
 
 sweep() {
     file=docs/results/aid-var/$1.toml
