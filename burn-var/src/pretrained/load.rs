@@ -78,7 +78,7 @@ impl ModuleMapper for Caster {
 ///
 /// # Errors
 /// [`Error::Weights`] with all that is missing, unused or mis-shaped, unless `options` allows it; [`Error::Format`] if
-/// the file breaks off while it is read.
+/// the file breaks off while it is read, or a weight is not a finite number.
 pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadOptions) -> Result<(M, LoadReport)> {
     let report = compare(&module, dict, map);
     let tolerable = report.mis_shaped.is_empty()
@@ -205,6 +205,13 @@ impl Loader<'_> {
         let dtype = if self.path.is_transposed() { self.options.linear.dtype() } else { DType::F32 };
         let damaged = |reason: String| Error::format(self.dict.origin(), format!("tensor `{key}`: {reason}"));
         let data = data.try_cast(dtype).map_err(|error| damaged(error.to_string()))?;
+        if let broken @ 1.. = non_finite(&data) {
+            let all = data.num_elements();
+            return Err(damaged(format!(
+                "{broken} of {all} values are not finite in {dtype:?}; the file is damaged, is from a run that had \
+                 diverged, or needs a wider type"
+            )));
+        }
         if self.path.is_transposed() { transpose(data).map_err(damaged) } else { Ok(data) }
     }
 }
@@ -266,6 +273,19 @@ impl ModuleVisitor for Exporter<'_> {
             if transposed { transpose(data).map_err(|reason| format!("`{name}`: {reason}")) } else { Ok(data) }
         };
         self.entries.push((key, Entry { shape, dtype, read: Arc::new(read) }));
+    }
+}
+
+/// How many values of a float tensor are infinite or not a number.
+fn non_finite(data: &TensorData) -> usize {
+    fn typed<E: Element>(data: &TensorData, is_finite: fn(&E) -> bool) -> usize {
+        data.as_slice::<E>().map_or(0, |values| values.iter().filter(|value| !is_finite(value)).count())
+    }
+    match data.dtype() {
+        DType::F32 => typed::<f32>(data, |value| value.is_finite()),
+        DType::F16 => typed::<f16>(data, |value| value.is_finite()),
+        DType::BF16 => typed::<bf16>(data, |value| value.is_finite()),
+        _ => 0,
     }
 }
 
@@ -408,6 +428,26 @@ mod tests {
                 let weight = net.fc.weight.val().cast(DType::F32).into_data().try_into_vec::<f32>().unwrap();
                 assert_eq!(weight, [0., 3., 1., 4., 2., 5.], "values");
             }
+        }
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused() {
+        let with = |value: f32| {
+            let shapes = FULL.iter().map(|(key, shape)| (key.to_string(), shape.to_vec()));
+            let make =
+                move |key: &str, shape: &[usize]| vec![if key == "pos" { value } else { 0.0 }; shape.iter().product()];
+            load(
+                lazy_net(&device()),
+                &StateDict::generated("test", shapes, make).unwrap(),
+                &map(),
+                LoadOptions::default(),
+            )
+        };
+        assert!(with(f32::MAX).is_ok(), "the largest number is one");
+        for value in [f32::NAN, f32::NEG_INFINITY] {
+            let error = with(value).unwrap_err().to_string();
+            assert!(error.contains("tensor `pos`: 6 of 6 values are not finite"), "{error}");
         }
     }
 
