@@ -10,7 +10,7 @@ use super::{
     simd::{add, has_avx512, has_fma, vectorised},
 };
 
-/// Fewest rows and columns of a piece of a product.
+/// Fewest rows of a piece of a product, and of columns, those of the widest block that is computed at once.
 const ROWS: usize = 64;
 const COLUMNS: usize = 64;
 /// Pieces of a product for each thread: more balance the work better, fewer bring less into order.
@@ -129,8 +129,8 @@ pub(super) unsafe fn multiply_by_parts(
 /// which most of the product's time is arithmetic. Rows are read once for every piece beside another, columns once
 /// for every piece above another, which costs twice as much: they come from memory, and rows from the cache.
 fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
-    let cut = |len: usize, parts: usize| {
-        let step = len.div_ceil(parts.max(1)).max(1);
+    let cut = |len: usize, parts: usize, grain: usize| {
+        let step = len.div_ceil(parts.max(1)).max(1).next_multiple_of(grain);
         (0..len).step_by(step).map(move |first| first..len.min(first + step))
     };
     let wanted = (PIECES * threads).next_power_of_two();
@@ -144,7 +144,9 @@ fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Ran
         (wanted / (down * across), rows * across + 2 * columns * down)
     };
     let (down, across) = ways.min_by_key(cost).unwrap_or((1, 1));
-    cut(rows, down).flat_map(|rows| cut(columns, across).map(move |columns| (rows.clone(), columns))).collect()
+    // A few columns beyond full blocks would take as long as a block.
+    let across = cut(columns, across, COLUMNS).collect::<Vec<_>>();
+    cut(rows, down, 1).flat_map(|rows| across.iter().map(move |columns| (rows.clone(), columns.clone()))).collect()
 }
 
 /// `out = a b`, or `out += a b` to `accumulate`, for rows so few that the columns of `b` are better read where they are
