@@ -24,8 +24,8 @@ const IN: usize = 6;
 const POINTS: usize = IN * IN;
 /// Fewest channels on both sides for which the products outweigh the transforms.
 const MIN_CHANNELS: usize = 16;
-/// Most weights of a kernel's tap for which they, four times as many as before, stay in the cache and can be read for
-/// every few tiles; with more of them it takes images of as many pixels.
+/// Most pairs of channels for which the transformed weights, four times as many as before, stay in the cache, and fewest
+/// pixels of an image that make up for them where there are more.
 const MANY_WEIGHTS: usize = 1 << 15;
 const MIN_PIXELS: usize = 1 << 10;
 /// Tiles of a band, about: the columns of its products.
@@ -88,10 +88,9 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32>
         sums
     });
     let parts = parts.collect::<Vec<_>>();
-    let mut totals = parts.into_iter();
-    let mut total = totals.by_ref().take(across).collect::<Vec<_>>();
-    for (index, part) in totals.enumerate() {
-        add(&part, &mut total[index % across]);
+    let mut total = vec![vec![0.0; POINTS * inputs * width]; across];
+    for (index, part) in parts.iter().enumerate() {
+        add(part, &mut total[index % across]);
     }
     let mut out = vec![0.0; outputs * inputs * 9];
     out.par_chunks_mut(inputs * 9).enumerate().for_each(|(output, kernels)| {
