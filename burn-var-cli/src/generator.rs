@@ -70,6 +70,8 @@ pub(crate) struct Batch<'a> {
     /// If wanted, those of every scale, `[batch, tokens, vocab]`.
     pub(crate) logits: Vec<Tensor<3>>,
     pub(crate) labels: &'a [usize],
+    /// The number of its first picture.
+    pub(crate) first: u64,
     pub(crate) tokens: TokenPyramid,
     /// Time in the transformer and in the decoder.
     pub(crate) time: [Duration; 2],
@@ -84,9 +86,18 @@ struct Drawn {
     time: [Duration; 2],
 }
 
+/// How pictures are drawn, and with which model.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DrawArgs {
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    model: PairArgs,
+}
+
 impl Generator {
-    pub(crate) fn new(model: &PairArgs, args: &SamplingArgs, plain: Plain, device: &Device) -> Result<Self> {
-        Self::of(model.load(device)?, args, plain)
+    pub(crate) fn new(args: &DrawArgs, plain: Plain, device: &Device) -> Result<Self> {
+        Self::of(args.model.load(device)?, &args.sampling, plain)
     }
 
     pub(crate) fn of(pair: Pair, args: &SamplingArgs, plain: Plain) -> Result<Self> {
@@ -163,7 +174,7 @@ impl Generator {
         let known: Vec<Label> = labels.iter().copied().map(Some).collect();
         let Drawn { images, stages, logits, tokens, time } =
             self.draw(known, first, wanted, self.chain(wanted.plain)?)?;
-        Ok(Batch { images, stages, logits, labels, tokens, time })
+        Ok(Batch { images, stages, logits, labels, first, tokens, time })
     }
 
     /// Pictures of a label, or of none, of which some tokens are given; they are numbers `first` and following.

@@ -14,10 +14,9 @@ use image::RgbImage;
 use serde::Serialize;
 
 use crate::caption::{Row, sheet};
-use crate::generator::{Generator, Plain, or_default};
-use crate::models::{PairArgs, check_target};
+use crate::generator::{DrawArgs, Generator, Plain, or_default};
+use crate::models::check_target;
 use crate::output::{Output, usage};
-use crate::settings::SamplingArgs;
 
 /// Change a part of a picture, or make up what is not there: in-painting, out-painting, another class, completion.
 #[derive(Debug, clap::Args)]
@@ -43,9 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: PairArgs,
+    draw: DrawArgs,
 }
 
 /// Which part of the picture is drawn anew.
@@ -107,7 +104,7 @@ struct Report {
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-edit.png");
     check_target(&png)?;
-    let generator = Generator::new(&args.model, &args.sampling, Plain::Never, device)?;
+    let generator = Generator::new(&args.draw, Plain::Never, device)?;
     let classes = generator.pair.classes();
     let chosen: Vec<Label> = match classes.find_all(&args.classes)? {
         chosen if chosen.is_empty() => vec![None],

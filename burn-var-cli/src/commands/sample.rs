@@ -13,10 +13,9 @@ use serde::Serialize;
 
 use crate::caption::{Row, sheet};
 use crate::classes::{equal_parts, in_turn};
-use crate::generator::{Batch, Generator, Plain, Wanted, or_default};
-use crate::models::{PairArgs, check_target};
+use crate::generator::{Batch, DrawArgs, Generator, Plain, Wanted, or_default};
+use crate::models::check_target;
 use crate::output::{Output, usage};
-use crate::settings::SamplingArgs;
 
 /// The classes that are shown if none is asked for.
 const MOST_CLASSES: usize = 10;
@@ -51,9 +50,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "npz")]
     compare: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: PairArgs,
+    draw: DrawArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,7 +79,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     png.iter().chain(&args.npz).chain(&args.animate).try_for_each(|path| check_target(path))?;
     let plain = if args.compare { Plain::Too } else { Plain::Never };
-    let generator = Generator::new(&args.model, &args.sampling, plain, device)?;
+    let generator = Generator::new(&args.draw, plain, device)?;
     if args.compare && !generator.is_guided() {
         return Err(usage("--compare needs something to compare: --aid, --lora, --ssg or --vpg"));
     }

@@ -15,10 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
 use super::page;
-use crate::generator::{Generated, Generator, Plain};
-use crate::models::{PairArgs, check_target};
+use crate::generator::{DrawArgs, Generated, Generator, Plain};
+use crate::models::check_target;
 use crate::output::{Output, usage};
-use crate::settings::SamplingArgs;
 
 /// Pictures that a network looks at, at a time; more would only take memory.
 const LOOK_BATCH: usize = 50;
@@ -69,9 +68,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: PairArgs,
+    draw: DrawArgs,
 }
 
 /// All that is known of a set of pictures.
@@ -121,7 +118,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         args.network.load(device)?.ok_or_else(|| usage("name a network: --inception, --classifier or --dino"))?;
     let evaluation = Evaluation { args, network: &*network, device, output };
     let (samples, settings, class_names) = args.samples(device)?;
-    let batch = args.sampling.batch.map_or(LOOK_BATCH, |batch| batch as usize);
+    let batch = args.draw.sampling.batch.map_or(LOOK_BATCH, |batch| batch as usize);
     let mut made = evaluation.look(samples, FEATURES, "pictures", batch)?;
     let Against { reference, name, mut real } = evaluation.against(&made)?;
 
@@ -129,7 +126,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let options = Options {
         splits: network.splits(),
         resamples: args.resamples as usize,
-        seed: args.sampling.seed,
+        seed: args.draw.sampling.seed,
         ..Default::default()
     };
     let scores = score(&made.table, &reference, &options, device)?;
@@ -330,7 +327,7 @@ impl Args {
         if let Some(path) = &self.samples {
             return Ok((open_set(path)?, serde_json::Value::Null, Vec::new()));
         }
-        let generator = Generator::new(&self.model, &self.sampling, Plain::Never, device)?;
+        let generator = Generator::new(&self.draw, Plain::Never, device)?;
         let classes = generator.pair.classes();
         let names = (0..classes.count).map(|class| classes.name(class)).collect();
         let labels = classes.in_turn(self.count as usize);

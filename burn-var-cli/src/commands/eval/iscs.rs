@@ -15,10 +15,9 @@ use burn_var_train::eval::evenly;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::generator::{Generator, Plain, Wanted};
-use crate::models::{PairArgs, check_target};
+use crate::generator::{DrawArgs, Generator, Plain, Wanted};
+use crate::models::check_target;
 use crate::output::{Output, usage};
-use crate::settings::SamplingArgs;
 
 /// Do pictures change from scale to scale as real ones do? The inter-scale consistency score of AID-VAR.
 #[derive(Debug, clap::Args)]
@@ -40,9 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: PairArgs,
+    draw: DrawArgs,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
@@ -123,7 +120,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         check_target(path)?;
     }
     let seer = Seer::load(args, device)?;
-    let generator = Generator::new(&args.model, &args.sampling, Plain::Too, device)?;
+    let generator = Generator::new(&args.draw, Plain::Too, device)?;
     let (tokenizer, transformer) = (&generator.pair.tokenizer, &generator.pair.transformer);
     let stages = matches!(seer, Seer::Dino(_));
     let mut empty = Iscs::new(tokenizer.scales().len(), seer.dim(transformer))?;

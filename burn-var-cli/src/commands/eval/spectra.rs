@@ -9,10 +9,9 @@ use burn_var::metrics::Spectrum;
 use burn_var_train::curves::{Chart, Series};
 use serde::Serialize;
 
-use crate::generator::{Generator, Plain, Wanted};
-use crate::models::{PairArgs, check_target};
+use crate::generator::{DrawArgs, Generator, Plain, Wanted};
+use crate::models::check_target;
 use crate::output::{Output, usage};
-use crate::settings::SamplingArgs;
 
 /// Which frequencies of the logits guidance strengthens: figure 4a of the paper of Scaled Spatial Guidance.
 ///
@@ -27,9 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: PairArgs,
+    draw: DrawArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +51,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if let Some(path) = &args.plot {
         check_target(path)?;
     }
-    let generator = Generator::new(&args.model, &args.sampling, Plain::Too, device)?;
+    let generator = Generator::new(&args.draw, Plain::Too, device)?;
     if !generator.is_guided() {
         return Err(usage("nothing to compare: name some guidance, --ssg for instance"));
     }
@@ -63,13 +60,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let (mut plain, mut guided) = (empty.clone(), empty);
     let labels = generator.pair.classes().in_turn(args.count as usize);
     let bar = output.bar(labels.len(), "pictures");
-    let mut first = 0;
     generator.run(&labels, Wanted { logits: true, plain: true, ..Default::default() }, |batch| {
-        let taught = generator.taught(batch.labels, first, batch.tokens)?;
+        let taught = generator.taught(batch.labels, batch.first, batch.tokens)?;
         for (spectra, logits) in [(&mut plain, batch.logits), (&mut guided, taught)] {
             spectra.iter_mut().zip(logits).try_for_each(|(spectrum, logits)| spectrum.push(logits))?;
         }
-        first += batch.labels.len() as u64;
         bar.inc(batch.labels.len() as u64);
         Ok(())
     })?;

@@ -47,37 +47,44 @@ impl Blocks {
     #[inline(always)]
     pub(super) unsafe fn multiply<S: Simd>(self, simd: S) {
         debug_assert!(self.columns.is_multiple_of(LANES), "columns to the end of a vector");
-        let wide = width::<S>() / S::F32_LANES;
         let mut row = 0;
         while row < self.rows {
             let a = self.a.wrapping_add(row * self.a_strides[0]);
-            let height = height(self.rows - row);
-            let mut column = 0;
-            while column < self.columns {
-                let b = self.b.wrapping_add(column);
-                let out = self.out.wrapping_add(row * self.out_stride + column);
-                let block = Self { a, b, out, ..self };
-                let vectors = (self.columns - column) / S::F32_LANES;
-                // SAFETY: as the caller vouches.
-                column += S::F32_LANES
-                    * unsafe {
-                        match (height, vectors) {
-                            (ROWS, 4..) if wide == 4 => block.fill::<S, ROWS, 4>(simd),
-                            (ROWS, 2..) => block.fill::<S, ROWS, 2>(simd),
-                            (ROWS, _) => block.fill::<S, ROWS, 1>(simd),
-                            (4, 4..) if wide == 4 => block.fill::<S, 4, 4>(simd),
-                            (4, 2..) => block.fill::<S, 4, 2>(simd),
-                            (4, _) => block.fill::<S, 4, 1>(simd),
-                            (2, 4..) => block.fill::<S, 2, 4>(simd),
-                            (2, 2..) => block.fill::<S, 2, 2>(simd),
-                            (2, _) => block.fill::<S, 2, 1>(simd),
-                            (_, 4..) => block.fill::<S, 1, 4>(simd),
-                            (_, 2..) => block.fill::<S, 1, 2>(simd),
-                            _ => block.fill::<S, 1, 1>(simd),
-                        }
-                    };
+            let out = self.out.wrapping_add(row * self.out_stride);
+            let (height, rows) = (height(self.rows - row), Self { a, out, ..self });
+            // SAFETY: as the caller vouches.
+            unsafe {
+                match height {
+                    ROWS => rows.across::<S, ROWS>(simd),
+                    4 => rows.across::<S, 4>(simd),
+                    2 => rows.across::<S, 2>(simd),
+                    _ => rows.across::<S, 1>(simd),
+                }
             }
             row += height;
+        }
+    }
+
+    /// Fills all columns of the first `R` rows.
+    ///
+    /// # Safety
+    /// As [`Blocks::multiply`].
+    #[inline(always)]
+    unsafe fn across<S: Simd, const R: usize>(self, simd: S) {
+        let mut column = 0;
+        while column < self.columns {
+            let (b, out) = (self.b.wrapping_add(column), self.out.wrapping_add(column));
+            let block = Self { b, out, ..self };
+            let left = self.columns - column;
+            // SAFETY: as the caller vouches.
+            let vectors = unsafe {
+                match left / S::F32_LANES {
+                    4.. if width::<S>() == 4 * S::F32_LANES => block.fill::<S, R, 4>(simd),
+                    2.. => block.fill::<S, R, 2>(simd),
+                    _ => block.fill::<S, R, 1>(simd),
+                }
+            };
+            column += vectors * S::F32_LANES;
         }
     }
 

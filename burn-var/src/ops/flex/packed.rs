@@ -64,38 +64,28 @@ impl Product<'_> {
             pack::<WIDTH>(b.columns(range.clone()), &mut panels);
             let panel = |column: usize| panels[(column - first) / WIDTH * WIDTH * depth..].as_ptr();
             let full = range.end - range.len() % LANES;
-            for column in range.clone().step_by(WIDTH) {
-                let block = Blocks {
-                    rows,
-                    depth,
-                    columns: full.saturating_sub(column).min(WIDTH),
-                    a: a.as_ptr(),
-                    a_strides: a.strides(),
-                    b: panel(column),
-                    b_stride: WIDTH,
-                    out: out.wrapping_add(column),
-                    out_stride: row_stride,
-                    accumulate,
-                };
+            let block = |column: usize, columns: usize| Blocks {
+                rows,
+                depth,
+                columns,
+                a: a.as_ptr(),
+                a_strides: a.strides(),
+                b: panel(column).wrapping_add((column - first) % WIDTH),
+                b_stride: WIDTH,
+                out: out.wrapping_add(column),
+                out_stride: row_stride,
+                accumulate,
+            };
+            for column in (first..full).step_by(WIDTH) {
                 // SAFETY: the views hold `a` and `b`, and the caller vouches for the output.
-                unsafe { block.multiply(simd) };
+                unsafe { block(column, WIDTH.min(full - column)).multiply(simd) };
             }
             if full < range.end {
                 let mut rest = Scratch::new(rows * LANES);
-                let block = Blocks {
-                    rows,
-                    depth,
-                    columns: LANES,
-                    a: a.as_ptr(),
-                    a_strides: a.strides(),
-                    b: panel(full).wrapping_add((full - first) % WIDTH),
-                    b_stride: WIDTH,
-                    out: rest.as_mut_ptr(),
-                    out_stride: LANES,
-                    accumulate: false,
-                };
+                let out_of_line =
+                    Blocks { out: rest.as_mut_ptr(), out_stride: LANES, accumulate: false, ..block(full, LANES) };
                 // SAFETY: the view holds `a`, and the scratch the rest of the columns, filled up with zeros.
-                unsafe { block.multiply(simd) };
+                unsafe { out_of_line.multiply(simd) };
                 for (row, sums) in rest.as_chunks::<LANES>().0.iter().enumerate() {
                     for (column, sum) in (full..range.end).zip(sums) {
                         // SAFETY: a place of the output, which the caller vouches for.

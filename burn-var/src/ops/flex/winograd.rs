@@ -245,13 +245,8 @@ fn transformed_weights(
             weights_of_lanes(&taps, &mut values);
             for (point, values) in values.iter().enumerate() {
                 let to = shared.at((output * POINTS + point) * inputs + first);
-                // SAFETY: these inputs of this output and point; of a constant length it takes no call.
-                unsafe {
-                    match len {
-                        LANES => to.cast::<[f32; LANES]>().write_unaligned(*values),
-                        _ => values.as_ptr().copy_to_nonoverlapping(to, len),
-                    }
-                }
+                // SAFETY: these inputs of this output and point.
+                unsafe { write_lanes(values, len, to) };
             }
         }
     });
@@ -447,12 +442,25 @@ fn load(values: &[f32], len: usize) -> Lanes {
     }
 }
 
-/// The other way round. Of a constant length it takes no call.
+/// The other way round.
 #[inline(always)]
 fn store(lanes: &Lanes, len: usize, to: &mut [f32]) {
-    match to.first_chunk_mut() {
-        Some(to) if len == LANES => *to = *lanes,
-        _ => to[..len].copy_from_slice(&lanes[..len]),
+    // SAFETY: so many values of a slice.
+    unsafe { write_lanes(lanes, len, to[..len].as_mut_ptr()) };
+}
+
+/// Writes the first `len` lanes. All of them, of a constant length, take no call.
+///
+/// # Safety
+/// `to` must be valid for writes of so many.
+#[inline(always)]
+unsafe fn write_lanes(lanes: &Lanes, len: usize, to: *mut f32) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match len {
+            LANES => to.cast::<Lanes>().write_unaligned(*lanes),
+            _ => lanes[..len].as_ptr().copy_to_nonoverlapping(to, len),
+        }
     }
 }
 
@@ -600,14 +608,8 @@ vectorised! {
                     let Some(row) = row else { continue };
                     values.iter_mut().for_each(|value| *value += bias);
                     let to = to.plane.wrapping_add(row + x);
-                    // SAFETY: a part of a row, which whoever made the destination vouches for; of a constant length it
-                    // takes no call.
-                    unsafe {
-                        match len {
-                            LANES => to.cast::<Lanes>().write_unaligned(values),
-                            _ => values.as_ptr().copy_to_nonoverlapping(to, len),
-                        }
-                    }
+                    // SAFETY: a part of a row, which whoever made the destination vouches for.
+                    unsafe { write_lanes(&values, len, to) };
                 }
             }
         }
