@@ -1,4 +1,4 @@
-//! The ladder of token-map sizes that a next-scale model climbs.
+//! Scale schedules: the sizes of the token maps that a model predicts, one after the other.
 
 use std::ops::Range;
 
@@ -38,7 +38,7 @@ impl std::fmt::Display for MapSize {
     }
 }
 
-/// How configurations write a map's size: `4`, or `[3, 5]` for 3 rows and 5 columns.
+/// The size of a map as configurations write it: `4`, or `[3, 5]` for 3 rows and 5 columns.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum PatchNum {
@@ -61,11 +61,12 @@ impl From<MapSize> for PatchNum {
     }
 }
 
-/// The sizes of the token maps from the coarsest to the finest (`patch_nums` in VAR's code), and
-/// where each map lies in the sequence of all tokens.
+/// A scale schedule: the sizes of the token maps from the coarsest to the finest (`patch_nums` in VAR's code), and
+/// the place of each map in the sequence of all tokens.
 ///
-/// The finest map is the size of the tokenizer's latent. Maps are usually square and growing; neither is required.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The finest map has the size of the tokenizer's latent. Maps are usually square and growing; neither is required. A
+/// model that predicts one token after the other has a schedule too: [`Scales::raster`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<MapSize>", into = "Vec<MapSize>")]
 pub struct Scales {
     sizes: Vec<MapSize>,
@@ -86,14 +87,14 @@ impl From<Scales> for Vec<MapSize> {
 }
 
 impl Scales {
-    /// VAR's ladder for 256x256 pixels.
+    /// VAR's schedule for 256x256 pixels.
     pub const VAR_256: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
-    /// VAR's ladder for 512x512 pixels.
+    /// VAR's schedule for 512x512 pixels.
     pub const VAR_512: [usize; 10] = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32];
-    /// VAR's ladder for 1024x1024 pixels.
+    /// VAR's schedule for 1024x1024 pixels.
     pub const VAR_1024: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
 
-    /// A ladder of the given maps, coarsest first.
+    /// Creates a schedule of the given maps, coarsest first.
     ///
     /// # Errors
     /// [`Error::Config`] if there is no map, or one is empty.
@@ -105,7 +106,7 @@ impl Scales {
         Ok(Self { sizes })
     }
 
-    /// A ladder of square maps.
+    /// Creates a schedule of square maps.
     ///
     /// # Errors
     /// As [`Scales::new`].
@@ -113,13 +114,36 @@ impl Scales {
         Self::new(sides.iter().copied().map(MapSize::square).collect())
     }
 
+    /// Creates the schedule of a next-token model: one step of a single token for each position of a map of `size`,
+    /// row by row.
+    ///
+    /// # Errors
+    /// As [`Scales::new`].
+    pub fn raster(size: MapSize) -> Result<Self> {
+        Self::new(vec![MapSize::square(1); size.area()])
+    }
+
+    /// Returns scale `k` of this schedule.
+    ///
+    /// # Panics
+    /// If `k` is not below [`Scales::len`].
+    pub fn at(&self, k: usize) -> ScaleAt<'_> {
+        assert!(k < self.len(), "scale {k} of a schedule of {}", self.len());
+        ScaleAt { k, scales: self }
+    }
+
+    /// Iterates over the scales, coarsest first.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = ScaleAt<'_>> + DoubleEndedIterator {
+        (0..self.len()).map(|k| ScaleAt { k, scales: self })
+    }
+
     /// Number of scales, K.
-    #[allow(clippy::len_without_is_empty, reason = "a ladder is never empty")]
+    #[allow(clippy::len_without_is_empty, reason = "a schedule is never empty")]
     pub fn len(&self) -> usize {
         self.sizes.len()
     }
 
-    /// The size of map `k`.
+    /// Returns the size of map `k`.
     ///
     /// # Panics
     /// If `k` is not below [`Scales::len`].
@@ -142,7 +166,7 @@ impl Scales {
         self.sizes.iter().map(|size| size.area()).sum()
     }
 
-    /// Where map `k` lies in the sequence of all tokens.
+    /// Returns the positions of map `k` in the sequence of all tokens.
     ///
     /// # Panics
     /// If `k` is not below [`Scales::len`].
@@ -156,13 +180,62 @@ impl Scales {
         self.sizes.iter().enumerate().flat_map(|(k, size)| std::iter::repeat_n(k, size.area())).collect()
     }
 
-    /// Progress through the ladder at scale `k`: `k / (K - 1)`, and 0 if there is one scale only
+    /// Returns the progress through the schedule at scale `k`: `k / (K - 1)`, and 0 if there is one scale only
     /// (where the original divides by zero).
     pub fn ratio(&self, k: usize) -> f64 {
         match self.sizes.len() {
             1 => 0.0,
             count => k as f64 / (count - 1) as f64,
         }
+    }
+}
+
+/// One scale of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScaleAt<'a> {
+    k: usize,
+    scales: &'a Scales,
+}
+
+impl<'a> ScaleAt<'a> {
+    /// Returns the number of the scale, from 0.
+    pub fn k(self) -> usize {
+        self.k
+    }
+
+    /// Returns the schedule that it belongs to.
+    pub fn scales(self) -> &'a Scales {
+        self.scales
+    }
+
+    /// Returns the size of its token map.
+    pub fn size(self) -> MapSize {
+        self.scales.sizes[self.k]
+    }
+
+    /// Returns its positions in the sequence of all tokens.
+    pub fn range(self) -> Range<usize> {
+        self.scales.range(self.k)
+    }
+
+    /// Returns the progress through the schedule, see [`Scales::ratio`].
+    pub fn ratio(self) -> f64 {
+        self.scales.ratio(self.k)
+    }
+
+    /// Returns the scale before; `None` at the first.
+    pub fn before(self) -> Option<Self> {
+        Some(Self { k: self.k.checked_sub(1)?, ..self })
+    }
+
+    /// Returns whether nothing comes before it.
+    pub fn is_first(self) -> bool {
+        self.k == 0
+    }
+
+    /// Returns whether nothing comes after it.
+    pub fn is_last(self) -> bool {
+        self.k + 1 == self.scales.len()
     }
 }
 
@@ -185,10 +258,10 @@ mod tests {
     #[test]
     fn var_256_has_680_tokens() {
         let scales = Scales::square(&Scales::VAR_256).unwrap();
-        assert_eq!(scales.tokens(), 680, "tokens of a 256x256 picture");
+        assert_eq!(scales.tokens(), 680, "tokens of a 256x256 image");
         assert_eq!(scales.range(9), 424..680, "the last map");
         assert_eq!(scales.levels().len(), 680);
-        assert_eq!(Scales::square(&Scales::VAR_512).unwrap().tokens(), 2240, "tokens of a 512x512 picture");
+        assert_eq!(Scales::square(&Scales::VAR_512).unwrap().tokens(), 2240, "tokens of a 512x512 image");
     }
 
     #[test]
@@ -200,10 +273,18 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_ladder_or_map_is_refused() {
+    fn an_empty_schedule_or_map_is_refused() {
         assert!(Scales::square(&[]).is_err(), "no map");
         assert!(Scales::square(&[1, 0]).is_err(), "a map without tokens");
         assert!(serde_json::from_str::<Scales>("[]").is_err(), "no map, from a file");
+    }
+
+    #[test]
+    fn a_raster_is_one_token_per_step() {
+        let scales = Scales::raster(MapSize { height: 2, width: 3 }).unwrap();
+        assert_eq!((scales.len(), scales.tokens(), scales.range(4)), (6, 6, 4..5));
+        assert_eq!(scales.at(4).before(), Some(scales.at(3)), "the token before");
+        assert!(scales.at(0).is_first() && scales.at(5).is_last() && scales.at(0).before().is_none());
     }
 
     #[test]

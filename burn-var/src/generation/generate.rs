@@ -1,172 +1,288 @@
-//! The one loop: every way of making a picture here is this loop with other parts plugged in.
-
 use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::guidance::{Entering, Given, Guidance, Logits};
+use super::{BatchRequest, Condition, NextScale, ScaleInput, State, Tokenizer};
+use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::rng::Rng;
-use crate::sampler::{Drawn, Sampler};
-use crate::transformer::{Label, NextScale, Session};
-use crate::{Error, Result, Scales, TokenPyramid, Tokenizer};
+use crate::scales::ScaleAt;
+use crate::{Error, Result, Scales, TokenPyramid};
 
-/// What to generate.
+/// A finished scale. Its tensors are cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Request {
-    /// One label a picture.
-    pub labels: Vec<Label>,
-    /// The seed of the whole set of pictures.
-    pub seed: u64,
-    /// The number of the first picture in the set. Picture `i` of seed `s` depends on `(s, i)` and its label alone,
-    /// not on how the set is cut into batches.
-    pub first: u64,
-    /// How tokens are drawn.
-    pub sampler: Sampler,
-}
-
-impl Request {
-    /// Pictures of the given classes, the first being number 0, with the paper's sampler.
-    pub fn new(labels: &[usize], seed: u64) -> Self {
-        let labels = labels.iter().copied().map(Some).collect();
-        Self { labels, seed, first: 0, sampler: Sampler::default() }
-    }
-}
-
-/// A finished scale, as the observer sees it.
-#[derive(Debug)]
-pub struct ScaleDone<'a> {
-    /// Which scale, from 0.
+pub struct ScaleDone {
+    /// Number of the scale, from 0.
     pub k: usize,
-    /// Its guided logits before filtering, `[batch, tokens, vocab]`.
-    pub logits: &'a Tensor<3>,
-    /// The tokens drawn, `[batch, tokens]`.
-    pub ids: &'a Tensor<2, Int>,
-    /// The canvas so far; [`Tokenizer::decode`] makes a preview of it.
-    pub canvas: &'a Tensor<4>,
-}
-
-/// What was generated.
-#[derive(Debug)]
-pub struct Generated {
-    /// The tokens of all scales.
-    pub tokens: TokenPyramid,
-    /// The final canvas, `[batch, z_channels, height, width]`.
+    /// Guided logits before filtering, `[batch, tokens, vocabulary.logits()]`.
+    pub logits: Tensor<3>,
+    /// Tokens, `[batch, tokens * symbols]`.
+    pub ids: Tensor<2, Int>,
+    /// Canvas so far; [`Tokenizer::decode`] makes a preview of it.
     pub canvas: Tensor<4>,
 }
 
-/// Generates a batch of pictures, scale by scale. [`Tokenizer::decode`] turns the canvas into pictures.
+/// A finished batch.
+#[derive(Debug)]
+pub struct Generated {
+    /// Tokens of all scales.
+    pub tokens: TokenPyramid,
+    /// Final canvas, `[batch, z_channels, height, width]`.
+    pub canvas: Tensor<4>,
+}
+
+/// A batch of images on its way through the scale schedule.
+///
+/// Each call of [`Generation::next_scale`] generates one scale. Logits are read back once per scale, since tokens are
+/// drawn on the host; where reading must not block (in a browser), [`Generation::next_scale_async`] awaits them.
+/// Dropping it stops the generation.
+pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
+    tokenizer: &'a T,
+    model: &'a M,
+    guidance: Vec<Box<dyn Guidance + 'a>>,
+    request: BatchRequest,
+    scales: Scales,
+    /// Number of scales, from the first, in which each further branch runs: its cache must be complete up to the last
+    /// scale that uses it.
+    null_scales: usize,
+    corrupted_scales: usize,
+    state: M::State,
+    corrupted: Option<M::State>,
+    canvas: Tensor<4>,
+    previous: Option<Previous>,
+    rngs: Vec<Rng>,
+    maps: Vec<Tensor<2, Int>>,
+}
+
+/// The tokens of the scale before.
+struct Previous {
+    ids: Tensor<2, Int>,
+    codes: Tensor<3>,
+}
+
+impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
+    /// Starts a batch. `guidance` is applied in order.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::Shape`] if tokenizer, model, schedule and request do not fit each other or a
+    /// setting is out of range; [`Error::Label`] and [`Error::Unsupported`] for a condition that the model does not
+    /// have. All before anything large is computed.
+    pub fn new(
+        tokenizer: &'a T,
+        model: &'a M,
+        mut guidance: Vec<Box<dyn Guidance + 'a>>,
+        request: BatchRequest,
+    ) -> Result<Self> {
+        check_pair(tokenizer, model)?;
+        request.validate()?;
+        let scales = request.scales.clone().unwrap_or_else(|| model.scales().clone());
+        model.check_scales(&scales)?;
+        let images = request.conditions.len();
+        if let Some(known) = &request.known {
+            known.check(images, &scales)?;
+        }
+        let device = tokenizer.device();
+        let info = BatchInfo { scales: &scales, images, seed: request.seed, first: request.first, device: &device };
+        guidance.iter_mut().try_for_each(|part| part.begin(&info))?;
+
+        let last_scale = |needs: fn(&dyn Guidance, ScaleAt<'_>) -> bool| {
+            let needed = |at: &ScaleAt<'_>| guidance.iter().any(|part| needs(part.as_ref(), *at));
+            scales.iter().rev().find(needed).map_or(0, |at| at.k() + 1)
+        };
+        let null_scales = last_scale(|part, at| part.branches(at).null);
+        let corrupted_scales = last_scale(|part, at| part.branches(at).corrupted);
+        let mut conditions = request.conditions.clone();
+        if null_scales > 0 {
+            conditions.resize(2 * images, Condition::Null);
+        }
+        let state = model.start(&conditions, &scales)?;
+        Ok(Self {
+            corrupted: (corrupted_scales > 0).then(|| state.clone()),
+            state,
+            canvas: tokenizer.blank(images, &scales),
+            previous: None,
+            rngs: (0..images as u64).map(|i| Rng::new(request.seed, "sample", request.first + i)).collect(),
+            maps: Vec::with_capacity(scales.len()),
+            tokenizer,
+            model,
+            guidance,
+            request,
+            scales,
+            null_scales,
+            corrupted_scales,
+        })
+    }
+
+    /// Generates the next scale; returns `None` after the last.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read; those of the
+    /// guidance.
+    pub fn next_scale(&mut self) -> Result<Option<ScaleDone>> {
+        let Some(logits) = self.logits()? else { return Ok(None) };
+        let values = logits.clone().try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
+        self.draw(logits, values).map(Some)
+    }
+
+    /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
+    ///
+    /// # Errors
+    /// As [`Generation::next_scale`].
+    pub async fn next_scale_async(&mut self) -> Result<Option<ScaleDone>> {
+        let Some(logits) = self.logits()? else { return Ok(None) };
+        let values = read_async(logits.clone()).await?;
+        self.draw(logits, values).map(Some)
+    }
+
+    /// Computes the guided logits of the next scale: all that comes before they are read back.
+    pub(crate) fn logits(&mut self) -> Result<Option<Tensor<3>>> {
+        let k = self.maps.len();
+        if k == self.scales.len() {
+            return Ok(None);
+        }
+        let at = self.scales.at(k);
+        let images = self.request.conditions.len();
+        if k == self.null_scales && self.state.sequences() > images {
+            self.state = self.state.clone().keep_first(images);
+            self.corrupted = self.corrupted.take().map(|state| state.keep_first(images));
+        }
+        if k == self.corrupted_scales {
+            self.corrupted = None;
+        }
+        let mut hidden = self.embed(at, self.state.sequences() / images);
+        let codes = self.previous.as_ref().map(|previous| &previous.codes);
+        for part in &mut self.guidance {
+            hidden = part.hidden(at, codes, hidden)?;
+        }
+        let mut beside = None;
+        if let Some(state) = &mut self.corrupted {
+            let mut hidden = hidden.clone();
+            for part in &mut self.guidance {
+                hidden = part.corrupt(at, hidden)?;
+            }
+            beside = Some(Box::new(branches(self.model.step(state, at, hidden), images)));
+        }
+        let mut logits = branches(self.model.step(&mut self.state, at, hidden), images);
+        logits.corrupted = beside;
+        for part in &mut self.guidance {
+            logits = part.logits(at, logits)?;
+        }
+        Ok(Some(logits.cond))
+    }
+
+    /// Embeds a scale for all branches, which share tokens and canvas.
+    fn embed(&self, at: ScaleAt<'_>, branches: usize) -> Tensor<3> {
+        let mut map = self.tokenizer.next_input(&self.canvas, at);
+        let mut ids = self.previous.as_ref().map(|previous| previous.ids.clone());
+        if branches > 1 {
+            map = map.repeat_dim(0, branches);
+            ids = ids.map(|ids| ids.repeat_dim(0, branches));
+        }
+        self.model.embed(&self.state, at, ScaleInput { map, ids: ids.as_ref() })
+    }
+
+    /// Draws a scale's tokens from `values`, its logits as read back, and paints them.
+    pub(crate) fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone> {
+        let at = self.scales.at(self.maps.len());
+        let [batch, tokens, _] = logits.dims();
+        let vocabulary = self.tokenizer.vocabulary();
+        let rows = [batch, tokens * vocabulary.symbols, vocabulary.size];
+        let drawn = self.request.sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.tokenizer.codebook())?;
+        let mut ids = drawn.ids;
+        let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
+        if let Some(known) = &self.request.known {
+            ids = known.fill_ids(at.k(), ids);
+            codes = codes.map(|codes| known.fill_codes(at.k(), codes, self.tokenizer));
+        }
+        let looked_up = self.tokenizer.lookup(ids.clone());
+        let codes = codes.unwrap_or_else(|| looked_up.clone());
+        let codes = self.model.refine(&mut self.state, at, codes, &mut self.rngs)?;
+        self.canvas = self.tokenizer.paint(self.canvas.clone(), at, codes);
+        self.previous = Some(Previous { ids: ids.clone(), codes: looked_up });
+        self.maps.push(ids.clone());
+        Ok(ScaleDone { k: at.k(), logits, ids, canvas: self.canvas.clone() })
+    }
+
+    /// Returns the tokens and the canvas of a batch that is through all scales.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if scales are left.
+    pub fn finish(self) -> Result<Generated> {
+        match self.maps.len() {
+            done if done < self.scales.len() => Err(Error::Cancelled { scales: done }),
+            _ => {
+                let tokens =
+                    TokenPyramid::with_symbols(self.scales, self.tokenizer.vocabulary().symbols, self.maps)?;
+                Ok(Generated { tokens, canvas: self.canvas })
+            }
+        }
+    }
+}
+
+/// Reads a tensor back without blocking.
+async fn read_async(tensor: Tensor<3>) -> Result<Vec<f32>> {
+    let data = tensor.into_data_async().await.map_err(Error::device("read logits"))?;
+    let data = data.try_cast_as::<f32>().map_err(Error::device("read logits"))?;
+    data.try_into_vec().map_err(Error::device("read logits"))
+}
+
+/// Splits the logits of a batch into those with a condition and those of the null branch behind them.
+fn branches(logits: Tensor<3>, images: usize) -> Logits {
+    let sequences = logits.dims()[0];
+    if sequences == images {
+        return Logits::cond(logits);
+    }
+    let null = logits.clone().narrow(0, images, sequences - images);
+    Logits { null: Some(null), ..Logits::cond(logits.narrow(0, 0, images)) }
+}
+
+/// Generates a batch of images. [`Tokenizer::decode`] turns the canvas into images.
 ///
 /// `guidance` is applied in order. `observer` is called after each scale and may stop the loop.
 ///
 /// # Errors
-/// [`Error::Label`] and [`Error::Config`] before anything is computed; [`Error::Cancelled`] if the observer stops;
-/// [`Error::Shape`] if tokenizer and transformer do not belong together.
-pub fn generate(
-    tokenizer: &impl Tokenizer,
-    transformer: &(impl NextScale + ?Sized),
-    guidance: &mut [Box<dyn Guidance>],
-    request: &Request,
-    observer: &mut dyn FnMut(ScaleDone<'_>) -> ControlFlow<()>,
-) -> Result<Generated> {
-    check_pair(tokenizer, transformer)?;
-    request.sampler.validate()?;
-    let scales = transformer.scales();
-    guidance.iter().try_for_each(|part| part.check(scales))?;
-
-    let batch = request.labels.len();
-    let mut rngs: Vec<Rng> = (0..batch as u64).map(|i| Rng::new(request.seed, "sample", request.first + i)).collect();
-    // A branch runs up to the last scale that uses it: its cache has to be complete until then.
-    let scales_of = |needs: fn(&dyn Guidance, usize, &Scales) -> bool| {
-        let last = (0..scales.len()).rev().find(|&k| guidance.iter().any(|part| needs(&**part, k, scales)));
-        last.map_or(0, |k| k + 1)
-    };
-    let null_scales = scales_of(|part, k, scales| part.needs_null(k, scales));
-    let corrupted_scales = scales_of(|part, k, scales| part.needs_corrupted(k, scales));
-    let mut labels = request.labels.clone();
-    if null_scales > 0 {
-        labels.resize(2 * batch, None);
+/// As [`Generation::new`] and [`Generation::next_scale`]; [`Error::Cancelled`] if the observer stops before the last
+/// scale is done.
+pub fn generate<T, M>(
+    tokenizer: &T,
+    model: &M,
+    guidance: Vec<Box<dyn Guidance + '_>>,
+    request: BatchRequest,
+    observer: &mut dyn FnMut(&ScaleDone) -> ControlFlow<()>,
+) -> Result<Generated>
+where
+    T: Tokenizer + ?Sized,
+    M: NextScale + ?Sized,
+{
+    let mut generation = Generation::new(tokenizer, model, guidance, request)?;
+    while let Some(done) = generation.next_scale()? {
+        if observer(&done).is_break() {
+            return Err(Error::Cancelled { scales: done.k + 1 });
+        }
     }
-
-    let codebook = tokenizer.codebook();
-    let mut session = transformer.begin(&labels)?;
-    let mut corrupted = (corrupted_scales > 0).then(|| session.clone());
-    let mut canvas = tokenizer.blank(batch);
-    let mut previous: Option<Tensor<3>> = None;
-    let mut maps = Vec::with_capacity(scales.len());
-    for k in 0..scales.len() {
-        if k == null_scales && session.batch() > batch {
-            session = session.truncate(batch);
-            corrupted = corrupted.map(|session| session.truncate(batch));
-        }
-        if k == corrupted_scales {
-            corrupted = None;
-        }
-        let input = match session.batch() / batch {
-            1 => tokenizer.next_input(&canvas, k),
-            branches => tokenizer.next_input(&canvas, k).repeat_dim(0, branches),
-        };
-        let mut hidden = transformer.embed(&session, k, input);
-        let entering = Entering { k, scales, previous: previous.as_ref() };
-        for part in guidance.iter_mut() {
-            hidden = part.inject(entering, hidden)?;
-        }
-        let mut beside = None;
-        if let Some(session) = &mut corrupted {
-            let mut hidden = hidden.clone();
-            for part in guidance.iter_mut() {
-                hidden = part.corrupt(entering, request, hidden)?;
-            }
-            beside = Some(Box::new(branches(transformer, session, hidden, batch)));
-        }
-        let mut logits = Logits { corrupted: beside, ..branches(transformer, &mut session, hidden, batch) };
-        for part in guidance.iter_mut() {
-            logits = part.steer(k, scales, logits)?;
-        }
-        let logits = logits.cond;
-        let Drawn { mut ids, mut codes } =
-            request.sampler.draw(logits.clone(), &mut rngs, scales.ratio(k), &codebook)?;
-        for Given { ids: given, mask } in guidance.iter_mut().filter_map(|part| part.given(k)) {
-            ids = ids.mask_where(mask.clone(), given.clone());
-            codes = codes.map(|codes| {
-                let given = tokenizer.lookup(given);
-                codes.clone().mask_where(mask.unsqueeze_dim::<3>(2).expand(codes.dims()), given)
-            });
-        }
-        let looked_up = tokenizer.lookup(ids.clone());
-        canvas = tokenizer.paint(canvas, k, codes.unwrap_or_else(|| looked_up.clone()));
-        previous = Some(looked_up);
-        let done = ScaleDone { k, logits: &logits, ids: &ids, canvas: &canvas };
-        if observer(done).is_break() {
-            return Err(Error::Cancelled { scale: k });
-        }
-        maps.push(ids);
-    }
-    Ok(Generated { tokens: TokenPyramid::new(scales.clone(), maps)?, canvas })
+    generation.finish()
 }
 
-/// One step of the transformer, its sequences cut into those with a class and those without.
-fn branches(transformer: &(impl NextScale + ?Sized), session: &mut Session, hidden: Tensor<3>, batch: usize) -> Logits {
-    let logits = transformer.step(session, hidden);
-    let sequences = logits.dims()[0];
-    if sequences == batch {
-        return Logits::cond(logits);
-    }
-    let null = logits.clone().narrow(0, batch, sequences - batch);
-    Logits { null: Some(null), ..Logits::cond(logits.narrow(0, 0, batch)) }
-}
-
-/// Whether a transformer speaks a tokenizer's language.
+/// Checks that the scale schedule and the vocabulary of a tokenizer and a transformer match.
 ///
 /// # Errors
 /// [`Error::Config`] naming what differs.
-pub fn check_pair(tokenizer: &impl Tokenizer, transformer: &(impl NextScale + ?Sized)) -> Result<()> {
-    if tokenizer.scales() != transformer.scales() {
+pub fn check_pair<T, M>(tokenizer: &T, model: &M) -> Result<()>
+where
+    T: Tokenizer + ?Sized,
+    M: NextScale + ?Sized,
+{
+    if tokenizer.scales() != model.scales() {
         let expected = format!("`{}`, the tokenizer's", tokenizer.scales());
-        return Err(Error::config("patch_nums of the transformer", transformer.scales(), expected));
+        return Err(Error::config("patch_nums of the transformer", model.scales(), expected));
     }
-    if tokenizer.vocab_size() != transformer.vocab_size() {
-        let expected = format!("{}, the tokenizer's", tokenizer.vocab_size());
-        return Err(Error::config("vocab_size of the transformer", transformer.vocab_size(), expected));
+    let (own, needed) = (model.vocabulary(), tokenizer.vocabulary());
+    if own.size != needed.size {
+        let expected = format!("{}, the tokenizer's", needed.size);
+        return Err(Error::config("vocab_size of the transformer", own.size, expected));
+    }
+    if own.symbols != needed.symbols {
+        let expected = format!("{}, the tokenizer's", needed.symbols);
+        return Err(Error::config("symbols per token of the transformer", own.symbols, expected));
     }
     Ok(())
 }
@@ -179,10 +295,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::guidance::{Cfg, Schedule, Vpg, VpgConfig};
-    use crate::init::{Start, initialise};
-    use crate::tokenizer::{VqVae, VqVaeConfig};
-    use crate::transformer::{Var, VarConfig};
+    use crate::guidance::{Branches, Cfg, Schedule, Vpg, VpgConfig};
+    use crate::init::{Init, initialize};
+    use crate::models::var::{Var, VarConfig, VqVae, VqVaeConfig};
 
     fn models() -> (VqVae, Var) {
         let scales = Scales::square(&[1, 2, 3, 4]).unwrap();
@@ -201,8 +316,8 @@ mod tests {
             "patch_nums": scales,
         }))
         .unwrap();
-        let transformer = initialise(config.init_zeros(&device).unwrap(), 1, |_| Start::Normal(0.3));
-        (initialise(tokenizer.init_zeros(&device).unwrap(), 2, |_| Start::Normal(0.3)), transformer)
+        let transformer = initialize(config.init_zeros(&device).unwrap(), 1, |_| Init::Normal(0.3));
+        (initialize(tokenizer.init_zeros(&device).unwrap(), 2, |_| Init::Normal(0.3)), transformer)
     }
 
     /// Which branches there were at each scale, and how far the corrupted ones were from the others.
@@ -219,15 +334,15 @@ mod tests {
             "spy"
         }
 
-        fn needs_corrupted(&self, k: usize, _: &Scales) -> bool {
-            k == 2
+        fn branches(&self, at: ScaleAt<'_>) -> Branches {
+            Branches { corrupted: at.k() == 2, ..Branches::default() }
         }
 
-        fn corrupt(&mut self, _: Entering<'_>, _: &Request, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        fn corrupt(&mut self, _: ScaleAt<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
             Ok(hidden * (1.0 + self.stretch))
         }
 
-        fn steer(&mut self, _: usize, _: &Scales, logits: Logits) -> Result<Logits> {
+        fn logits(&mut self, _: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
             let apart = |a: &Tensor<3>, b: &Tensor<3>| (a.clone() - b.clone()).abs().max().into_scalar::<f32>();
             let beside = logits.corrupted.as_ref();
             let null = beside.and_then(|beside| beside.null.as_ref()).zip(logits.null.as_ref());
@@ -240,11 +355,10 @@ mod tests {
 
     fn run(guidance: Vec<Box<dyn Guidance>>) -> Vec<Vec<u32>> {
         let (tokenizer, transformer) = models();
-        let request = Request::new(&[0, 2], 5);
-        let mut guidance = guidance;
-        let made =
-            generate(&tokenizer, &transformer, &mut guidance, &request, &mut |_| ControlFlow::Continue(())).unwrap();
-        made.tokens.to_rows().unwrap()
+        let request = BatchRequest::classes(&[0, 2], 5);
+        let generated =
+            generate(&tokenizer, &transformer, guidance, request, &mut |_| ControlFlow::Continue(())).unwrap();
+        generated.tokens.to_rows().unwrap()
     }
 
     #[test]
@@ -252,7 +366,7 @@ mod tests {
         let seen_with = |stretch: f64, cfg: Schedule| {
             let seen = Seen::default();
             let spy = Spy { stretch, seen: seen.clone() };
-            let tokens = run(vec![Box::new(spy), Box::new(Cfg { schedule: cfg })]);
+            let tokens = run(vec![Box::new(spy), Box::new(Cfg::new(cfg))]);
             (seen.take(), tokens)
         };
         let ramp = || Schedule::Ramp(2.0);
@@ -264,6 +378,21 @@ mod tests {
         assert_eq!(tokens, others, "nothing but a part that looks at it uses it");
         let (without, _) = seen_with(0.5, Schedule::PerScale(vec![1.0, 1.0, 0.0, 0.0]));
         assert!(far(&without[2][0]) && without[2][1].is_none(), "the null branch ends first: {without:?}");
+    }
+
+    #[test]
+    fn scales_that_are_left_are_no_image() {
+        let (tokenizer, transformer) = models();
+        let request = || BatchRequest::classes(&[1], 5);
+        let mut generation = Generation::new(&tokenizer, &transformer, Vec::new(), request()).unwrap();
+        assert_eq!(generation.next_scale().unwrap().map(|done| done.k), Some(0));
+        let error = generation.finish().unwrap_err();
+        assert!(matches!(error, Error::Cancelled { scales: 1 }), "{error}");
+        let stop = generate(&tokenizer, &transformer, Vec::new(), request(), &mut |done| match done.k {
+            1 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert!(matches!(stop.unwrap_err(), Error::Cancelled { scales: 2 }));
     }
 
     #[test]

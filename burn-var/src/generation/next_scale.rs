@@ -1,88 +1,121 @@
-//! Next-scale transformers: all tokens of a scale at once, from the scales before it.
+use burn::tensor::{Int, Tensor};
 
-mod attention;
-mod lora;
-mod modulation;
-mod preset;
-mod truncated;
-mod var;
+use super::Condition;
+use crate::rng::Rng;
+use crate::scales::ScaleAt;
+use crate::{Error, Result, Scales};
 
-use burn::tensor::Tensor;
-
-pub use attention::{Attention, Context};
-pub use lora::{Adapted, Lora, LoraConfig, LowRankConfig};
-pub use modulation::{BlockModulation, HeadModulation};
-pub use preset::VarPreset;
-pub use truncated::Truncated;
-pub use var::{Var, VarConfig, VarInit, drop_labels};
-
-use crate::ops::KvCache;
-use crate::{Result, Scales};
-
-/// A class to condition on, or `None` for the null class that classifier-free guidance contrasts with.
-pub type Label = Option<usize>;
-
-/// What the generation loop needs of a transformer.
-pub trait NextScale {
-    /// The ladder that it predicts.
-    fn scales(&self) -> &Scales;
-
-    /// Number of classes, the null class not counted.
-    fn num_classes(&self) -> usize;
-
-    /// Number of codes that it chooses from.
-    fn vocab_size(&self) -> usize;
-
-    /// Starts a batch: everything that depends on the labels alone, and an empty cache.
-    ///
-    /// # Errors
-    /// [`crate::Error::Label`] for a class that the model does not have.
-    fn begin(&self, labels: &[Label]) -> Result<Session>;
-
-    /// What enters the first block for scale `k`: `[batch, tokens, width]`. `input` is the tokenizer's view of the
-    /// canvas, `[batch, z_channels, height_k, width_k]`; the first scale starts from the class alone.
-    fn embed(&self, session: &Session, k: usize, input: Tensor<4>) -> Tensor<3>;
-
-    /// All blocks over scale `k`'s hidden states: logits `[batch, tokens, vocab_size]`. Keys and values join the cache.
-    fn step(&self, session: &mut Session, hidden: Tensor<3>) -> Tensor<3>;
+/// The choices that make up a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// Choices per symbol: the number of codes, or 2 for bits.
+    pub size: usize,
+    /// Symbols per token: 1 for a token that is one code, the number of bits for a bit-wise token. Each is drawn from
+    /// logits of its own.
+    pub symbols: usize,
 }
 
-/// One batch on its way up the ladder. A value: dropping it leaves the model as it was.
-#[derive(Debug, Clone)]
-pub struct Session {
-    /// Class embedding, `[batch, width]`.
-    pub(crate) condition: Tensor<2>,
-    /// Position plus level embedding of all scales, `[1, L, width]`.
-    pub(crate) positions: Tensor<3>,
-    /// Constant over all scales, so computed once a picture.
-    pub(crate) blocks: Vec<BlockModulation>,
-    pub(crate) head: HeadModulation,
-    pub(crate) caches: Vec<KvCache>,
-    /// A low-rank change of all blocks.
-    pub(crate) lora: Option<Lora>,
-}
-
-impl Session {
-    /// Number of sequences.
-    pub fn batch(&self) -> usize {
-        self.condition.dims()[0]
+impl Vocabulary {
+    /// Returns the vocabulary of tokens that are one code of `size`.
+    pub const fn codes(size: usize) -> Self {
+        Self { size, symbols: 1 }
     }
 
-    /// Goes on with the first `batch` sequences only.
-    #[must_use]
-    pub fn truncate(self, batch: usize) -> Self {
-        Self {
-            condition: self.condition.narrow(0, 0, batch),
-            positions: self.positions,
-            blocks: self.blocks.into_iter().map(|block| block.truncate(batch)).collect(),
-            head: self.head.truncate(batch),
-            caches: self.caches.into_iter().map(|cache| cache.truncate(batch)).collect(),
-            lora: self.lora,
+    /// Returns the vocabulary of tokens of `count` bits.
+    pub const fn bits(count: usize) -> Self {
+        Self { size: 2, symbols: count }
+    }
+
+    /// Returns the number of logits per token.
+    pub const fn logits(self) -> usize {
+        self.size * self.symbols
+    }
+}
+
+/// What enters a transformer at one scale.
+#[derive(Debug)]
+pub struct ScaleInput<'a> {
+    /// The tokenizer's view of the canvas so far, `[sequences, z_channels, height, width]` of this scale's size
+    /// ([`Tokenizer::next_input`](super::Tokenizer::next_input)). At the first scale it holds no information.
+    pub map: Tensor<4>,
+    /// Symbols drawn at the scale before, `[sequences, tokens * symbols]`; `None` at the first scale. For models with
+    /// a token embedding of their own.
+    pub ids: Option<&'a Tensor<2, Int>>,
+}
+
+/// A transformer that predicts all tokens of a scale at once from the scales before it.
+///
+/// A call of [`NextScale::start`] begins a batch; then each scale takes one [`NextScale::embed`] and one
+/// [`NextScale::step`]. Guidance that needs more than one prediction per image puts several sequences per image into
+/// the batch.
+pub trait NextScale {
+    /// All that a batch carries from scale to scale: embedded conditions, caches.
+    type State: State;
+
+    /// Returns the scale schedule that the model was trained with, the default of requests.
+    fn scales(&self) -> &Scales;
+
+    /// Returns the choices per token.
+    fn vocabulary(&self) -> Vocabulary;
+
+    /// Returns the number of classes, the null class not counted; 0 for a model without classes.
+    fn num_classes(&self) -> usize;
+
+    /// Checks that the model can generate over a schedule. The default accepts its own only.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming both.
+    fn check_scales(&self, scales: &Scales) -> Result<()> {
+        match scales == self.scales() {
+            true => Ok(()),
+            false => Err(Error::config("scale schedule", scales, format!("`{}`, the model's own", self.scales()))),
         }
     }
 
-    /// Lets no gradient pass to the scales before.
-    fn detach(&mut self) {
-        self.caches.iter_mut().for_each(KvCache::detach);
+    /// Starts a batch of one sequence per condition: computes everything that depends on the conditions alone, and
+    /// sets up empty caches.
+    ///
+    /// # Errors
+    /// [`Error::Label`] for a class that the model does not have; [`Error::Unsupported`] for a condition of another
+    /// kind; [`Error::Shape`] without conditions.
+    fn start(&self, conditions: &[Condition], scales: &Scales) -> Result<Self::State>;
+
+    /// Embeds a scale: the hidden states that enter the first block, `[sequences, tokens, width]`. The first scale
+    /// starts from the condition alone.
+    fn embed(&self, state: &Self::State, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3>;
+
+    /// Runs all blocks over a scale's hidden states, and returns logits `[sequences, tokens, vocabulary.logits()]`.
+    /// Keys and values join the caches.
+    fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3>;
+
+    /// Refines the code vectors of a scale's final tokens, `[images, tokens, z_channels]`, before they are painted.
+    ///
+    /// This is where a model adds what its codes leave out, such as the residual diffusion of a hybrid tokenizer after
+    /// the last scale. The default returns the codes as they are. `rngs` holds one stream per image.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn refine(
+        &self,
+        state: &mut Self::State,
+        at: ScaleAt<'_>,
+        codes: Tensor<3>,
+        rngs: &mut [Rng],
+    ) -> Result<Tensor<3>> {
+        let _ = (state, at, rngs);
+        Ok(codes)
     }
+}
+
+/// The state of a batch between two scales. It is a value: dropping it leaves the model as it was.
+pub trait State: Clone {
+    /// Returns the number of sequences.
+    fn sequences(&self) -> usize;
+
+    /// Keeps the first `count` sequences only.
+    #[must_use]
+    fn keep_first(self, count: usize) -> Self;
+
+    /// Lets no gradient pass to the scales so far.
+    fn detach(&mut self);
 }

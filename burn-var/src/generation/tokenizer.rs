@@ -1,76 +1,74 @@
-//! Pictures to token pyramids and back.
+use burn::tensor::{Device, Int, Tensor};
 
-mod blocks;
-mod quantizer;
-mod vqvae;
-
-use burn::tensor::{Int, Tensor};
-
-pub use blocks::{AttnBlock, Decoder, Encoder, ResBlock};
-pub use quantizer::{Quantized, Quantizer, phi_index};
-pub use vqvae::{VqVae, VqVaeConfig};
-
+use super::Vocabulary;
+use crate::scales::ScaleAt;
 use crate::{Result, Scales, TokenPyramid};
 
-/// What the generation loop needs of a tokenizer: a canvas (the running feature map, f-hat in the papers) that each
-/// scale's tokens are painted on, and that decodes to a picture at any time.
+/// A tokenizer with a canvas (the running feature map, f-hat in the papers): each scale's tokens are painted on it, and
+/// it decodes to an image at any time.
+///
+/// Residual tokenizers add to the canvas; those whose every scale stands for the whole image replace it.
 pub trait Tokenizer {
-    /// The ladder of token maps.
+    /// Returns the default scale schedule.
     fn scales(&self) -> &Scales;
 
-    /// Number of codes.
-    fn vocab_size(&self) -> usize;
+    /// Returns the choices per token.
+    fn vocabulary(&self) -> Vocabulary;
 
-    /// Channels of the canvas.
+    /// Returns the number of channels of the canvas and of a code vector.
     fn z_channels(&self) -> usize;
 
-    /// Shape of the pictures, `[channels, height, width]`.
-    fn picture_shape(&self) -> [usize; 3];
+    /// Returns the shape of the images of a schedule, `[channels, height, width]`.
+    fn image_shape(&self, scales: &Scales) -> [usize; 3];
 
-    /// Pictures `[batch, channels, height, width]` in `[-1, 1]` to token ids.
+    /// Returns the device of the weights.
+    fn device(&self) -> Device;
+
+    /// Encodes images `[batch, channels, height, width]` in `[-1, 1]` to token ids.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] if the pictures have another shape than [`Tokenizer::picture_shape`].
-    fn tokenize(&self, images: Tensor<4>) -> Result<TokenPyramid>;
+    /// [`crate::Error::Shape`] if the images do not have the shape [`Tokenizer::image_shape`] of the schedule.
+    fn encode(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid>;
 
-    /// An empty canvas of zeros, `[batch, z_channels, height, width]`.
-    fn blank(&self, batch: usize) -> Tensor<4>;
+    /// Returns a canvas with nothing on it, `[batch, z_channels, height, width]`.
+    fn blank(&self, batch: usize, scales: &Scales) -> Tensor<4>;
 
-    /// The code vectors of `[batch, tokens]` ids: `[batch, tokens, z_channels]`.
+    /// Returns the code vectors of ids `[batch, tokens * symbols]`: `[batch, tokens, z_channels]`.
     fn lookup(&self, ids: Tensor<2, Int>) -> Tensor<3>;
 
-    /// All code vectors, `[vocab_size, z_channels]`.
+    /// Returns the vectors of all choices of a symbol, `[vocabulary.size, z_channels / symbols]`.
     fn codebook(&self) -> Tensor<2>;
 
-    /// Adds scale `k`'s code vectors, `[batch, tokens, z_channels]`, to the canvas.
-    fn paint(&self, canvas: Tensor<4>, k: usize, codes: Tensor<3>) -> Tensor<4>;
+    /// Paints a scale's code vectors, `[batch, tokens, z_channels]`, on the canvas, and returns the new canvas.
+    fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4>;
 
-    /// What a transformer sees of the canvas before it predicts scale `k`: `[batch, z_channels, height_k, width_k]`.
-    fn next_input(&self, canvas: &Tensor<4>, k: usize) -> Tensor<4>;
+    /// Returns what a transformer sees of the canvas before it predicts a scale: `[batch, z_channels, height_k,
+    /// width_k]`.
+    fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4>;
 
-    /// The canvas as pictures `[batch, channels, height, width]` in `[-1, 1]`.
+    /// Decodes a canvas to images `[batch, channels, height, width]` in `[-1, 1]`.
     fn decode(&self, canvas: Tensor<4>) -> Tensor<4>;
 
-    /// The canvas after every scale of a pyramid.
+    /// Returns the canvas after each scale of a pyramid.
     fn canvases(&self, tokens: &TokenPyramid) -> Vec<Tensor<4>> {
-        let mut canvas = self.blank(tokens.batch());
-        (0..self.scales().len())
-            .map(|k| {
-                canvas = self.paint(canvas.clone(), k, self.lookup(tokens.map(k)));
-                canvas.clone()
-            })
-            .collect()
+        let mut canvas = self.blank(tokens.batch(), tokens.scales());
+        let mut canvases = Vec::with_capacity(tokens.scales().len());
+        for at in tokens.scales().iter() {
+            canvas = self.paint(canvas, at, self.lookup(tokens.map(at.k())));
+            canvases.push(canvas.clone());
+        }
+        canvases
     }
 
-    /// What a transformer is fed when it is taught: the inputs of all scales but the first, of the true tokens.
+    /// Returns the inputs of a teacher-forced transformer: those of all scales but the first, from the true tokens.
     /// `[batch, L - tokens of the first scale, z_channels]` (`idxBl_to_var_input` in VAR's code).
     fn teacher_input(&self, tokens: &TokenPyramid) -> Tensor<3> {
-        let count = self.scales().len();
-        let mut canvas = self.blank(tokens.batch());
-        let mut inputs = Vec::with_capacity(count);
-        for k in 0..count - 1 {
-            canvas = self.paint(canvas, k, self.lookup(tokens.map(k)));
-            inputs.push(self.next_input(&canvas, k + 1).flatten::<3>(2, 3).swap_dims(1, 2)); // [batch, tokens, z]
+        let mut canvas = self.blank(tokens.batch(), tokens.scales());
+        let mut inputs = Vec::with_capacity(tokens.scales().len());
+        for at in tokens.scales().iter().skip(1) {
+            let before = at.k() - 1;
+            canvas = self.paint(canvas, tokens.scales().at(before), self.lookup(tokens.map(before)));
+            inputs.push(self.next_input(&canvas, at).flatten::<3>(2, 3).swap_dims(1, 2)); // [batch, tokens, z]
         }
         if inputs.is_empty() {
             return Tensor::zeros([tokens.batch(), 0, self.z_channels()], &canvas.device());

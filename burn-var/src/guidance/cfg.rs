@@ -1,27 +1,38 @@
-//! Classifier-free guidance.
+use burn::tensor::Tensor;
 
-use super::{Guidance, Logits, Schedule};
-use crate::{Result, Scales};
+use super::{BatchInfo, Branches, Guidance, Logits, Schedule};
+use crate::Result;
+use crate::scales::ScaleAt;
 
-/// `(1 + t) * cond - t * null` with a strength t that depends on the scale; of a corrupted prefix's logits too.
+/// Classifier-free guidance: `(1 + t) * cond - t * null` with a strength t per scale, for the logits of a corrupted
+/// prefix too.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cfg {
-    /// The strengths.
-    pub schedule: Schedule,
+    schedule: Schedule,
 }
 
 impl Cfg {
-    /// VAR's ramp up to `strength` (1.5 in the paper's evaluation, 4 in its demo).
+    /// Creates guidance with the given strengths.
+    pub fn new(schedule: Schedule) -> Self {
+        Self { schedule }
+    }
+
+    /// Creates guidance with VAR's ramp up to `strength` (1.5 in the paper's evaluation, 4 in its demo).
     pub fn ramp(strength: f64) -> Self {
-        Self { schedule: Schedule::Ramp(strength) }
+        Self::new(Schedule::Ramp(strength))
     }
 }
 
-/// The guided logits, `null` being kept for parts that come later.
+/// Returns `(1 + strength) * toward - strength * away`.
+pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> Tensor<3> {
+    toward * (1.0 + strength) - away * strength
+}
+
+/// Returns the guided logits; the null branch stays for parts that come later.
 fn guided(logits: Logits, strength: f64) -> Logits {
     let corrupted = logits.corrupted.map(|corrupted| Box::new(guided(*corrupted, strength)));
     let cond = match &logits.null {
-        Some(null) => logits.cond * (1.0 + strength) - null.clone() * strength,
+        Some(null) => extrapolate(logits.cond, null.clone(), strength),
         None => logits.cond,
     };
     Logits { cond, null: logits.null, corrupted }
@@ -32,16 +43,16 @@ impl Guidance for Cfg {
         "cfg"
     }
 
-    fn check(&self, scales: &Scales) -> Result<()> {
-        self.schedule.check(self.name(), scales)
+    fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
+        self.schedule.check(self.name(), batch.scales)
     }
 
-    fn needs_null(&self, k: usize, scales: &Scales) -> bool {
-        self.schedule.at(k, scales) != 0.0
+    fn branches(&self, at: ScaleAt<'_>) -> Branches {
+        Branches { null: self.schedule.at(at) != 0.0, ..Branches::default() }
     }
 
-    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
-        Ok(match self.schedule.at(k, scales) {
+    fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
+        Ok(match self.schedule.at(at) {
             0.0 => logits,
             strength => guided(logits, strength),
         })
@@ -51,12 +62,14 @@ impl Guidance for Cfg {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Scales;
 
     #[test]
     fn no_guidance_needs_no_null_branch() {
         let scales = Scales::square(&[1, 2, 3]).unwrap();
-        assert!(!Cfg::ramp(3.0).needs_null(0, &scales), "the first scale of a ramp");
-        assert!(Cfg::ramp(3.0).needs_null(1, &scales));
-        assert!(!Cfg::ramp(0.0).needs_null(2, &scales), "no strength");
+        let needs_null = |cfg: Cfg, k: usize| cfg.branches(scales.at(k)).null;
+        assert!(!needs_null(Cfg::ramp(3.0), 0), "the first scale of a ramp");
+        assert!(needs_null(Cfg::ramp(3.0), 1));
+        assert!(!needs_null(Cfg::ramp(0.0), 2), "no strength");
     }
 }

@@ -1,12 +1,10 @@
-//! All guidance of a model in its order.
-
 use serde::{Deserialize, Serialize};
 
 use super::{Aid, Cfg, Guidance, Schedule, Ssg, SsgConfig, SsgOrder, Vpg, VpgConfig};
 use crate::{Error, Result};
 
-/// The parts of a guidance chain, each under its name. An injector is given to [`GuidanceConfig::chain`], since it has
-/// weights.
+/// Settings of the parts of a guidance chain, by name. An injector has weights, so it is given to
+/// [`GuidanceConfig::chain`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuidanceConfig {
@@ -21,9 +19,9 @@ pub struct GuidanceConfig {
 }
 
 impl GuidanceConfig {
-    /// The parts in their order: what changes the way in; Scaled Spatial Guidance of the branches, if it is asked for;
-    /// classifier-free guidance; visual prefix guidance of its result; and Scaled Spatial Guidance, whose prior then is
-    /// what all the others made of the scale before.
+    /// Returns the parts in their order: the injector, which acts on hidden states; Scaled Spatial Guidance of the
+    /// branches, if its order says so; classifier-free guidance; visual prefix guidance of its result; and Scaled
+    /// Spatial Guidance by default, whose prior then is the guided logits of the scale before.
     ///
     /// # Errors
     /// [`Error::Config`] for parts that contradict each other.
@@ -39,7 +37,7 @@ impl GuidanceConfig {
         let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
         chain.extend(aid.map(|aid| Box::new(aid) as Box<dyn Guidance>));
         chain.extend(before.map(part));
-        chain.push(Box::new(Cfg { schedule: self.cfg.clone() }));
+        chain.push(Box::new(Cfg::new(self.cfg.clone())));
         chain.extend(self.vpg.iter().map(|vpg| Box::new(Vpg::new(vpg.clone())) as Box<dyn Guidance>));
         chain.extend(ssg.filter(|ssg| ssg.order == SsgOrder::PostCfg).map(part));
         Ok(chain)

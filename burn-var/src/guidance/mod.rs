@@ -1,120 +1,114 @@
-//! What changes a hidden state, logits or tokens on their way: each method one part, and they compose.
+//! Guidance: methods that change hidden states or logits on their way through the generation loop. Each is one part,
+//! and parts compose to a chain.
 
-mod aid;
 mod cfg;
 mod chain;
-mod keep;
 mod schedule;
 mod ssg;
 mod vpg;
 
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
-pub use aid::{Aid, AidWeight, Uncertainty};
 pub use cfg::Cfg;
 pub use chain::GuidanceConfig;
-pub use keep::Keep;
 pub use schedule::Schedule;
-pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgOrder, dct_matrix};
+pub use ssg::{Dse, DseFill, DseScale, Ssg, SsgConfig, SsgOrder};
 pub use vpg::{Vpg, VpgConfig};
 
-use crate::{Request, Result, Scales};
+pub use crate::models::aid::{Aid, AidWeight, Uncertainty};
+use crate::scales::ScaleAt;
+use crate::{Result, Scales};
 
-/// The logits of one scale, `[batch, tokens, vocab]` each.
+/// Logits of one scale, `[batch, tokens, logits]` each.
 #[derive(Debug, Clone)]
 pub struct Logits {
-    /// With the pictures' classes.
+    /// Logits with the images' conditions.
     pub cond: Tensor<3>,
-    /// With the null class, if some part of the chain asked for it at this scale.
+    /// Logits with the null condition, if a part of the chain needs them at this scale.
     pub null: Option<Tensor<3>>,
-    /// The same two after a corrupted prefix, if some part asked for them; without any of its own.
+    /// The same two after a corrupted prefix, if a part needs them; without a corrupted branch of their own.
     pub corrupted: Option<Box<Self>>,
 }
 
 impl Logits {
-    /// With the pictures' classes alone.
+    /// Returns logits of the conditional branch alone.
     pub fn cond(cond: Tensor<3>) -> Self {
         Self { cond, null: None, corrupted: None }
     }
 }
 
-/// A scale that is about to enter the transformer.
+/// The branches of a prediction that a part needs beside the conditional one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Branches {
+    /// The null condition.
+    pub null: bool,
+    /// A corrupted prefix, made by [`Guidance::corrupt`].
+    pub corrupted: bool,
+}
+
+/// A batch that is about to be generated.
 #[derive(Debug, Clone, Copy)]
-pub struct Entering<'a> {
-    /// Which one, from 0.
-    pub k: usize,
-    /// The ladder.
+pub struct BatchInfo<'a> {
+    /// Scale schedule.
     pub scales: &'a Scales,
-    /// The code vectors of the tokens drawn at the scale before, `[batch, tokens, z_channels]`; none at the first.
-    pub previous: Option<&'a Tensor<3>>,
+    /// Number of images.
+    pub images: usize,
+    /// Seed of the whole set of images.
+    pub seed: u64,
+    /// Number of the first image in the set.
+    pub first: u64,
+    /// Device of the model.
+    pub device: &'a Device,
 }
 
-/// Tokens that are not drawn.
-#[derive(Debug, Clone)]
-pub struct Given {
-    /// Ids, `[batch, tokens]`.
-    pub ids: Tensor<2, Int>,
-    /// True where they are taken.
-    pub mask: Tensor<2, Bool>,
-}
-
-/// One part of the guidance chain.
+/// One part of a guidance chain.
+///
+/// A part may keep state from scale to scale; [`Guidance::begin`] starts a batch and must reset it.
 pub trait Guidance {
-    /// Its name on the command line and in messages.
+    /// Returns the name of the part, as on the command line and in messages.
     fn name(&self) -> &'static str;
 
-    /// Checks that the part fits a ladder, before anything is computed.
+    /// Starts a batch: checks that the part fits the schedule, and forgets the batch before.
     ///
     /// # Errors
     /// [`crate::Error::Config`] naming the setting.
-    fn check(&self, scales: &Scales) -> Result<()> {
-        let _ = scales;
+    fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
+        let _ = batch;
         Ok(())
     }
 
-    /// Whether [`Guidance::steer`] uses the null branch at scale `k`.
-    fn needs_null(&self, k: usize, scales: &Scales) -> bool {
-        let _ = (k, scales);
-        false
+    /// Returns the branches whose logits the part uses at a scale.
+    fn branches(&self, at: ScaleAt<'_>) -> Branches {
+        let _ = at;
+        Branches::default()
     }
 
-    /// Whether [`Guidance::steer`] uses the branch with a corrupted prefix at scale `k`.
-    fn needs_corrupted(&self, k: usize, scales: &Scales) -> bool {
-        let _ = (k, scales);
-        false
-    }
-
-    /// Changes what enters the first block, `[sequences, tokens, width]`: those with a class first, then those of the
-    /// null branch, if there is one.
+    /// Changes the hidden states that enter the first block, `[sequences, tokens, width]`: sequences with a condition
+    /// first, then those of the null branch, if there is one. `codes` are the code vectors of the tokens of the scale
+    /// before, `[batch, tokens, z_channels]`; `None` at the first scale.
     ///
     /// # Errors
-    /// Whatever the method can fail with.
-    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        let _ = scale;
+    /// Those of the method.
+    fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let _ = (at, codes);
         Ok(hidden)
     }
 
-    /// What enters the first block of the branch with a corrupted prefix, given what enters the other.
+    /// Corrupts the hidden states that enter the first block, for the branch with a corrupted prefix.
     ///
     /// # Errors
-    /// Whatever the method can fail with.
-    fn corrupt(&mut self, scale: Entering<'_>, request: &Request, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        let _ = (scale, request);
+    /// Those of the method.
+    fn corrupt(&mut self, at: ScaleAt<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let _ = at;
         Ok(hidden)
     }
 
-    /// Changes the logits of scale `k`.
+    /// Changes the logits of a scale.
     ///
     /// # Errors
-    /// Whatever the method can fail with.
-    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
-        let _ = (k, scales);
+    /// Those of the method.
+    fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
+        let _ = at;
         Ok(logits)
-    }
-
-    /// The tokens of scale `k` that are known beforehand.
-    fn given(&mut self, k: usize) -> Option<Given> {
-        let _ = k;
-        None
     }
 }

@@ -2,15 +2,17 @@
 
 use std::fmt;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Guidance, Logits, Schedule};
-use crate::resize::Resize;
-use crate::{Error, MapSize, Result, Scales};
+use super::cfg::extrapolate;
+use super::{BatchInfo, Guidance, Logits, Schedule};
+use crate::math::{Constants, Resize, dct_matrix};
+use crate::scales::ScaleAt;
+use crate::{Error, MapSize, Result};
 
 /// What the frequencies that the coarse map does not have are filled with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DseFill {
     /// Those of the interpolated map: the paper's DSE.
@@ -23,7 +25,7 @@ pub enum DseFill {
 }
 
 /// How the coarse map's frequencies are taken over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DseScale {
     /// Times `sqrt(h w / (h_prev w_prev))`, so that amplitudes stay what they are: a constant map stays constant.
@@ -35,7 +37,7 @@ pub enum DseScale {
 
 /// Discrete spatial enhancement (algorithm 1): a map of logits brought to a larger size in the frequency domain. All of
 /// it is linear and the same for every channel, so it is one constant matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dse {
     /// What missing frequencies are filled with.
@@ -53,15 +55,12 @@ impl Default for Dse {
 }
 
 impl Dse {
-    /// The matrix that makes a map of size `to` of one of size `from`, `[to.area(), from.area()]`, row-major.
+    /// Returns the matrix that enlarges a map of size `from` to size `to`, `[to.area(), from.area()]`, row-major.
     ///
     /// # Errors
     /// [`Error::Config`] if `to` is smaller in either direction: there is no room for the frequencies.
     pub fn matrix(self, from: MapSize, to: MapSize) -> Result<Vec<f32>> {
-        if to.height < from.height || to.width < from.width {
-            let expected = format!("at least {from}, the size before: SSG needs maps that grow");
-            return Err(Error::config("size of a token map", to, expected));
-        }
+        Self::check(from, to)?;
         if from == to {
             let area = to.area();
             return Ok((0..area * area).map(|i| if i % (area + 1) == 0 { 1.0 } else { 0.0 }).collect());
@@ -91,6 +90,21 @@ impl Dse {
         Ok(matrix.into_iter().map(|value| value as f32).collect())
     }
 
+    fn check(from: MapSize, to: MapSize) -> Result<()> {
+        if to.height < from.height || to.width < from.width {
+            let expected = format!("at least {from}, the size before: SSG needs maps that grow");
+            return Err(Error::config("size of a token map", to, expected));
+        }
+        Ok(())
+    }
+
+    /// Returns the matrix on a device, `[1, to.area(), from.area()]`.
+    fn constant(self, from: MapSize, to: MapSize, device: &Device) -> Result<Tensor<3>> {
+        static MATRICES: Constants<(Dse, MapSize, MapSize), 3> = Constants::new();
+        let shape = [1, to.area(), from.area()];
+        MATRICES.try_get((self, from, to), device, || Ok((self.matrix(from, to)?, shape)))
+    }
+
     fn axis(self, from: usize, to: usize) -> Axis {
         let factor = match self.scale {
             DseScale::Amplitude => (to as f64 / from as f64).sqrt(),
@@ -115,16 +129,6 @@ struct Axis {
     interpolated: Vec<f64>,
     /// The part of the interpolated map that the coarse frequencies replace.
     replaced: Vec<f64>,
-}
-
-/// The orthonormal DCT-II of `n` numbers as a matrix `[frequency, place]`, row-major; its transpose is the inverse.
-pub fn dct_matrix(n: usize) -> Vec<f64> {
-    let entry = |i: usize| {
-        let (frequency, place) = ((i / n) as f64, (i % n) as f64);
-        let scale = if i < n { 1.0 } else { 2.0 } / n as f64;
-        scale.sqrt() * (core::f64::consts::PI * frequency * (place + 0.5) / n as f64).cos()
-    };
-    (0..n * n).map(entry).collect()
 }
 
 /// `a b` of `a: [m, k]` and `b: [k, n]`.
@@ -186,26 +190,26 @@ impl SsgConfig {
     }
 }
 
-/// `l_k + beta_k (l_k - DSE(l_(k-1)))` with the logits of the scale before as the prior.
+/// Scaled Spatial Guidance: `l_k + beta_k (l_k - DSE(l_(k-1)))` with the logits of the scale before as the prior.
 #[derive(Debug, Clone)]
 pub struct Ssg {
     config: SsgConfig,
-    /// The logits of the scale before.
+    /// Logits of the scale before.
     before: Option<Logits>,
 }
 
 impl Ssg {
-    /// Guidance of one chain.
+    /// Creates guidance with the given settings.
     pub fn new(config: SsgConfig) -> Self {
         Self { config, before: None }
     }
-}
 
-/// Logits against the prior that `matrix` makes of those before.
-fn guided(logits: Tensor<3>, before: Tensor<3>, beta: f64, matrix: &Tensor<3>) -> Tensor<3> {
-    let [batch, ..] = before.dims();
-    let prior = matrix.clone().repeat_dim(0, batch).matmul(before);
-    logits * (1.0 + beta) - prior * beta
+    /// Guides logits by those of the scale before.
+    fn guided(&self, logits: Tensor<3>, before: Tensor<3>, beta: f64, [from, to]: [MapSize; 2]) -> Result<Tensor<3>> {
+        let matrix = self.config.dse.constant(from, to, &logits.device())?;
+        let prior = matrix.repeat_dim(0, before.dims()[0]).matmul(before);
+        Ok(extrapolate(logits, prior, beta))
+    }
 }
 
 impl Guidance for Ssg {
@@ -213,31 +217,25 @@ impl Guidance for Ssg {
         "ssg"
     }
 
-    fn check(&self, scales: &Scales) -> Result<()> {
-        self.config.schedule.check(self.name(), scales)?;
-        (1..scales.len()).try_for_each(|k| self.config.dse.matrix(scales.size(k - 1), scales.size(k)).map(|_| ()))
+    fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
+        self.before = None;
+        self.config.schedule.check(self.name(), batch.scales)?;
+        batch.scales.sizes().windows(2).try_for_each(|sizes| Dse::check(sizes[0], sizes[1]))
     }
 
-    fn steer(&mut self, k: usize, scales: &Scales, mut logits: Logits) -> Result<Logits> {
+    fn logits(&mut self, at: ScaleAt<'_>, mut logits: Logits) -> Result<Logits> {
         let corrupted = logits.corrupted.take();
-        // The first scale begins another batch: what is left of the one before is not its prior.
-        let before = self.before.take().filter(|_| k > 0);
-        let beta = self.config.schedule.at(k, scales);
-        let guided = match before {
-            Some(before) if beta != 0.0 => {
-                let (from, to) = (scales.size(k - 1), scales.size(k));
-                let data = TensorData::new(self.config.dse.matrix(from, to)?, [1, to.area(), from.area()]);
-                let matrix = Tensor::from_data(data, &logits.cond.device());
-                let null = match (logits.null.clone(), before.null) {
-                    (Some(null), Some(before)) if self.config.order == SsgOrder::PerBranch => {
-                        Some(guided(null, before, beta, &matrix))
-                    }
-                    (null, _) => null,
-                };
-                Logits { null, ..Logits::cond(guided(logits.cond.clone(), before.cond, beta, &matrix)) }
+        let beta = self.config.schedule.at(at);
+        let mut guided = logits.clone();
+        if let (Some(before), Some(scale_before)) = (self.before.take(), at.before())
+            && beta != 0.0
+        {
+            let sizes = [scale_before.size(), at.size()];
+            guided.cond = self.guided(guided.cond, before.cond, beta, sizes)?;
+            if let (SsgOrder::PerBranch, Some(null), Some(before)) = (self.config.order, guided.null.take(), before.null) {
+                guided.null = Some(self.guided(null, before, beta, sizes)?);
             }
-            _ => logits.clone(),
-        };
+        }
         self.before = Some(if self.config.recursive { guided.clone() } else { logits });
         Ok(Logits { corrupted, ..guided })
     }
@@ -246,22 +244,12 @@ impl Guidance for Ssg {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Scales;
 
     const RESIZES: [Resize; 3] = [Resize::Nearest, Resize::Bilinear, Resize::Bicubic];
 
     fn size(height: usize, width: usize) -> MapSize {
         MapSize { height, width }
-    }
-
-    #[test]
-    fn the_transform_is_orthonormal() {
-        for n in [1, 2, 5, 16] {
-            let c = dct_matrix(n);
-            for (i, value) in product_of_transposed(&c, &c, [n, n, n]).into_iter().enumerate() {
-                let expected = if i % (n + 1) == 0 { 1.0 } else { 0.0 };
-                assert!((value - expected).abs() < 1e-14, "entry {i} of the product, {n} numbers: {value}");
-            }
-        }
     }
 
     #[test]
@@ -299,8 +287,12 @@ mod tests {
         let device = burn::tensor::Device::default();
         let logits = |tokens: usize, value: f32| Logits::cond(Tensor::full([1, tokens, 3], value, &device));
         let mut ssg = Ssg::new(SsgConfig::paper(1.0));
+        let info = BatchInfo { scales: &scales, images: 1, seed: 0, first: 0, device: &device };
         let mut at = |k: usize, logits: Logits| -> f32 {
-            let guided = ssg.steer(k, &scales, logits).unwrap();
+            if k == 0 {
+                ssg.begin(&info).unwrap();
+            }
+            let guided = ssg.logits(scales.at(k), logits).unwrap();
             guided.cond.max().into_scalar()
         };
         assert_eq!(at(0, logits(1, 2.0)), 2.0, "nothing before the first scale");

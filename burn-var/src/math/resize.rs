@@ -3,12 +3,13 @@
 //! Each of these is linear and separable, so it is done as two products with small constant matrices: exact gradients
 //! on every device, and none of the pitfalls of a backend's own interpolation. Checked against golden case `interp`.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
+use super::Constants;
 use crate::MapSize;
 
-/// How the value at a new position is made of the old ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// The interpolation that makes the value at a new position from the old ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// Mean over the window `floor(i * in / out) .. ceil((i + 1) * in / out)`: adaptive average pooling.
@@ -22,7 +23,7 @@ pub enum Resize {
 }
 
 impl Resize {
-    /// The `[to, from]` matrix that resizes one axis, row by row.
+    /// Returns the `[to, from]` matrix that resizes one axis, row-major.
     pub fn matrix(self, from: usize, to: usize) -> Vec<f32> {
         let mut matrix = vec![0.0f64; to * from];
         // In single precision, as PyTorch computes it: over a long axis the rounding moves weights by 1e-5.
@@ -59,14 +60,14 @@ impl Resize {
         let x = if width == size.width {
             x
         } else {
-            let columns = self.tensor(width, size.width, &device).transpose();
+            let columns = self.constant(width, size.width, &device).transpose();
             let rows = x.reshape([batch * channels * height, width]); // [batch * channels * height, width]
             rows.matmul(columns).reshape([batch, channels, height, size.width])
         };
         if height == size.height {
             return x;
         }
-        let rows = self.tensor(height, size.height, &device).unsqueeze::<3>().expand([
+        let rows = self.constant(height, size.height, &device).unsqueeze::<3>().expand([
             (batch * channels) as i64,
             size.height as i64,
             height as i64,
@@ -82,12 +83,13 @@ impl Resize {
     /// Resizes the last axis of `x`, `[batch, channels, length]`.
     pub fn apply_1d(self, x: Tensor<3>, length: usize) -> Tensor<3> {
         let [batch, channels, from] = x.dims();
-        let matrix = self.tensor(from, length, &x.device()).transpose();
+        let matrix = self.constant(from, length, &x.device()).transpose();
         x.reshape([batch * channels, from]).matmul(matrix).reshape([batch, channels, length])
     }
 
-    fn tensor(self, from: usize, to: usize, device: &Device) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(self.matrix(from, to), [to, from]), device)
+    fn constant(self, from: usize, to: usize, device: &Device) -> Tensor<2> {
+        static MATRICES: Constants<(Resize, usize, usize), 2> = Constants::new();
+        MATRICES.get((self, from, to), device, || (self.matrix(from, to), [to, from]))
     }
 }
 
