@@ -1,30 +1,30 @@
-//! Tokens of a picture that is there already: completion, in-painting, out-painting, teaching.
+//! Editing: tokens of an existing image that are not drawn. Completion, in-painting, out-painting, and teacher forcing.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
-use super::{Given, Guidance};
-use crate::resize::Resize;
+use crate::generation::Tokenizer;
+use crate::math::Resize;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
-/// Up to so many tokens a scale has too few for a part of a picture: all are kept, or the picture would be lost.
+/// Scales with at most this many tokens are kept whole; masking them would lose the layout.
 const WHOLE: usize = 3;
 
-/// Keeps tokens of given pictures, so that only the others are drawn.
+/// Tokens that are known, so that only the others are drawn.
 #[derive(Debug, Clone)]
-pub struct Keep {
+pub struct KnownTokens {
     tokens: TokenPyramid,
-    /// One a scale, `[batch, tokens]`: true where a token is kept.
+    /// One per scale, `[batch, tokens]`: true where the token is known.
     masks: Vec<Tensor<2, Bool>>,
 }
 
-impl Keep {
-    /// All tokens: nothing is drawn, and logits are those of a taught model.
+impl KnownTokens {
+    /// Marks all tokens as known: nothing is drawn, and the logits are those of a teacher-forced model.
     pub fn all(tokens: TokenPyramid) -> Self {
         let scales = tokens.scales().len();
         Self::first(tokens, scales)
     }
 
-    /// The first `scales` scales: the rest is made up.
+    /// Marks the first `scales` scales as known; the finer ones are drawn.
     pub fn first(tokens: TokenPyramid, scales: usize) -> Self {
         let batch = tokens.batch();
         let mask = |k: usize| {
@@ -34,12 +34,13 @@ impl Keep {
         Self { masks: (0..tokens.scales().len()).map(mask).collect(), tokens }
     }
 
-    /// Where `mask`, `[batch, 1, height, width]` of any size with 1 for what stays and 0 for what is drawn, is above a
-    /// half once it has been brought to the size of a scale; and all of the smallest scales (VAR's zero-shot editing).
+    /// Marks the tokens under a mask as known: `mask`, `[batch, 1, height, width]` of any size, is 1 where the image
+    /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above a half; the
+    /// smallest scales are known as a whole (VAR's zero-shot editing).
     ///
     /// # Errors
-    /// [`Error::Shape`] if it is not one mask a picture.
-    pub fn where_mask(tokens: TokenPyramid, mask: Tensor<4>) -> Result<Self> {
+    /// [`Error::Shape`] if there is not one mask per image.
+    pub fn masked(tokens: TokenPyramid, mask: Tensor<4>) -> Result<Self> {
         let [batch, channels, ..] = mask.dims();
         if batch != tokens.batch() || channels != 1 {
             return Err(Error::shape("mask", format!("[{}, 1, height, width]", tokens.batch()), mask.dims()));
@@ -52,10 +53,10 @@ impl Keep {
         Ok(Self { masks: (0..tokens.scales().len()).map(of).collect(), tokens })
     }
 
-    /// How many tokens of each scale are drawn, of all pictures together.
+    /// Returns the number of tokens that are drawn at each scale, of all images together.
     ///
     /// # Errors
-    /// [`Error::Device`] if the masks cannot be read.
+    /// [`Error::Device`] if the masks cannot be read back.
     pub fn drawn(&self) -> Result<Vec<usize>> {
         let count = |mask: &Tensor<2, Bool>| {
             let kept = mask.clone().int().try_into_vec_as::<i64>().map_err(Error::device("read masks"))?;
@@ -63,22 +64,33 @@ impl Keep {
         };
         self.masks.iter().map(count).collect()
     }
-}
 
-impl Guidance for Keep {
-    fn name(&self) -> &'static str {
-        "keep"
-    }
-
-    fn check(&self, scales: &Scales) -> Result<()> {
-        match self.tokens.scales() == scales {
-            true => Ok(()),
-            false => Err(Error::config("ladder of the kept tokens", self.tokens.scales(), scales.to_string())),
+    /// Checks that the tokens are those of `images` images over a schedule.
+    pub(crate) fn check(&self, images: usize, scales: &Scales) -> Result<()> {
+        if self.tokens.scales() != scales {
+            return Err(Error::config("scale schedule of the known tokens", self.tokens.scales(), scales.to_string()));
+        }
+        match self.tokens.batch() {
+            found if found == images => Ok(()),
+            found => Err(Error::shape("known tokens", format!("those of {images} images"), [found])),
         }
     }
 
-    fn given(&mut self, k: usize) -> Option<Given> {
-        Some(Given { ids: self.tokens.map(k), mask: self.masks[k].clone() })
+    /// Puts the known ids of scale `k` over those that were drawn, `[batch, tokens * symbols]`.
+    pub(crate) fn fill_ids(&self, k: usize, drawn: Tensor<2, Int>) -> Tensor<2, Int> {
+        let [batch, tokens] = self.masks[k].dims();
+        let symbols = drawn.dims()[1] / tokens;
+        let mask = self.masks[k].clone().unsqueeze_dim::<3>(2).expand([batch, tokens, symbols]);
+        drawn.mask_where(mask.reshape([batch, tokens * symbols]), self.tokens.map(k))
+    }
+
+    /// Puts the code vectors of known tokens over those that were drawn, `[batch, tokens, z_channels]`.
+    pub(crate) fn fill_codes<T>(&self, k: usize, drawn: Tensor<3>, tokenizer: &T) -> Tensor<3>
+    where
+        T: Tokenizer + ?Sized,
+    {
+        let mask = self.masks[k].clone().unsqueeze_dim::<3>(2).expand(drawn.dims());
+        drawn.mask_where(mask, tokenizer.lookup(self.tokens.map(k)))
     }
 }
 
@@ -88,8 +100,8 @@ mod tests {
 
     use super::*;
 
-    fn kept(keep: &mut Keep, k: usize) -> Vec<bool> {
-        keep.given(k).unwrap().mask.into_data().try_into_vec().unwrap()
+    fn kept(known: &KnownTokens, k: usize) -> Vec<bool> {
+        known.masks[k].clone().into_data().try_into_vec().unwrap()
     }
 
     fn tokens(sides: &[usize]) -> TokenPyramid {
@@ -100,11 +112,12 @@ mod tests {
 
     #[test]
     fn the_first_scales_are_kept() {
-        let mut keep = Keep::first(tokens(&[1, 2]), 1);
-        assert_eq!((kept(&mut keep, 0), kept(&mut keep, 1)), (vec![true], vec![false; 4]));
-        let mut all = Keep::all(tokens(&[1, 2]));
-        assert_eq!((kept(&mut all, 0), kept(&mut all, 1)), (vec![true], vec![true; 4]));
-        assert!(all.check(&Scales::square(&[1, 3]).unwrap()).is_err(), "another ladder");
+        let known = KnownTokens::first(tokens(&[1, 2]), 1);
+        assert_eq!((kept(&known, 0), kept(&known, 1)), (vec![true], vec![false; 4]));
+        let all = KnownTokens::all(tokens(&[1, 2]));
+        assert_eq!((kept(&all, 0), kept(&all, 1)), (vec![true], vec![true; 4]));
+        assert!(all.check(1, &Scales::square(&[1, 3]).unwrap()).is_err(), "another schedule");
+        assert!(all.check(2, &Scales::square(&[1, 2]).unwrap()).is_err(), "another number of images");
     }
 
     #[test]
@@ -112,11 +125,11 @@ mod tests {
         let mut half = vec![0.0f32; 64];
         half.chunks_exact_mut(8).for_each(|row| row[..4].fill(1.0));
         let mask = Tensor::from_data(TensorData::new(half, [1, 1, 8, 8]), &Device::default());
-        let mut keep = Keep::where_mask(tokens(&[1, 2, 4]), mask.clone()).unwrap();
-        assert_eq!(keep.drawn().unwrap(), [0, 2, 8], "half of the others");
-        assert_eq!(kept(&mut keep, 0), [true], "one token is the whole picture");
-        assert_eq!(kept(&mut keep, 1), [true, false, true, false]);
-        assert_eq!(kept(&mut keep, 2), [true, true, false, false].repeat(4));
-        assert!(Keep::where_mask(tokens(&[1, 2]), mask.repeat_dim(0, 2)).is_err(), "two masks for a picture");
+        let known = KnownTokens::masked(tokens(&[1, 2, 4]), mask.clone()).unwrap();
+        assert_eq!(known.drawn().unwrap(), [0, 2, 8], "half of the others");
+        assert_eq!(kept(&known, 0), [true], "one token is the whole image");
+        assert_eq!(kept(&known, 1), [true, false, true, false]);
+        assert_eq!(kept(&known, 2), [true, true, false, false].repeat(4));
+        assert!(KnownTokens::masked(tokens(&[1, 2]), mask.repeat_dim(0, 2)).is_err(), "two masks for one image");
     }
 }

@@ -1,25 +1,25 @@
 use std::path::PathBuf;
 
-/// What can go wrong in this crate. Every message names the thing, what was expected and what was found.
+/// The error type of this crate. Every message names the thing, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be read or written.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {
-        /// What was tried: `read`, `write`, `create`, ...
+        /// Action that failed: `read`, `write`, `create`, ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's word.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file was read, and does not hold what it should.
+    /// A file was read, but its content is not usable.
     #[error("`{}` is not usable: {reason}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// Description of the defect, and what to do.
         reason: String,
     },
     /// A tensor has another shape than the operation needs.
@@ -39,7 +39,7 @@ pub enum Error {
         name: String,
         /// Its value.
         found: String,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
     },
     /// A class label that the model does not have.
@@ -47,64 +47,86 @@ pub enum Error {
     Label {
         /// The label asked for.
         label: usize,
-        /// How many classes the model has.
+        /// Number of classes of the model.
         classes: usize,
     },
-    /// Weights that do not fit the model: all that is missing, unused or mis-shaped at once.
+    /// A name or number that is not a class of the model.
     #[error("{0}")]
-    Weights(Box<crate::pretrained::LoadReport>),
+    Class(String),
+    /// Weights that do not fit the model, with all that is missing, unused or mis-shaped.
+    #[error("{0}")]
+    Weights(Box<crate::weights::LoadReport>),
     /// The device refused an operation, or its result could not be read back.
     #[error("device failure while trying to {action}: {reason}")]
     Device {
-        /// What was tried.
+        /// Action that failed.
         action: &'static str,
-        /// The device's word.
+        /// Error of the device.
         reason: String,
     },
     /// A value that must be finite is not.
     #[error("{what} is not finite ({found}); {hint}")]
     NonFinite {
-        /// Which value.
+        /// Name of the value.
         what: String,
-        /// What it was.
+        /// The value found.
         found: f64,
-        /// What to do.
+        /// Advice.
         hint: &'static str,
     },
-    /// The observer of a generation asked to stop.
-    #[error("generation was cancelled after scale {scale}")]
+    /// A generation was stopped before its last scale.
+    #[error("generation was cancelled after {scales} scales")]
     Cancelled {
-        /// The zero-based scale after which it stopped.
-        scale: usize,
+        /// Number of scales that were finished.
+        scales: usize,
+    },
+    /// A request that this model, device or build cannot serve.
+    #[error("{what} is not supported: {hint}")]
+    Unsupported {
+        /// The request.
+        what: String,
+        /// The reason, and what to do instead.
+        hint: String,
     },
 }
 
-/// This crate's result.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Io`] for `map_err`.
+    /// Creates an [`Error::Io`] for `map_err`.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Error::Io { action, path, source }
     }
 
-    /// An [`Error::Format`].
+    /// Creates an [`Error::Format`].
     pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::Format { path: path.into(), reason: reason.into() }
     }
 
-    /// An [`Error::Shape`].
+    /// Creates an [`Error::Shape`].
     pub fn shape(name: impl Into<String>, expected: impl Into<String>, found: impl Into<Vec<usize>>) -> Self {
         Error::Shape { name: name.into(), expected: expected.into(), found: found.into() }
     }
 
-    /// An [`Error::Device`] for `map_err`.
+    /// Creates an [`Error::Device`] for `map_err`.
     pub fn device<E: std::fmt::Display>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |reason| Error::Device { action, reason: reason.to_string() }
     }
 
-    /// An [`Error::Config`].
+    /// Creates an [`Error::Class`].
+    #[cfg(feature = "image")]
+    pub(crate) fn class(message: impl Into<String>) -> Self {
+        Error::Class(message.into())
+    }
+
+    /// Creates an [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Error::Unsupported { what: what.into(), hint: hint.into() }
+    }
+
+    /// Creates an [`Error::Config`].
     pub fn config(name: impl Into<String>, found: impl std::fmt::Display, expected: impl Into<String>) -> Self {
         Error::Config { name: name.into(), found: found.to_string(), expected: expected.into() }
     }

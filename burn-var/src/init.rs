@@ -1,14 +1,14 @@
-//! First weights, drawn on the host: the same on every backend, whatever order modules are built in.
+//! Initialization of weights, drawn on the host: the same on every backend, in whatever order modules are built.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::rng::Rng;
 
-/// How one parameter starts.
+/// Initial values of one parameter.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Start {
-    /// As the module built it (zeros for weights and biases, ones for norm scales).
+pub enum Init {
+    /// Values as the module built them (zeros for weights and biases, ones for norm scales).
     Keep,
     /// The same number everywhere.
     Constant(f64),
@@ -20,9 +20,9 @@ pub enum Start {
     Uniform(f64),
 }
 
-/// One parameter, as an initialisation rule sees it.
+/// One parameter, as an initialization rule sees it.
 #[derive(Debug)]
-pub struct Slot<'a> {
+pub struct ParamInfo<'a> {
     /// The path in the module: `blocks.0.attn.proj.weight`.
     pub path: &'a str,
     /// Its shape. Linear weights are `[in, out]`.
@@ -30,22 +30,22 @@ pub struct Slot<'a> {
 }
 
 /// Fills a module's float parameters by a rule, keyed by `(seed, path)`.
-pub fn initialise<M: Module>(module: M, seed: u64, rule: impl Fn(&Slot<'_>) -> Start) -> M {
-    module.map(&mut Initialiser { seed, rule, path: Vec::new() })
+pub fn initialize<M: Module>(module: M, seed: u64, rule: impl Fn(&ParamInfo<'_>) -> Init) -> M {
+    module.map(&mut Initializer { seed, rule, path: Vec::new() })
 }
 
 /// PyTorch's default for convolutions and linear layers: uniform within `1 / sqrt(fan_in)`, biases included.
-pub fn fan_in_bound(fan_in: usize) -> Start {
-    Start::Uniform(1.0 / (fan_in.max(1) as f64).sqrt())
+pub fn fan_in_bound(fan_in: usize) -> Init {
+    Init::Uniform(1.0 / (fan_in.max(1) as f64).sqrt())
 }
 
-struct Initialiser<F> {
+struct Initializer<F> {
     seed: u64,
     rule: F,
     path: Vec<String>,
 }
 
-impl<F: Fn(&Slot<'_>) -> Start> ModuleMapper for Initialiser<F> {
+impl<F: Fn(&ParamInfo<'_>) -> Init> ModuleMapper for Initializer<F> {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
         self.path.push(name.to_owned());
     }
@@ -59,15 +59,15 @@ impl<F: Fn(&Slot<'_>) -> Start> ModuleMapper for Initialiser<F> {
         let shape = param.lazy_shape().to_vec();
         let count: usize = shape.iter().product();
         let mut rng = Rng::new(self.seed, &path, 0);
-        let values: Vec<f32> = match (self.rule)(&Slot { path: &path, shape: &shape }) {
-            Start::Keep => return param,
-            Start::Constant(value) => vec![value as f32; count],
-            Start::Normal(std) => (0..count).map(|_| (rng.normal() * std) as f32).collect(),
-            Start::NormalRuns(runs) => {
+        let values: Vec<f32> = match (self.rule)(&ParamInfo { path: &path, shape: &shape }) {
+            Init::Keep => return param,
+            Init::Constant(value) => vec![value as f32; count],
+            Init::Normal(std) => (0..count).map(|_| (rng.normal() * std) as f32).collect(),
+            Init::NormalRuns(runs) => {
                 let stds = runs.iter().flat_map(|&(length, std)| std::iter::repeat_n(std, length)).cycle();
                 stds.take(count).map(|std| (rng.normal() * std) as f32).collect()
             }
-            Start::Uniform(bound) => (0..count).map(|_| ((rng.uniform() * 2.0 - 1.0) * bound) as f32).collect(),
+            Init::Uniform(bound) => (0..count).map(|_| ((rng.uniform() * 2.0 - 1.0) * bound) as f32).collect(),
         };
         let device = param.lazy_device();
         let trainable = param.is_require_grad();

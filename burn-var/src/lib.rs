@@ -1,26 +1,27 @@
-//! Next-scale autoregressive image generation (VAR) on Burn.
+//! Next-scale autoregressive image generation (VAR and its family) on Burn.
 
-pub mod aid;
-pub mod classifier;
-pub mod encoder;
+pub mod editing;
 mod error;
-mod generate;
+pub mod generation;
 pub mod guidance;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod init;
+pub mod math;
 pub mod metrics;
+pub mod models;
 pub mod nn;
 pub mod ops;
-pub mod pretrained;
-mod pyramid;
-pub mod resize;
+#[cfg(feature = "image")]
+pub mod pipeline;
+pub mod prelude;
 pub mod rng;
-pub mod sampler;
-mod scales;
-pub mod tokenizer;
-pub mod transformer;
+pub mod sampling;
+pub mod scales;
+mod tokens;
+pub mod weights;
 
 pub use error::{Error, Result};
-pub use generate::{Generated, Request, ScaleDone, check_pair, generate};
-pub use pyramid::TokenPyramid;
+pub use generation::{BatchRequest, Condition, NextScale, Tokenizer, generate};
 pub use scales::{MapSize, Scales};
-pub use tokenizer::Tokenizer;
+pub use tokens::TokenPyramid;

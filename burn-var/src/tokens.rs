@@ -1,39 +1,50 @@
-//! The token ids of every scale of a batch of pictures.
+//! Token ids of every scale of a batch of images.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{Error, Result, Scales};
 
-/// The token ids of every scale of a batch: what tokenizers produce and transformers predict.
+/// Token ids of every scale of a batch: what tokenizers produce and transformers predict.
+///
+/// A bit-wise token has several ids, its symbols, side by side.
 #[derive(Debug, Clone)]
 pub struct TokenPyramid {
     scales: Scales,
+    symbols: usize,
     maps: Vec<Tensor<2, Int>>,
 }
 
 impl TokenPyramid {
-    /// A pyramid of one `[batch, tokens]` map a scale, row by row.
+    /// Creates a pyramid of one `[batch, tokens]` map per scale, row by row.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a map is missing or has another number of tokens or pictures.
+    /// [`Error::Shape`] if a map is missing or has another number of tokens or images.
     pub fn new(scales: Scales, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
+        Self::with_symbols(scales, 1, maps)
+    }
+
+    /// Creates a pyramid of tokens of several symbols: one `[batch, tokens * symbols]` map per scale.
+    ///
+    /// # Errors
+    /// As [`TokenPyramid::new`].
+    pub fn with_symbols(scales: Scales, symbols: usize, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
         if maps.len() != scales.len() {
             return Err(Error::shape("token pyramid", format!("{} maps", scales.len()), vec![maps.len()]));
         }
         let batch = maps[0].dims()[0];
         for (k, map) in maps.iter().enumerate() {
-            let expected = [batch, scales.size(k).area()];
+            let expected = [batch, scales.size(k).area() * symbols];
             if map.dims() != expected {
                 return Err(Error::shape(format!("token map {k}"), format!("{expected:?}"), map.dims()));
             }
         }
-        Ok(Self { scales, maps })
+        Ok(Self { scales, symbols, maps })
     }
 
-    /// Cuts `[batch, L]` ids, coarsest scale first, into maps.
+    /// Splits `[batch, L]` ids, coarsest scale first, into maps.
     ///
     /// # Errors
-    /// [`Error::Shape`] if L is not the ladder's number of tokens.
+    /// [`Error::Shape`] if L is not the number of tokens of the schedule.
     pub fn from_sequence(scales: Scales, ids: Tensor<2, Int>) -> Result<Self> {
         let [_, length] = ids.dims();
         if length != scales.tokens() {
@@ -44,10 +55,10 @@ impl TokenPyramid {
             ids.clone().narrow(1, range.start, range.len())
         });
         let maps = maps.collect();
-        Ok(Self { scales, maps })
+        Ok(Self { scales, symbols: 1, maps })
     }
 
-    /// A pyramid of ids that lie on the host, one row of L ids a picture.
+    /// Creates a pyramid of ids on the host, one row of L ids per image.
     ///
     /// # Errors
     /// [`Error::Shape`] if a row has another length.
@@ -64,26 +75,26 @@ impl TokenPyramid {
         Self::from_sequence(scales, Tensor::from_data(TensorData::new(ids, [rows.len(), length]), device))
     }
 
-    /// The ids of every picture, read back to the host: one row of L ids each.
+    /// Reads the ids back to the host: one row of L ids per image.
     ///
     /// # Errors
     /// [`Error::Device`] if they can't be read back.
     pub fn to_rows(&self) -> Result<Vec<Vec<u32>>> {
         let ids = self.sequence().try_into_vec_as::<i64>().map_err(Error::device("read token ids"))?;
-        Ok(ids.chunks(self.scales.tokens()).map(|row| row.iter().map(|&id| id as u32).collect()).collect())
+        Ok(ids.chunks(self.scales.tokens() * self.symbols).map(|row| row.iter().map(|&id| id as u32).collect()).collect())
     }
 
-    /// The ladder that the maps belong to.
+    /// Returns the scale schedule of the maps.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// Number of pictures.
+    /// Returns the number of images.
     pub fn batch(&self) -> usize {
         self.maps[0].dims()[0]
     }
 
-    /// Ids of scale `k`, `[batch, tokens]`.
+    /// Returns the ids of scale `k`, `[batch, tokens * symbols]`.
     ///
     /// # Panics
     /// If `k` is not below the number of scales.
@@ -91,7 +102,7 @@ impl TokenPyramid {
         self.maps[k].clone()
     }
 
-    /// Ids of all scales, coarsest first, `[batch, L]`.
+    /// Returns the ids of all scales, coarsest first, `[batch, L * symbols]`.
     pub fn sequence(&self) -> Tensor<2, Int> {
         Tensor::cat(self.maps.clone(), 1)
     }

@@ -219,7 +219,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
 }
 
 /// Reads a tensor back without blocking.
-async fn read_async(tensor: Tensor<3>) -> Result<Vec<f32>> {
+pub(crate) async fn read_async(tensor: Tensor<3>) -> Result<Vec<f32>> {
     let data = tensor.into_data_async().await.map_err(Error::device("read logits"))?;
     let data = data.try_cast_as::<f32>().map_err(Error::device("read logits"))?;
     data.try_into_vec().map_err(Error::device("read logits"))

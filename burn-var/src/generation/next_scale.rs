@@ -1,3 +1,4 @@
+use burn::nn::Linear;
 use burn::tensor::{Int, Tensor};
 
 use super::Condition;
@@ -60,6 +61,12 @@ pub trait NextScale {
 
     /// Returns the number of classes, the null class not counted; 0 for a model without classes.
     fn num_classes(&self) -> usize;
+
+    /// Returns the embedding of code vectors, `[.., z_channels]` to `[.., width]`, which AID-VAR's injector reads; `None`
+    /// for a model without.
+    fn code_embedding(&self) -> Option<&Linear> {
+        None
+    }
 
     /// Checks that the model can generate over a schedule. The default accepts its own only.
     ///

@@ -232,7 +232,9 @@ impl Guidance for Ssg {
         {
             let sizes = [scale_before.size(), at.size()];
             guided.cond = self.guided(guided.cond, before.cond, beta, sizes)?;
-            if let (SsgOrder::PerBranch, Some(null), Some(before)) = (self.config.order, guided.null.take(), before.null) {
+            if self.config.order == SsgOrder::PerBranch
+                && let (Some(null), Some(before)) = (logits.null.clone(), before.null)
+            {
                 guided.null = Some(self.guided(null, before, beta, sizes)?);
             }
         }

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::nn::{Conv2d, zeros};
 use crate::ops;
-use crate::pretrained::{KeyMap, LoadOptions, StateDict, load};
+use crate::weights::{KeyMap, LoadOptions, StateDict, load};
 use crate::{Error, Result};
 
 /// Output channels of VGG16's convolutions, 3x3 each, by stage; between stages the map is halved.

@@ -112,7 +112,7 @@ impl<'a> Manifold<'a> {
 /// Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), each in `[0, 1]` but the
 /// density, which may be above.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Coverage {
+pub struct PrecisionRecall {
     /// Share of generated rows in some ball of the real ones: fidelity.
     pub precision: f64,
     /// Share of real rows in some ball of the generated ones: diversity.
@@ -123,8 +123,8 @@ pub struct Coverage {
     pub coverage: f64,
 }
 
-impl Coverage {
-    /// Neighbours for [`Coverage::precision`] and [`Coverage::recall`] in the guided-diffusion evaluator.
+impl PrecisionRecall {
+    /// Neighbours for [`PrecisionRecall::precision`] and [`PrecisionRecall::recall`] in the guided-diffusion evaluator.
     pub const NEIGHBOURS: usize = 3;
 
     /// Compares `generated` with `real` rows, `[n, dim]` each, by balls of `k` neighbours.
@@ -158,8 +158,8 @@ mod tests {
         (0..count * DIM).map(|_| (rng.normal() * spread) as f32 + 50.0).collect()
     }
 
-    fn coverage(real: &[f32], generated: &[f32], k: usize) -> Coverage {
-        Coverage::of(real, generated, DIM, k, &Device::default()).expect("finite rows")
+    fn coverage(real: &[f32], generated: &[f32], k: usize) -> PrecisionRecall {
+        PrecisionRecall::of(real, generated, DIM, k, &Device::default()).expect("finite rows")
     }
 
     #[test]
@@ -174,7 +174,7 @@ mod tests {
     fn strangers_are_not_covered() {
         let far: Vec<f32> = rows(200, "far", 1.0).iter().map(|x| x + 1e3).collect();
         let found = coverage(&rows(300, "real", 1.0), &far, 3);
-        let nothing = Coverage { precision: 0.0, recall: 0.0, density: 0.0, coverage: 0.0 };
+        let nothing = PrecisionRecall { precision: 0.0, recall: 0.0, density: 0.0, coverage: 0.0 };
         assert_eq!(found, nothing);
     }
 
@@ -216,12 +216,12 @@ mod tests {
         let real = rows(5, "real", 1.0);
         let device = Device::default();
         for k in [0, 5] {
-            let message = Coverage::of(&real, &real, DIM, k, &device).expect_err("impossible").to_string();
+            let message = PrecisionRecall::of(&real, &real, DIM, k, &device).expect_err("impossible").to_string();
             assert!(message.contains("number of neighbours"), "{message}");
         }
         let mut broken = real.clone();
         broken[7] = f32::NAN;
-        assert!(Coverage::of(&real, &broken, DIM, 3, &device).is_err(), "a NaN");
-        assert!(Coverage::of(&real, &[], DIM, 3, &device).is_err(), "no rows");
+        assert!(PrecisionRecall::of(&real, &broken, DIM, 3, &device).is_err(), "a NaN");
+        assert!(PrecisionRecall::of(&real, &[], DIM, 3, &device).is_err(), "no rows");
     }
 }

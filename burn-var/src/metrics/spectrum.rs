@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::guidance::dct_matrix;
+use crate::math::dct_matrix;
 use crate::{Error, MapSize, Result};
 
 /// The mean log-magnitude of the DCT of one scale's logits, frequency by frequency, as in figure 4a of the paper of Scaled

@@ -10,7 +10,6 @@
 mod activation;
 mod adamw;
 mod attention;
-mod cached_attention;
 mod conv;
 #[cfg(feature = "flex")]
 mod flex;
@@ -25,8 +24,7 @@ mod tests;
 
 pub use activation::{gelu, gelu_tanh, relu, silu};
 pub use adamw::{AdamWStep, adamw};
-pub use attention::{QueryKeys, attention, self_attention};
-pub use cached_attention::{KvCache, cached_attention};
+pub use attention::{KvCache, QueryKeys, attention, block_causal_mask, cached_attention, self_attention};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 pub use loss::cross_entropy;

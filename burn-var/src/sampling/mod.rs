@@ -1,7 +1,7 @@
-//! Filtering and drawing tokens.
+//! Filters and draws tokens.
 //!
-//! Drawing happens on the host, one stream of random numbers a picture: the same seed gives the same tokens on every
-//! backend and in every batch (as far as the logits agree).
+//! Drawing happens on the host, with one stream of random numbers per image: the same seed gives the same tokens on
+//! every backend and in every batch, as far as the logits agree.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
@@ -10,38 +10,39 @@ use serde::{Deserialize, Serialize};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// How tokens are drawn from logits.
+/// Settings of the filter and the draw of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampler {
-    /// Keep the `top_k` largest logits and those equal to the smallest of them; 0 keeps all, 1 is greedy.
+    /// Number of largest logits that are kept, with all that equal the smallest of them; 0 keeps all, 1 is greedy.
     pub top_k: usize,
-    /// Of those, drop the least likely as long as they weigh no more than `1 - top_p` together; 0 keeps all.
+    /// Share of the probability that is kept at least: the least likely of those are dropped as long as they weigh no
+    /// more than `1 - top_p` together; 0 keeps all.
     pub top_p: f64,
-    /// Logits are divided by this first. The papers' code has none, which is 1.
+    /// Divisor of the logits, applied first; the papers' code has none, which is 1.
     pub temperature: f64,
-    /// VAR's `more_smooth`: paint a Gumbel-softmax mixture of codes instead of one code. For looks, not for scores.
+    /// Paints a Gumbel-softmax mixture of codes in place of one code (VAR's `more_smooth`). For looks, not for scores.
     pub more_smooth: bool,
 }
 
 impl Default for Sampler {
-    /// The evaluation setting of the VAR paper: top-k 900, top-p 0.96.
+    /// Returns the evaluation setting of the VAR paper: top-k 900, top-p 0.96.
     fn default() -> Self {
         Self { top_k: 900, top_p: 0.96, temperature: 1.0, more_smooth: false }
     }
 }
 
-/// The tokens of one scale, and what goes onto the canvas for them.
+/// Tokens drawn at one scale.
 #[derive(Debug)]
-pub struct Drawn {
-    /// `[batch, tokens]`.
+pub struct DrawnTokens {
+    /// Ids, `[batch, tokens]`.
     pub ids: Tensor<2, Int>,
-    /// With `more_smooth`, the mixture of codes, `[batch, tokens, z_channels]`.
+    /// Mixture of codes with `more_smooth`, `[batch, tokens, z_channels]`.
     pub codes: Option<Tensor<3>>,
 }
 
 impl Sampler {
-    /// The most likely token, always.
+    /// Returns settings that always choose the most likely token.
     pub fn greedy() -> Self {
         Self { top_k: 1, top_p: 0.0, temperature: 1.0, more_smooth: false }
     }
@@ -60,21 +61,27 @@ impl Sampler {
         Ok(())
     }
 
-    /// Draws a scale's tokens from `[batch, tokens, vocab]` logits; `rngs` holds one stream a picture.
+    /// Draws a scale's tokens from logits on the host, row-major `[batch, tokens, vocab]`; `rngs` holds one stream per
+    /// image.
     ///
-    /// `ratio` is the progress through the ladder, [`crate::Scales::ratio`], and `codebook` the `[vocab, z_channels]`
+    /// `ratio` is the progress through the schedule, [`crate::Scales::ratio`], and `codebook` the `[vocab, z_channels]`
     /// codes; both serve `more_smooth` only.
     ///
     /// # Errors
-    /// [`Error::Device`] if the logits can't be read, [`Error::NonFinite`] if one is not a number.
-    pub fn draw(&self, logits: Tensor<3>, rngs: &mut [Rng], ratio: f64, codebook: &Tensor<2>) -> Result<Drawn> {
+    /// [`Error::Shape`] if the sizes do not fit each other, [`Error::NonFinite`] if a logit is not a number.
+    pub fn draw(
+        &self,
+        mut values: Vec<f32>,
+        [batch, tokens, vocab]: [usize; 3],
+        rngs: &mut [Rng],
+        ratio: f64,
+        codebook: &Tensor<2>,
+    ) -> Result<DrawnTokens> {
         let _span = tracing::trace_span!("part", op = "Sampler", pass = "forward").entered();
-        let [batch, tokens, vocab] = logits.dims();
-        if batch != rngs.len() {
-            return Err(Error::shape("logits", format!("[{}, tokens, vocab]", rngs.len()), logits.dims()));
+        if batch != rngs.len() || values.len() != batch * tokens * vocab {
+            let expected = format!("[{}, tokens, vocab], {} values in all", rngs.len(), values.len());
+            return Err(Error::shape("logits", expected, [batch, tokens, vocab]));
         }
-        let device = logits.device();
-        let mut values = logits.try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
         // Drawn before the rows are shared out among threads, so that each stream is used in order.
         let uniforms: Vec<f64> = rngs.iter_mut().flat_map(|rng| (0..tokens).map(|_| rng.uniform())).collect();
         let ids = values.par_chunks_mut(vocab).zip(uniforms).map(|(row, u)| {
@@ -82,8 +89,9 @@ impl Sampler {
             Ok(pick(row, u) as i64)
         });
         let ids = ids.collect::<Result<Vec<_>>>()?;
+        let ids = Tensor::from_data(TensorData::new(ids, [batch, tokens]), &codebook.device());
         let codes = self.more_smooth.then(|| mixture(values, [batch, tokens, vocab], rngs, ratio, codebook));
-        Ok(Drawn { ids: Tensor::from_data(TensorData::new(ids, [batch, tokens]), &device), codes })
+        Ok(DrawnTokens { ids, codes })
     }
 
     /// Sets the logits that top-k and top-p drop to minus infinity, after dividing by the temperature.
@@ -175,8 +183,8 @@ fn mixture(
     codebook: &Tensor<2>,
 ) -> Tensor<3> {
     let tau = (0.27 * (1.0 - 0.95 * ratio)).max(0.005);
-    for (picture, rng) in logits.chunks_mut(tokens * vocab).zip(rngs) {
-        for logit in picture.iter_mut() {
+    for (image, rng) in logits.chunks_mut(tokens * vocab).zip(rngs) {
+        for logit in image.iter_mut() {
             *logit = ((f64::from(*logit) * (1.0 + ratio) + rng.gumbel()) / tau) as f32;
         }
     }

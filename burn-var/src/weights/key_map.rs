@@ -1,8 +1,8 @@
-//! How a format names the parameters of a module.
+//! Names of a module's parameters in a checkpoint format.
 
 /// The names that one checkpoint format gives to the parameters of a module.
 ///
-/// Modules of this project name their fields as the checkpoints do, so a map only holds the differences.
+/// Fields of this crate's modules are named as in the checkpoints, so a map only holds the differences.
 pub struct KeyMap {
     pub(super) format: &'static str,
     rename: Box<dyn Fn(&str) -> String + Send + Sync>,
@@ -10,10 +10,10 @@ pub struct KeyMap {
 }
 
 impl KeyMap {
-    /// A map that turns a module's path (`blocks.0.ada_lin.weight`) into the format's name (`blocks.0.ada_lin.1.weight`).
+    /// Creates a map that turns a module's path (`blocks.0.ada_lin.weight`) into the format's name (`blocks.0.ada_lin.1.weight`).
     ///
-    /// `format` names it in messages. `buffers` are the ends of names of tensors that a model computes or keeps for
-    /// itself: each may be missing, unused or of another shape without anyone minding.
+    /// `format` is the name of the format in messages. `buffers` are suffixes of names of tensors that a model computes
+    /// itself: each of them may be missing, unused or of another shape.
     pub fn new(
         format: &'static str,
         buffers: &'static [&'static str],
@@ -22,17 +22,17 @@ impl KeyMap {
         Self { format, rename: Box::new(rename), buffers }
     }
 
-    /// A map for checkpoints whose names are the module's paths.
+    /// Creates a map for checkpoints whose names are the module's paths.
     pub fn identity(format: &'static str) -> Self {
         Self::new(format, &[], str::to_owned)
     }
 
-    /// The checkpoint's name for a parameter of the module.
+    /// Returns the checkpoint's name of a parameter of the module.
     pub fn key(&self, path: &str) -> String {
         (self.rename)(path)
     }
 
-    /// Whether a checkpoint's tensor is a buffer.
+    /// Returns true if a tensor of a checkpoint is a buffer.
     pub fn is_buffer(&self, key: &str) -> bool {
         self.buffers.iter().any(|end| key.ends_with(end))
     }

@@ -1,4 +1,4 @@
-//! Filling a module from a checkpoint, and the way back.
+//! Loads the parameters of a module from a checkpoint, and exports them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,51 +6,29 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Element, Tensor, TensorData, bf16, f16};
 
-use super::state_dict::Entry;
-use super::{KeyMap, LoadReport, MisShaped, StateDict};
+use super::entry::Entry;
+use super::{FloatType, KeyMap, LoadReport, MisShaped, StateDict};
 use crate::{Error, Result};
 
-/// What [`load`] tolerates, and how it stores. The default is strict, in single precision.
+/// Options of [`load()`]. The default is strict, in single precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Parameters that the checkpoint lacks keep the module's own values.
+    /// Keep the module's own values of parameters that the checkpoint lacks.
     pub allow_missing: bool,
-    /// Tensors that the module has no place for are left aside.
+    /// Ignore tensors that are not part of the module.
     pub allow_unused: bool,
-    /// How the weights of linear layers, nearly all of a transformer, are held. All else is in single precision.
-    pub linear: WeightType,
+    /// Element type of the weights of linear layers in memory; all other parameters are in single precision.
+    pub linear: FloatType,
 }
 
-/// A floating-point type of weights. Sums are in single precision whichever it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum WeightType {
-    /// Single precision, 4 bytes: the type of the published results, and the only one to train in.
-    #[default]
-    F32,
-    /// Half precision, 2 bytes, 11 significant bits.
-    F16,
-    /// The upper half of single precision, 2 bytes, 8 significant bits.
-    Bf16,
-}
-
-impl WeightType {
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
-
-/// Holds the weights of all linear layers as `linear` says.
-pub fn cast_linear<M: Module>(module: M, linear: WeightType) -> M {
-    module.map(&mut Caster { path: Path::default(), linear })
+/// Casts the weights of all linear layers to `linear`.
+pub fn cast_linear<M: Module>(module: M, linear: FloatType) -> M {
+    module.map(&mut Caster { path: ModulePath::default(), linear })
 }
 
 struct Caster {
-    path: Path,
-    linear: WeightType,
+    path: ModulePath,
+    linear: FloatType,
 }
 
 impl ModuleMapper for Caster {
@@ -70,15 +48,15 @@ impl ModuleMapper for Caster {
     }
 }
 
-/// Fills the float parameters of `module` from `dict`, whose names `map` knows.
+/// Loads the float parameters of `module` from `dict`, whose names `map` translates.
 ///
-/// Names and shapes are compared first; only if they fit are tensors read, one at a time, each going to its
-/// parameter's device. Parameters keep their identity and whether they are trained, and those not yet initialised are
-/// never allocated for nothing. Weights of Burn's `Linear` are transposed to its layout.
+/// Names and shapes are compared first. If they fit, tensors are read one at a time, each to the device of its
+/// parameter. Parameters keep their identifier and stay trainable or frozen. A parameter that is not initialized yet
+/// is never initialized only to be overwritten. Weights of Burn's `Linear` are transposed to its layout.
 ///
 /// # Errors
 /// [`Error::Weights`] with all that is missing, unused or mis-shaped, unless `options` allows it; [`Error::Format`] if
-/// the file breaks off while it is read, or a weight is not a finite number.
+/// the file ends early, or a weight is not a finite number.
 pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadOptions) -> Result<(M, LoadReport)> {
     let report = compare(&module, dict, map);
     let tolerable = report.mis_shaped.is_empty()
@@ -88,7 +66,7 @@ pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadO
         return Err(Error::Weights(Box::new(report)));
     }
     let wanted = report.loaded.iter().map(String::as_str).collect();
-    let mut loader = Loader { dict, map, wanted, options, path: Path::default(), failed: None };
+    let mut loader = Loader { dict, map, wanted, options, path: ModulePath::default(), failed: None };
     let module = module.map(&mut loader);
     match loader.failed {
         Some(error) => Err(error),
@@ -96,26 +74,26 @@ pub fn load<M: Module>(module: M, dict: &StateDict, map: &KeyMap, options: LoadO
     }
 }
 
-/// The float parameters of `module` under the names and in the layout of a checkpoint.
+/// Returns the float parameters of `module` under the names and in the layout of a checkpoint.
 ///
-/// Nothing is copied from the device, and nothing initialised, before a tensor of the result is read.
+/// A parameter is initialized and copied from the device when its tensor in the result is read, not before.
 ///
 /// # Errors
 /// [`Error::Format`] if the module has no float parameters, or the map gives two of them one name.
 pub fn export<M: Module>(module: &M, map: &KeyMap) -> Result<StateDict> {
-    let mut exporter = Exporter { map, path: Path::default(), entries: Vec::new() };
+    let mut exporter = Exporter { map, path: ModulePath::default(), entries: Vec::new() };
     module.visit(&mut exporter);
     StateDict::new(map.format.into(), exporter.entries, BTreeMap::new())
 }
 
-/// Where a walk through a module stands.
+/// The path of the current parameter, while a visitor or mapper walks through a module.
 #[derive(Default)]
-struct Path {
+struct ModulePath {
     names: Vec<String>,
     containers: Vec<String>,
 }
 
-impl Path {
+impl ModulePath {
     fn enter(&mut self, name: &str, container: &str) {
         self.names.push(name.to_owned());
         self.containers.push(container.to_owned());
@@ -130,13 +108,13 @@ impl Path {
         map.key(&self.names.join("."))
     }
 
-    /// Burn's `Linear` keeps its weight as (in, out), PyTorch as (out, in).
+    /// Returns true for the weight of Burn's `Linear`, which is `[in, out]`; PyTorch's is `[out, in]`.
     fn is_transposed(&self) -> bool {
         self.containers.last().is_some_and(|container| container == "Struct:Linear")
             && self.names.last().is_some_and(|name| name == "weight")
     }
 
-    /// A parameter's shape in the checkpoint's layout.
+    /// Returns the shape of the parameter in the checkpoint's layout.
     fn file_shape(&self, shape: &[usize]) -> Vec<usize> {
         let mut shape = shape.to_vec();
         if self.is_transposed() {
@@ -148,7 +126,7 @@ impl Path {
 
 fn compare<M: Module>(module: &M, dict: &StateDict, map: &KeyMap) -> LoadReport {
     let report = LoadReport { origin: dict.origin().into(), format: map.format, ..Default::default() };
-    let mut comparer = Comparer { dict, map, path: Path::default(), seen: BTreeSet::new(), report };
+    let mut comparer = Comparer { dict, map, path: ModulePath::default(), seen: BTreeSet::new(), report };
     module.visit(&mut comparer);
     let Comparer { seen, mut report, .. } = comparer;
     for key in dict.keys().filter(|key| !seen.contains(*key)) {
@@ -161,7 +139,7 @@ fn compare<M: Module>(module: &M, dict: &StateDict, map: &KeyMap) -> LoadReport 
 struct Comparer<'a> {
     dict: &'a StateDict,
     map: &'a KeyMap,
-    path: Path,
+    path: ModulePath,
     seen: BTreeSet<String>,
     report: LoadReport,
 }
@@ -195,7 +173,7 @@ struct Loader<'a> {
     map: &'a KeyMap,
     wanted: BTreeSet<&'a str>,
     options: LoadOptions,
-    path: Path,
+    path: ModulePath,
     failed: Option<Error>,
 }
 
@@ -208,8 +186,8 @@ impl Loader<'_> {
         if let broken @ 1.. = non_finite(&data) {
             let all = data.num_elements();
             return Err(damaged(format!(
-                "{broken} of {all} values are not finite in {dtype:?}; the file is damaged, is from a run that had \
-                 diverged, or needs a wider type"
+                "{broken} of {all} values are not finite in {dtype:?}; the file is damaged, the training run had \
+                 diverged, or a wider type is needed"
             )));
         }
         if self.path.is_transposed() { transpose(data).map_err(damaged) } else { Ok(data) }
@@ -247,7 +225,7 @@ impl ModuleMapper for Loader<'_> {
 
 struct Exporter<'a> {
     map: &'a KeyMap,
-    path: Path,
+    path: ModulePath,
     entries: Vec<(String, Entry)>,
 }
 
@@ -264,7 +242,7 @@ impl ModuleVisitor for Exporter<'_> {
         let key = self.path.key(self.map);
         let transposed = self.path.is_transposed();
         let shape = self.path.file_shape(&param.lazy_shape());
-        // A parameter that is not initialised yet stays so until it is read.
+        // A parameter that is not initialized yet stays so until it is read.
         let dtype = if param.is_initialized() { param.val().dtype() } else { DType::F32 };
         let (param, name) = (param.clone(), key.clone());
         let read = move || {
@@ -276,7 +254,7 @@ impl ModuleVisitor for Exporter<'_> {
     }
 }
 
-/// How many values of a float tensor are infinite or not a number.
+/// Returns the number of values of a float tensor that are infinite or not a number.
 fn non_finite(data: &TensorData) -> usize {
     fn typed<E: Element>(data: &TensorData, is_finite: fn(&E) -> bool) -> usize {
         data.as_slice::<E>().map_or(0, |values| values.iter().filter(|value| !is_finite(value)).count())
@@ -289,7 +267,7 @@ fn non_finite(data: &TensorData) -> usize {
     }
 }
 
-/// Swaps the two axes of a float matrix.
+/// Transposes a float matrix.
 fn transpose(data: TensorData) -> std::result::Result<TensorData, String> {
     fn typed<E: Element>(data: TensorData) -> std::result::Result<TensorData, String> {
         let [rows, columns] = *data.shape().as_slice() else {
@@ -307,7 +285,7 @@ fn transpose(data: TensorData) -> std::result::Result<TensorData, String> {
     }
 }
 
-/// Works in tiles, since a column of a large matrix touches a new cache line for every element.
+/// Transposes in tiles, because each element of a column lies in another cache line.
 fn transposed<E: Copy>(values: &[E], rows: usize, columns: usize) -> Vec<E> {
     const TILE: usize = 32;
     let mut result = values.to_vec();
@@ -341,9 +319,9 @@ mod tests {
         Device::flex().autodiff()
     }
 
-    /// Every parameter fails the test if it is initialised.
+    /// Returns a parameter that fails the test if it is initialized.
     fn lazy<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-        let init = |_: &Device, _| panic!("a parameter was initialised only to be overwritten");
+        let init = |_: &Device, _| panic!("a parameter was initialized only to be overwritten");
         Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
     }
 
@@ -412,11 +390,11 @@ mod tests {
     fn linear_weights_are_held_as_asked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("half.safetensors");
-        let half = super::super::SaveOptions { half: true, ..Default::default() };
+        let half = super::super::SaveOptions { precision: Some(FloatType::F16), ..Default::default() };
         super::super::save(&dict(&FULL), &path, &half).unwrap();
         let file = StateDict::open(&path).unwrap();
         for (linear, dtype) in
-            [(WeightType::F32, DType::F32), (WeightType::F16, DType::F16), (WeightType::Bf16, DType::BF16)]
+            [(FloatType::F32, DType::F32), (FloatType::F16, DType::F16), (FloatType::Bf16, DType::BF16)]
         {
             let options = LoadOptions { linear, ..Default::default() };
             let (loaded, _) = load(lazy_net(&Device::flex()), &file, &map(), options).unwrap();

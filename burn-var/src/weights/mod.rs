@@ -1,39 +1,37 @@
-//! Checkpoints: reading them by name, filling modules from them strictly, and writing them.
+//! Checkpoints: reading them by name, loading models from them, and saving models.
 //!
-//! A [`StateDict`] is a file seen as named tensors, none of which is read before it is asked for. A [`KeyMap`] says
-//! how a format names the parameters of a module, and [`load`] brings the two together: it reports everything that is
-//! missing, unused or mis-shaped in one [`LoadReport`], before the first weight is read. Then it reads one tensor at
-//! a time, so a checkpoint is in memory once. [`export`] is the way back.
+//! Models implement [`Pretrained`]: `Var::load(&dict, &device)` loads one with the configuration that is in the file
+//! or follows from its shapes, and `model.save(path, &options)` writes one. [`MODELS`] lists all of them, for programs
+//! that read any checkpoint.
+//!
+//! For other modules, [`load()`], [`export()`] and [`save()`] do the same with an explicit [`KeyMap`]. A [`StateDict`] gives
+//! access to the tensors of a file by name, and reads a tensor only when asked for it. [`load()`] compares all names and
+//! shapes before it reads the first tensor, and reports everything that is missing, unused or mis-shaped in one
+//! [`LoadReport`]. It reads one tensor at a time, so a checkpoint is in memory once.
 
-mod classifier;
-mod heads;
-mod inception;
-mod injector;
+mod entry;
+mod float_type;
+mod generation_config;
 mod key_map;
+mod kind;
 mod load;
-mod lora;
-mod model_config;
+mod models;
+pub(crate) mod note;
+mod pretrained;
 mod pytorch;
 mod report;
 mod safetensors;
+mod save;
+pub(crate) mod shapes;
 mod state_dict;
-mod usage;
-mod var;
-mod vit;
-mod vqvae;
 
-pub use classifier::{load_classifier, save_classifier};
-pub use heads::{heads_keys, load_heads, save_heads};
-pub use inception::{inception_keys, load_inception};
-pub use injector::{injector_config, injector_keys, injector_weight, load_injector, save_injector};
+pub use float_type::FloatType;
+pub use generation_config::GenerationConfig;
 pub use key_map::KeyMap;
-pub use load::{LoadOptions, WeightType, cast_linear, export, load};
-pub use lora::{load_lora, save_lora};
-pub use model_config::ModelConfig;
+pub use kind::Kind;
+pub use load::{LoadOptions, cast_linear, export, load};
+pub use models::{AnyModel, MODELS};
+pub use pretrained::Pretrained;
 pub use report::{LoadReport, MisShaped};
-pub use safetensors::{SaveOptions, save};
-pub use state_dict::{Section, StateDict};
-pub use usage::Usage;
-pub use var::{load_var, load_var_with, save_var, var_config, var_keys};
-pub use vit::{load_vit, save_vit, vit_config, vit_keys};
-pub use vqvae::{load_vqvae, save_vqvae, vqvae_config, vqvae_keys};
+pub use save::{SaveOptions, save};
+pub use state_dict::StateDict;

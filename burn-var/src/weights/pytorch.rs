@@ -1,4 +1,4 @@
-//! Checkpoints as `torch.save` writes them.
+//! Reads checkpoints in the formats of `torch.save`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,10 +6,11 @@ use std::sync::Arc;
 use burn::store::bridge;
 use burn::store::pytorch_reader::{PytorchError, PytorchReader};
 
-use super::state_dict::Entry;
+use super::entry::Entry;
 use crate::{Error, Result};
 
-/// The tensors of a `.pth` file under their dotted path through the file's dictionaries. Only the pickle is read.
+/// Returns the tensors of a `.pth` file under their dotted path through the file's dictionaries. Reads only the pickle;
+/// a tensor is read when it is asked for.
 pub(super) fn open(path: &Path) -> Result<Vec<(String, Entry)>> {
     let reader = PytorchReader::new(path).map_err(|error| describe(path, error))?;
     let entries = reader.into_tensors().into_iter().map(|(key, tensor)| {
@@ -29,7 +30,7 @@ fn describe(path: &Path, error: PytorchError) -> Error {
         }
         PytorchError::Pickle(error) => {
             let advice = "save the model's `state_dict()` (tensors by name) rather than the model itself";
-            Error::format(path, format!("its pickle cannot be read ({error}); if it was not cut off, {advice}"))
+            Error::format(path, format!("its pickle cannot be read ({error}); if the file is complete, {advice}"))
         }
         error => Error::format(path, error.to_string()),
     }

@@ -1,43 +1,43 @@
-//! What a checkpoint and a model disagree on.
+//! Comparison of a checkpoint with a model.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How many names of a group a message shows.
+/// Number of names per group that a message shows.
 const SHOWN: usize = 20;
 
 /// A tensor whose shape is not the model's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MisShaped {
-    /// Its name in the checkpoint.
+    /// Name in the checkpoint.
     pub key: String,
-    /// The shape that the model needs, in the checkpoint's layout.
+    /// Shape that the model needs, in the checkpoint's layout.
     pub expected: Vec<usize>,
-    /// The shape in the checkpoint.
+    /// Shape in the checkpoint.
     pub found: Vec<usize>,
 }
 
-/// What a checkpoint and a model agree and disagree on. All names are the checkpoint's.
+/// Agreement and differences of a checkpoint and a model. All names are the checkpoint's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
-    /// Where the tensors come from.
+    /// Source of the tensors.
     pub origin: PathBuf,
-    /// Which format the names were read as.
+    /// Format that the names were read as.
     pub format: &'static str,
     /// Tensors that go into the model.
     pub loaded: Vec<String>,
     /// Parameters of the model without a tensor in the checkpoint.
     pub missing: Vec<String>,
-    /// Tensors of the checkpoint that the model has no place for.
+    /// Tensors of the checkpoint that are not part of the model.
     pub unused: Vec<String>,
     /// Tensors with another shape than the model's.
     pub mis_shaped: Vec<MisShaped>,
-    /// Tensors left aside on purpose: buffers that the model computes itself.
+    /// Tensors that are ignored on purpose: buffers that the model computes itself.
     pub ignored: Vec<String>,
 }
 
 impl LoadReport {
-    /// Whether every parameter has its tensor and every tensor its parameter.
+    /// Returns true if every parameter has its tensor and every tensor its parameter.
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.unused.is_empty() && self.mis_shaped.is_empty()
     }
@@ -58,7 +58,7 @@ impl fmt::Display for LoadReport {
         let advice = if self.loaded.is_empty() {
             "no name fits: this looks like the checkpoint of another model"
         } else if !self.mis_shaped.is_empty() {
-            "use the configuration that this checkpoint was made with"
+            "use the configuration that this checkpoint was trained with"
         } else {
             "use the checkpoint of exactly this model, or allow a partial load explicitly"
         };

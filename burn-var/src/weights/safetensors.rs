@@ -1,36 +1,34 @@
-//! Reading and writing safetensors files, one tensor at a time.
+//! Reads safetensors files, one tensor at a time.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{BoolStore, DType, TensorData};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::Value;
+use safetensors::tensor::Metadata;
 
-use super::StateDict;
-use super::state_dict::Entry;
+use super::entry::Entry;
 use crate::{Error, Result};
 
-/// Length of the number in front of the header.
-const PREFIX: u64 = 8;
+/// Number of bytes of the header's length, which comes before the header.
+pub(super) const PREFIX: u64 = 8;
 /// The longest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
 type Contents = (Vec<(String, Entry)>, BTreeMap<String, String>);
 
-/// Whether a file that begins so is a safetensors file: a length, then JSON.
+/// Returns true if `head` is the start of a safetensors file: a length, then JSON.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     let length = head.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|length| length <= MAX_HEADER) && head.get(8) == Some(&b'{')
 }
 
-/// Reads a file's header. A read at an offset rather than a memory map: a file that is overwritten while in use gives
-/// an error, where a map would end the program.
+/// Reads the header of a file. Tensors are read at their offsets rather than through a memory map: if the file is
+/// overwritten while in use, a read returns an error, but an access to a map would end the program.
 pub(super) fn open(path: &Path) -> Result<Contents> {
     let io = || Error::io("read", path);
     let mut file = File::open(path).map_err(io())?;
@@ -67,7 +65,7 @@ pub(super) fn from_bytes(name: &Path, bytes: Cow<'static, [u8]>) -> Result<Conte
     Ok(contents(metadata, move |start, end| Ok(bytes[data_start + start..data_start + end].to_vec())))
 }
 
-/// Parses a header; the parser checks that the tensors lie one behind the other, and that shapes and lengths agree.
+/// Parses a header. The parser checks that the tensors follow each other without gaps, and that shapes and lengths agree.
 fn parse(path: &Path, header: &[u8], data_length: u64) -> Result<Metadata> {
     let metadata: Metadata = serde_json::from_slice(header)
         .map_err(|error| Error::format(path, format!("its safetensors header is damaged: {error}")))?;
@@ -75,9 +73,7 @@ fn parse(path: &Path, header: &[u8], data_length: u64) -> Result<Metadata> {
         let expected = metadata.data_len();
         return Err(Error::format(
             path,
-            format!(
-                "its header speaks of {expected} bytes of tensors, it has {data_length}; is the download complete?"
-            ),
+            format!("its header lists {expected} bytes of tensors, found {data_length}; is the download complete?"),
         ));
     }
     Ok(metadata)
@@ -106,88 +102,6 @@ where
     (entries, notes)
 }
 
-/// How [`save`] writes a file.
-#[derive(Debug, Clone, Default)]
-pub struct SaveOptions {
-    /// Round floats to half precision.
-    pub half: bool,
-    /// Notes for the file's header. The configuration of a model of this project is JSON under `burn_var`.
-    pub metadata: BTreeMap<String, String>,
-}
-
-/// Writes tensors as a safetensors file, one after the other, so that no more than one is copied in memory.
-///
-/// The file appears under its name only when it is complete; until then, and after an error, whatever was there before
-/// stays as it was.
-///
-/// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if a tensor cannot be read from its own file.
-pub fn save(dict: &StateDict, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-    let path = path.as_ref();
-    // A rename would put a file in the place of `/dev/null`.
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no file but a folder or a device");
-        return Err(Error::io("write", path)(reason));
-    }
-    let partial = partial_name(path);
-    let written =
-        write(dict, &partial, options).and_then(|()| std::fs::rename(&partial, path).map_err(Error::io("write", path)));
-    if written.is_err() {
-        // The first error is the one to report; the remains may not even exist.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
-}
-
-/// A name beside the file, so that the rename stays within one file system.
-fn partial_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
-}
-
-/// JSON with sorted keys: the notes come from a hash map, and the same model should give the same file.
-fn sorted_json(metadata: &Metadata) -> serde_json::Result<Vec<u8>> {
-    let entries: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_value(serde_json::to_value(metadata)?)?;
-    serde_json::to_vec(&entries)
-}
-
-fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
-    let target = |dtype: DType| match dtype {
-        DType::F64 | DType::F32 | DType::BF16 if options.half => DType::F16,
-        dtype => dtype,
-    };
-    let mut infos = Vec::new();
-    let mut end = 0;
-    // Wide elements first keeps every tensor aligned to its element.
-    let mut order: Vec<_> = dict.entries().iter().collect();
-    order.sort_by_key(|(_, entry)| std::cmp::Reverse(target(entry.dtype).size()));
-    for (key, entry) in &order {
-        let dtype = target(entry.dtype);
-        let start = end;
-        end += entry.shape.iter().product::<usize>() * dtype.size();
-        let dtype = to_file(dtype).ok_or_else(|| {
-            Error::format(dict.origin(), format!("`{key}` has element type {dtype:?}, which cannot be saved"))
-        })?;
-        infos.push(((*key).clone(), TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (start, end) }));
-    }
-    let notes: HashMap<_, _> = options.metadata.clone().into_iter().collect();
-    let damaged = |error: String| Error::format(dict.origin(), error);
-    let metadata = Metadata::new((!notes.is_empty()).then_some(notes), infos).map_err(|e| damaged(e.to_string()))?;
-    let mut header = sorted_json(&metadata).map_err(|e| damaged(e.to_string()))?;
-    header.resize(header.len().next_multiple_of(PREFIX as usize), b' ');
-
-    let io = || Error::io("write", path);
-    let mut file = BufWriter::new(File::create(path).map_err(Error::io("create", path))?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
-    file.write_all(&header).map_err(io())?;
-    for (key, entry) in order {
-        let data = dict.tensor(key)?.try_cast(target(entry.dtype)).map_err(|e| damaged(format!("`{key}`: {e}")))?;
-        file.write_all(data.as_bytes()).map_err(io())?;
-    }
-    let file = file.into_inner().map_err(|error| io()(error.into_error()))?;
-    file.sync_all().map_err(io())
-}
-
 fn from_file(dtype: Dtype) -> Option<DType> {
     Some(match dtype {
         Dtype::F64 => DType::F64,
@@ -205,108 +119,4 @@ fn from_file(dtype: Dtype) -> Option<DType> {
         Dtype::BOOL => DType::Bool(BoolStore::Native),
         _ => return None,
     })
-}
-
-fn to_file(dtype: DType) -> Option<Dtype> {
-    Some(match dtype {
-        DType::F64 => Dtype::F64,
-        DType::F32 => Dtype::F32,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        DType::I64 => Dtype::I64,
-        DType::I32 => Dtype::I32,
-        DType::I16 => Dtype::I16,
-        DType::I8 => Dtype::I8,
-        DType::U64 => Dtype::U64,
-        DType::U32 => Dtype::U32,
-        DType::U16 => Dtype::U16,
-        DType::U8 => Dtype::U8,
-        DType::Bool(BoolStore::Native) => Dtype::BOOL,
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dict() -> StateDict {
-        let shapes = [("a.weight", vec![2, 3]), ("b", vec![5]), ("scalar", vec![])];
-        StateDict::generated("made", shapes.map(|(key, shape)| (key.to_owned(), shape)), |key, shape| {
-            (0..shape.iter().product()).map(|i| i as f32 * 0.5 - key.len() as f32).collect()
-        })
-        .unwrap()
-    }
-
-    fn saved(folder: &Path, options: &SaveOptions) -> PathBuf {
-        let path = folder.join("m.safetensors");
-        save(&dict(), &path, options).unwrap();
-        path
-    }
-
-    #[test]
-    fn a_saved_file_reads_back_with_its_notes() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = SaveOptions { half: false, metadata: [("burn_var".to_owned(), "{}".to_owned())].into() };
-        let path = saved(folder.path(), &options);
-        let bytes = std::fs::read(&path).unwrap();
-        for read in [StateDict::open(&path).unwrap(), StateDict::from_safetensors("memory", bytes).unwrap()] {
-            assert_eq!(read.keys().collect::<Vec<_>>(), ["a.weight", "b", "scalar"], "names");
-            assert_eq!(read.shape("a.weight"), Some([2, 3].as_slice()), "shape");
-            assert_eq!(read.metadata()["burn_var"], "{}", "the notes");
-            for key in read.keys() {
-                assert_eq!(read.tensor(key).unwrap(), dict().tensor(key).unwrap(), "values of {key}");
-            }
-        }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no remains of the partial file");
-    }
-
-    #[test]
-    fn the_same_model_gives_the_same_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let metadata = ('a'..='h').map(|note| (note.to_string(), note.to_string())).collect();
-        let options = SaveOptions { half: false, metadata };
-        let bytes = |name: &str| {
-            let path = folder.path().join(name);
-            save(&dict(), &path, &options).unwrap();
-            std::fs::read(path).unwrap()
-        };
-        assert!(bytes("first") == bytes("second"), "two files of one dictionary with eight notes differ");
-    }
-
-    #[test]
-    fn half_precision_halves_floats() {
-        let folder = tempfile::tempdir().unwrap();
-        let read = StateDict::open(saved(folder.path(), &SaveOptions { half: true, ..Default::default() })).unwrap();
-        assert_eq!(read.dtype("b"), Some(DType::F16), "element type");
-        let values = read.tensor("b").unwrap().try_into_vec_as::<f32>().unwrap();
-        assert_eq!(values, [-1.0, -0.5, 0.0, 0.5, 1.0], "values that half precision holds exactly");
-    }
-
-    #[test]
-    fn every_truncation_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = saved(folder.path(), &SaveOptions::default());
-        let bytes = std::fs::read(&path).unwrap();
-        for length in 0..bytes.len() {
-            std::fs::write(&path, &bytes[..length]).unwrap();
-            let error = StateDict::open(&path).err().unwrap_or_else(|| panic!("{length} bytes were accepted"));
-            assert!(error.to_string().contains("m.safetensors"), "the file is named: {error}");
-            let error = StateDict::from_safetensors("memory", bytes[..length].to_vec());
-            assert!(error.is_err(), "{length} bytes in memory were accepted");
-        }
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_written_leaves_the_old_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = saved(folder.path(), &SaveOptions::default());
-        let before = std::fs::read(&path).unwrap();
-        let broken = StateDict::generated("broken", [("a".to_owned(), vec![3])], |_, _| vec![0.0]).unwrap();
-        let error = save(&broken, &path, &SaveOptions::default()).unwrap_err().to_string();
-        assert!(error.contains("`a` was made with 1 values"), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), before, "the good file is intact");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no remains of the partial file");
-        assert!(save(&dict(), folder.path().join("none/m.safetensors"), &SaveOptions::default()).is_err(), "no folder");
-    }
 }

@@ -1,4 +1,4 @@
-//! A checkpoint as named tensors.
+//! Checkpoints as named tensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,67 +9,18 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, TensorData};
 
+use super::entry::Entry;
 use super::{pytorch, safetensors};
 use crate::{Error, Result};
 
-/// Segments of a name that wrappers put in (`torch.compile`, data-parallel training, activation checkpointing).
+/// Segments that wrappers add to names (`torch.compile`, data-parallel training, activation checkpointing).
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// A model that a trainer's checkpoint can hold besides others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Section {
-    /// The VAR transformer.
-    Var,
-    /// The multi-scale tokenizer.
-    VqVae,
-    /// AID-VAR's guidance injector ("planner").
-    Injector,
-    /// AID-VAR's discriminator, with the frozen networks saved inside it.
-    Discriminator,
-}
-
-impl Section {
-    /// Every section, in the order in which layouts are tried.
-    pub const ALL: [Section; 4] = [Section::Var, Section::VqVae, Section::Injector, Section::Discriminator];
-
-    /// Where trainers put this model: paths through their nested dictionaries.
-    const fn prefixes(self) -> &'static [&'static str] {
-        match self {
-            Section::Var => &["trainer.var_wo_ddp."],
-            Section::VqVae => &["trainer.vae_local."],
-            Section::Injector => &["planner_state_dict.", "planner."],
-            Section::Discriminator => &["discriminator_state_dict."],
-        }
-    }
-}
-
-impl std::fmt::Display for Section {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Section::Var => "VAR transformer",
-            Section::VqVae => "VQ-VAE",
-            Section::Injector => "AID injector",
-            Section::Discriminator => "AID discriminator",
-        })
-    }
-}
-
-/// What reads one tensor; the text says what is wrong with the file.
-pub(super) type Read1 = dyn Fn() -> std::result::Result<TensorData, String> + Send + Sync;
-
-/// One named tensor, not read yet.
-#[derive(Clone)]
-pub(super) struct Entry {
-    pub(super) shape: Vec<usize>,
-    pub(super) dtype: DType,
-    pub(super) read: Arc<Read1>,
-}
-
-/// The tensors of a checkpoint by name. Opening reads names, shapes and types; a tensor is read when asked for, and
-/// nothing is cached.
+/// The tensors of a checkpoint by name.
 ///
-/// Prefixes that wrappers leave in names (`module.`, `_orig_mod.`, ...) are gone from the names seen here. Cloning and
-/// taking sections is cheap.
+/// Opening a file reads names, shapes and element types only. Each call of [`StateDict::tensor`] reads one tensor;
+/// nothing is cached, so cloning and taking sections are cheap. Prefixes that wrappers add to names (`module.`,
+/// `_orig_mod.`, ...) are removed.
 #[derive(Clone)]
 pub struct StateDict {
     origin: PathBuf,
@@ -84,11 +35,12 @@ impl std::fmt::Debug for StateDict {
 }
 
 impl StateDict {
-    /// Opens a checkpoint: `.safetensors`, or `.pth`/`.pt`/`.ckpt` as `torch.save` writes them (zip, legacy, tar). The
-    /// format is found by content, not by the file's name.
+    /// Opens a checkpoint: safetensors, or the formats of `torch.save` (zip, legacy and tar).
+    ///
+    /// The content decides on the format, not the file's name.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no checkpoint, is truncated, or has no
+    /// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is not a checkpoint, is truncated, or has no
     /// tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -105,9 +57,9 @@ impl StateDict {
         Self::new(path.into(), entries, metadata)
     }
 
-    /// A safetensors file that is in memory already, such as one compiled into the program.
+    /// Reads a safetensors file from memory, for example one that is compiled into the program or was downloaded.
     ///
-    /// `name` stands for the path in messages.
+    /// `name` stands for the path in messages. Needs no file system, so it works in a browser.
     ///
     /// # Errors
     /// [`Error::Format`] as for [`StateDict::open`].
@@ -117,8 +69,9 @@ impl StateDict {
         Self::new(name, entries, metadata)
     }
 
-    /// Tensors that are computed when they are read: `values` gets a name and a shape and returns that many f32 in
-    /// row-major order.
+    /// Creates a dictionary of tensors that are computed when they are read.
+    ///
+    /// `values` takes a name and a shape, and returns the elements in row-major order.
     ///
     /// `name` stands for the path in messages.
     ///
@@ -140,7 +93,7 @@ impl StateDict {
                 if data.len() == dims.iter().product::<usize>() {
                     Ok(TensorData::new(data, dims.clone()))
                 } else {
-                    Err(format!("`{name}` was made with {} values for shape {dims:?}", data.len()))
+                    Err(format!("`{name}` was generated with {} values for shape {dims:?}", data.len()))
                 }
             };
             (key, Entry { shape, dtype: DType::F32, read: Arc::new(read) })
@@ -148,7 +101,7 @@ impl StateDict {
         Self::new(name.into(), entries.collect(), BTreeMap::new())
     }
 
-    /// Strips wrappers from the names, and refuses an empty dictionary.
+    /// Creates a dictionary without the wrappers' prefixes, and refuses an empty one.
     pub(super) fn new(origin: PathBuf, raw: Vec<(String, Entry)>, metadata: BTreeMap<String, String>) -> Result<Self> {
         if raw.is_empty() {
             return Err(Error::format(origin, "it holds no tensors; a checkpoint of named weights is needed"));
@@ -168,43 +121,43 @@ impl StateDict {
         Ok(Self { origin, entries, metadata })
     }
 
-    /// Where the tensors come from, for messages.
+    /// Returns the path or name of the source of the tensors, for messages.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
 
-    /// Number of tensors.
+    /// Returns the number of tensors.
     #[allow(clippy::len_without_is_empty, reason = "a state dict is never empty")]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Number of elements of all tensors.
+    /// Returns the number of elements of all tensors.
     pub fn num_elements(&self) -> usize {
         self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
 
-    /// The names, sorted.
+    /// Returns the names, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns true if there is a tensor of this name.
     pub fn contains(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// The shape of a tensor, as the file has it.
+    /// Returns the shape of a tensor in the file's layout.
     pub fn shape(&self, key: &str) -> Option<&[usize]> {
         self.entries.get(key).map(|entry| entry.shape.as_slice())
     }
 
-    /// The element type of a tensor, as the file has it.
+    /// Returns the element type of a tensor in the file.
     pub fn dtype(&self, key: &str) -> Option<DType> {
         self.entries.get(key).map(|entry| entry.dtype)
     }
 
-    /// The file's own notes, by name; only safetensors files have any.
+    /// Returns the metadata of the file by name; only safetensors files have any.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -212,7 +165,7 @@ impl StateDict {
     /// Reads a tensor.
     ///
     /// # Errors
-    /// [`Error::Format`] if there is none of this name, or the file breaks off inside it.
+    /// [`Error::Format`] if there is none of this name, or the file ends inside it.
     pub fn tensor(&self, key: &str) -> Result<TensorData> {
         let entry = self.entries.get(key).ok_or_else(|| {
             Error::format(&self.origin, format!("it has no tensor `{key}`, among {} tensors", self.entries.len()))
@@ -224,7 +177,7 @@ impl StateDict {
         &self.entries
     }
 
-    /// The tensors whose names `keep` accepts.
+    /// Returns the tensors whose names `keep` accepts.
     #[must_use]
     pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Self {
         let mut kept = self.clone();
@@ -232,7 +185,7 @@ impl StateDict {
         kept
     }
 
-    /// The tensors whose name starts with `prefix`, without it; nothing if there are none.
+    /// Returns the tensors whose names start with `prefix`, without the prefix, or `None` if there are none.
     pub fn strip_prefix(&self, prefix: &str) -> Option<Self> {
         let entries: BTreeMap<_, _> = self
             .entries
@@ -241,34 +194,9 @@ impl StateDict {
             .collect();
         (!entries.is_empty()).then(|| Self { origin: self.origin.clone(), entries, metadata: self.metadata.clone() })
     }
-
-    /// The models that a trainer's checkpoint holds; none for a bare state dict.
-    pub fn sections(&self) -> Vec<Section> {
-        let holds = |prefix: &str| self.keys().any(|key| key.starts_with(prefix));
-        Section::ALL.into_iter().filter(|section| section.prefixes().iter().any(|prefix| holds(prefix))).collect()
-    }
-
-    /// The weights of one model: out of a trainer's nested dictionary if this is one, otherwise everything.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if this is a trainer's checkpoint without that model.
-    pub fn section(&self, section: Section) -> Result<Self> {
-        if let Some(found) = section.prefixes().iter().find_map(|prefix| self.strip_prefix(prefix)) {
-            return Ok(found);
-        }
-        let others = self.sections();
-        if others.is_empty() {
-            return Ok(self.clone());
-        }
-        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
-        Err(Error::format(
-            &self.origin,
-            format!("it is a trainer's checkpoint without a {section}; it holds: {}", others.join(", ")),
-        ))
-    }
 }
 
-/// Recognises what is often downloaded in place of a checkpoint.
+/// Recognizes files that are often downloaded in place of a checkpoint.
 fn not_a_checkpoint(head: &[u8]) -> Option<&'static str> {
     let text = head.trim_ascii_start();
     if head.is_empty() {
@@ -298,21 +226,6 @@ mod tests {
         assert_eq!(dict.keys().collect::<Vec<_>>(), ["a.weight", "b.c.bias"], "names without wrappers");
         let error = super::tests::dict(&["module.a", "a"]).unwrap_err().to_string();
         assert!(error.contains("two tensors are called `a`"), "{error}");
-    }
-
-    #[test]
-    fn sections_of_trainers_are_found_and_bare_dicts_are_whole() {
-        let trainer = dict(&["trainer.var_wo_ddp.module.head.bias", "trainer.vae_local.quant_conv.bias", "trainer.x"]);
-        let trainer = trainer.unwrap();
-        assert_eq!(trainer.sections(), [Section::Var, Section::VqVae], "a VAR trainer's checkpoint");
-        let var = trainer.section(Section::Var).unwrap();
-        assert_eq!(var.keys().collect::<Vec<_>>(), ["head.bias"], "the transformer alone");
-        let error = trainer.section(Section::Injector).unwrap_err().to_string();
-        assert!(error.contains("it holds: VAR transformer, VQ-VAE"), "{error}");
-        for nested in ["planner_state_dict.a", "planner.a", "a"] {
-            let planner = dict(&[nested]).unwrap().section(Section::Injector).unwrap();
-            assert_eq!(planner.keys().collect::<Vec<_>>(), ["a"], "an injector saved as `{nested}`");
-        }
     }
 
     #[test]

@@ -1,47 +1,48 @@
-//! AID-VAR's correction of what enters the transformer.
+//! AID-VAR's correction of the hidden states that enter the transformer.
 
 use burn::nn::Linear;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-use super::{Entering, Guidance, Logits};
-use crate::aid::Injector;
-use crate::resize::Resize;
-use crate::transformer::Var;
-use crate::{Error, Result, Scales, nn, ops};
+use super::injector::{Dropout, Injector};
+use crate::guidance::{BatchInfo, Guidance, Logits};
+use crate::math::Resize;
+use crate::rng::Rng;
+use crate::scales::ScaleAt;
+use crate::{Error, Result, nn, ops};
 
-/// How much of the injector's map is added.
+/// Weight of the injector's map.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AidWeight {
     /// The same at every scale but the first, which has nothing before it; 0.001 in the papers.
     Constant(f64),
-    /// One number a scale; the first is not used.
+    /// One number per scale; the first is not used.
     PerScale(Vec<f64>),
-    /// As much as the model was uncertain at the scale before. Not of the papers, whose authors name the fixed weight as
-    /// their method's main limit.
+    /// Proportional to the uncertainty of the model at the scale before. Not in the papers, whose authors name the
+    /// fixed weight as their method's main limit.
     Adaptive {
-        /// The weight where the model has no idea; where it is certain nothing is added.
+        /// Weight where all codes are equally likely; where the model is certain, nothing is added.
         most: f64,
-        /// How uncertainty is measured.
+        /// Measure of uncertainty.
         by: Uncertainty,
-        /// Whether every position has a weight of its own; else all of a scale share the mean.
+        /// Gives every position a weight of its own; otherwise all positions of a scale share the mean.
         per_position: bool,
     },
 }
 
-/// How uncertain logits are, from 0 for one possible code to 1 for all alike.
+/// Uncertainty of logits, from 0 for one possible code to 1 where all are equally likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Uncertainty {
-    /// Entropy of their softmax, as a share of the most there can be.
+    /// Entropy of their softmax, as a share of the largest possible.
     Entropy,
-    /// 1 less the distance between the two largest probabilities.
+    /// 1 minus the difference of the two largest probabilities.
     Margin,
 }
 
 impl Uncertainty {
-    /// Of each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
+    /// Measures each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
     pub fn of(self, logits: Tensor<3>) -> Tensor<3> {
         let probabilities = ops::softmax(logits.clone());
         match self {
@@ -67,7 +68,10 @@ impl Default for AidWeight {
 }
 
 impl AidWeight {
-    /// The weight at scale `k`; of an adaptive one the most it can be.
+    /// The weight that leaves an injector out.
+    pub const OFF: Self = Self::Constant(0.0);
+
+    /// Returns the weight at scale `k`; for an adaptive weight, its maximum.
     pub fn at(&self, k: usize) -> f64 {
         match self {
             Self::Constant(weight) | Self::Adaptive { most: weight, .. } => *weight,
@@ -76,26 +80,28 @@ impl AidWeight {
     }
 }
 
-/// `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free guidance. The
-/// features are the code vectors of the tokens drawn, embedded by the transformer, without positions.
+/// AID-VAR's guidance: `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free
+/// guidance. The features are the code vectors of the tokens drawn, embedded by the transformer, without positions.
 #[derive(Debug, Clone)]
 pub struct Aid {
     injector: Injector,
     /// The transformer's embedding of code vectors.
     word_embed: Linear,
-    /// How much of the map is added.
-    pub weight: AidWeight,
-    /// Of the tokens of the scale before, `[batch, tokens, 1]`.
+    weight: AidWeight,
+    /// Dropout in training: its rate, and one stream per image.
+    dropout: Option<(f64, Vec<Rng>)>,
+    /// Uncertainty of the tokens of the scale before, `[batch, tokens, 1]`.
     uncertainty: Option<Tensor<3>>,
 }
 
 impl Aid {
-    /// The correction of `transformer` by `injector`.
+    /// Creates the guidance of a transformer, given its embedding of code vectors, by an injector.
     ///
     /// # Errors
     /// [`Error::Config`] if the injector was made for a transformer of another width.
-    pub fn new(injector: Injector, transformer: &Var, weight: AidWeight) -> Result<Self> {
-        let (config, width) = (injector.config(), transformer.config().embed_dim);
+    pub fn new(injector: Injector, word_embed: &Linear, weight: AidWeight) -> Result<Self> {
+        let config = injector.config();
+        let [_, width] = word_embed.weight.lazy_shape().dims();
         for (name, found) in
             [("input_dim of the injector", config.input_dim), ("embed_dim of the injector", config.embed_dim)]
         {
@@ -103,30 +109,43 @@ impl Aid {
                 return Err(Error::config(name, found, format!("{width}, the width of the transformer")));
             }
         }
-        Ok(Self { injector, word_embed: transformer.word_embed().clone(), weight, uncertainty: None })
+        Ok(Self { injector, word_embed: word_embed.clone(), weight, dropout: None, uncertainty: None })
     }
 
-    /// The injector's map for the scale that is about to enter, `[batch, tokens, width]`, values between -2 and 2; none
-    /// at the first scale.
+    /// Switches the injector's dropout on, for training; `rngs` holds one stream per image.
+    #[must_use]
+    pub fn with_dropout(self, rate: f64, rngs: Vec<Rng>) -> Self {
+        Self { dropout: (rate > 0.0).then_some((rate, rngs)), ..self }
+    }
+
+    /// Returns the injector.
+    pub fn injector(&self) -> &Injector {
+        &self.injector
+    }
+
+    /// Returns the weight of the map.
+    pub fn weight(&self) -> &AidWeight {
+        &self.weight
+    }
+
+    /// Computes the injector's map for a scale, `[batch, tokens, width]`, values between -2 and 2, from the code vectors
+    /// of the scale before; `None` at the first scale.
     ///
     /// # Errors
     /// [`Error::Shape`] if the codes are not those of the scale before.
-    pub fn map(&self, scale: Entering<'_>) -> Result<Option<Tensor<3>>> {
-        let (Some(before), Some(codes)) = (scale.k.checked_sub(1), scale.previous) else { return Ok(None) };
+    pub fn map(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>) -> Result<Option<Tensor<3>>> {
+        let (Some(before), Some(codes)) = (at.before(), codes) else { return Ok(None) };
         let tokens = nn::apply(&self.word_embed, codes.clone());
-        let (from, to) = (scale.scales.size(before), scale.scales.size(scale.k));
-        self.injector.forward(tokens, from, to, None).map(Some)
+        let dropout = self.dropout.as_mut().map(|(rate, rngs)| Dropout { rate: *rate, rngs });
+        self.injector.forward(tokens, before.size(), at.size(), dropout).map(Some)
     }
-}
 
-impl Aid {
-    /// Brings the uncertainty of the scale before to this one, `[batch, tokens or 1, 1]`.
-    fn spread(&self, uncertainty: Tensor<3>, scale: Entering<'_>) -> Tensor<3> {
-        let (AidWeight::Adaptive { per_position: true, .. }, Some(before)) = (&self.weight, scale.k.checked_sub(1))
-        else {
+    /// Resizes the uncertainty of the scale before to a scale, `[batch, tokens or 1, 1]`.
+    fn spread(&self, uncertainty: Tensor<3>, at: ScaleAt<'_>) -> Tensor<3> {
+        let (AidWeight::Adaptive { per_position: true, .. }, Some(before)) = (&self.weight, at.before()) else {
             return uncertainty.mean_dim(1);
         };
-        let (from, to) = (scale.scales.size(before), scale.scales.size(scale.k));
+        let (from, to) = (before.size(), at.size());
         let batch = uncertainty.dims()[0];
         let map = Resize::Bilinear.apply(uncertainty.reshape([batch, 1, from.height, from.width]), to);
         map.reshape([batch, to.area(), 1])
@@ -138,11 +157,12 @@ impl Guidance for Aid {
         "aid"
     }
 
-    fn check(&self, scales: &Scales) -> Result<()> {
+    fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
+        self.uncertainty = None;
         let weights = match &self.weight {
             AidWeight::Constant(weight) | AidWeight::Adaptive { most: weight, .. } => std::slice::from_ref(weight),
-            AidWeight::PerScale(weights) if weights.len() != scales.len() => {
-                let expected = format!("{}, one a scale", scales.len());
+            AidWeight::PerScale(weights) if weights.len() != batch.scales.len() => {
+                let expected = format!("{}, one per scale", batch.scales.len());
                 return Err(Error::config("aid weight", format!("{} numbers", weights.len()), expected));
             }
             AidWeight::PerScale(weights) => weights,
@@ -153,24 +173,24 @@ impl Guidance for Aid {
         }
     }
 
-    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        let weight = self.weight.at(scale.k);
-        // Nothing added is not the same as zeros added: -0.0 would become 0.0.
+    fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let weight = self.weight.at(at.k());
+        // Adding nothing is not the same as adding zeros: -0.0 would become 0.0.
         if weight == 0.0 {
             return Ok(hidden);
         }
-        let Some(map) = self.map(scale)? else { return Ok(hidden) };
+        let Some(map) = self.map(at, codes)? else { return Ok(hidden) };
         let map = match self.uncertainty.take() {
-            Some(uncertainty) => map * self.spread(uncertainty, scale),
+            Some(uncertainty) => map * self.spread(uncertainty, at),
             None => map,
         };
         let branches = hidden.dims()[0] / map.dims()[0];
         Ok(hidden + (map * weight).repeat_dim(0, branches))
     }
 
-    fn steer(&mut self, k: usize, scales: &Scales, logits: Logits) -> Result<Logits> {
+    fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
         if let AidWeight::Adaptive { by, .. } = self.weight
-            && k + 1 < scales.len()
+            && !at.is_last()
         {
             self.uncertainty = Some(by.of(logits.cond.clone()));
         }

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
-use crate::init::{Start, fan_in_bound, initialise};
+use crate::init::{Init, fan_in_bound, initialize};
 use crate::ops::{ConvSpec, conv2d};
 use crate::{Error, Result, nn};
 
@@ -28,10 +28,10 @@ pub enum HeadVariant {
     StyleGanT,
 }
 
-/// The sizes of [`Heads`].
+/// The sizes of [`DiscriminatorHeads`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HeadsConfig {
+pub struct DiscriminatorHeadsConfig {
     /// How many: one a layer of features. AID-VAR has 5.
     pub heads: usize,
     /// Channels of the features; 384 for ViT-S.
@@ -58,7 +58,7 @@ fn default_group() -> usize {
     8
 }
 
-impl HeadsConfig {
+impl DiscriminatorHeadsConfig {
     /// AID-VAR's five heads on features of `channels`: 7.39 million parameters for ViT-S.
     pub fn aid(channels: usize) -> Self {
         Self {
@@ -84,19 +84,19 @@ impl HeadsConfig {
         ])
     }
 
-    /// Heads with the first weights of their variant, drawn from `seed`.
+    /// DiscriminatorHeads with the first weights of their variant, drawn from `seed`.
     ///
     /// # Errors
-    /// As [`HeadsConfig::validate`].
-    pub fn init(&self, seed: u64, device: &Device) -> Result<Heads> {
+    /// As [`DiscriminatorHeadsConfig::validate`].
+    pub fn init(&self, seed: u64, device: &Device) -> Result<DiscriminatorHeads> {
         // Every parameter is filled: one that Burn has yet to fill shares its state with its clones.
-        let heads = initialise(self.init_zeros(device)?, seed, |slot| match (slot.path, self.variant) {
-            (path, _) if path.contains(".norm.") => Start::Constant(if path.ends_with("weight") { 1.0 } else { 0.0 }),
-            (path, _) if path.contains(".cmapper.bias") => Start::Constant(0.0),
-            (path, _) if path.ends_with("weight_u") || path.ends_with("weight_v") => Start::Normal(1.0),
-            (path, HeadVariant::StyleGanT) if path.contains(".cmapper.") => Start::Normal(1.0),
-            (path, HeadVariant::Aid) if path.ends_with("bias") => Start::Constant(0.0),
-            (_, HeadVariant::Aid) => Start::Normal(0.02),
+        let heads = initialize(self.init_zeros(device)?, seed, |param| match (param.path, self.variant) {
+            (path, _) if path.contains(".norm.") => Init::Constant(if path.ends_with("weight") { 1.0 } else { 0.0 }),
+            (path, _) if path.contains(".cmapper.bias") => Init::Constant(0.0),
+            (path, _) if path.ends_with("weight_u") || path.ends_with("weight_v") => Init::Normal(1.0),
+            (path, HeadVariant::StyleGanT) if path.contains(".cmapper.") => Init::Normal(1.0),
+            (path, HeadVariant::Aid) if path.ends_with("bias") => Init::Constant(0.0),
+            (_, HeadVariant::Aid) => Init::Normal(0.02),
             // PyTorch's own, by the number of inputs of an output.
             (path, HeadVariant::StyleGanT) => {
                 fan_in_bound(if path.contains(".second.") { TAPS * self.channels } else { self.channels })
@@ -105,13 +105,13 @@ impl HeadsConfig {
         Ok(heads.iterated())
     }
 
-    /// Heads of zeros, to be loaded.
+    /// DiscriminatorHeads of zeros, to be loaded.
     ///
     /// # Errors
-    /// As [`HeadsConfig::validate`].
-    pub fn init_zeros(&self, device: &Device) -> Result<Heads> {
+    /// As [`DiscriminatorHeadsConfig::validate`].
+    pub fn init_zeros(&self, device: &Device) -> Result<DiscriminatorHeads> {
         self.validate()?;
-        Ok(Heads { heads: (0..self.heads).map(|_| Head::new(self, device)).collect(), config: self.clone() })
+        Ok(DiscriminatorHeads { heads: (0..self.heads).map(|_| Head::new(self, device)).collect(), config: self.clone() })
     }
 }
 
@@ -223,7 +223,7 @@ struct Standard {
 }
 
 impl LocalNorm {
-    fn new(config: &HeadsConfig, device: &Device) -> Self {
+    fn new(config: &DiscriminatorHeadsConfig, device: &Device) -> Self {
         let (epsilon, floor) = match config.variant {
             HeadVariant::Aid => (1e-3, 1e-3),
             HeadVariant::StyleGanT => (1e-5, 0.0),
@@ -287,7 +287,7 @@ struct Head {
 }
 
 impl Head {
-    fn new(config: &HeadsConfig, device: &Device) -> Self {
+    fn new(config: &DiscriminatorHeadsConfig, device: &Device) -> Self {
         let (channels, variant) = (config.channels, config.variant);
         let conditional = config.condition > 0;
         let outputs = if conditional { config.condition_map } else { 1 };
@@ -340,17 +340,17 @@ struct Judged {
     slope: Option<Tensor<3>>,
 }
 
-/// The heads. Names of parameters are the checkpoints', see [`heads_keys`](crate::pretrained::heads_keys).
+/// The heads. Names of parameters are the checkpoints'.
 #[derive(Module, Debug)]
-pub struct Heads {
+pub struct DiscriminatorHeads {
     heads: Vec<Head>,
     #[module(skip)]
-    config: HeadsConfig,
+    config: DiscriminatorHeadsConfig,
 }
 
-impl Heads {
+impl DiscriminatorHeads {
     /// Their sizes.
-    pub fn config(&self) -> &HeadsConfig {
+    pub fn config(&self) -> &DiscriminatorHeadsConfig {
         &self.config
     }
 
@@ -384,7 +384,7 @@ impl Heads {
     /// backward pass.
     ///
     /// # Errors
-    /// As [`Heads::forward`].
+    /// As [`DiscriminatorHeads::forward`].
     pub fn r1(&self, features: &[Tensor<3>], condition: Option<&Tensor<2>>) -> Result<Tensor<1>> {
         let batch = features.first().map_or(1, |features| features.dims()[0]);
         let slopes = self.judge(features, condition, true)?.into_iter().filter_map(|judged| judged.slope);
@@ -394,7 +394,7 @@ impl Heads {
     }
 
     fn judge(&self, features: &[Tensor<3>], condition: Option<&Tensor<2>>, slope: bool) -> Result<Vec<Judged>> {
-        let HeadsConfig { channels, variant, virtual_batch, .. } = self.config;
+        let DiscriminatorHeadsConfig { channels, variant, virtual_batch, .. } = self.config;
         if features.len() != self.heads.len() {
             return Err(Error::shape("layers of features", self.heads.len().to_string(), [features.len()]));
         }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::SafeLayerNorm;
 use crate::error::require_positive;
-use crate::init::{Start, initialise};
+use crate::init::{Init, initialize};
 use crate::ops::{QueryKeys, self_attention};
-use crate::resize::Resize;
+use crate::math::{Constants, Resize};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
@@ -101,12 +101,12 @@ impl InjectorConfig {
     /// As [`InjectorConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Injector> {
         let width = self.embed_dim as f64;
-        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.path {
-            path if path.ends_with("bias") => Start::Keep,
-            path if path.contains("norm") => Start::Constant(0.5),
+        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
+            path if path.ends_with("bias") => Init::Keep,
+            path if path.contains("norm") => Init::Constant(0.5),
             // Xavier, for queries, keys and values as one matrix.
-            path if path.ends_with("in_proj.weight") => Start::Uniform((6.0 / (4.0 * width)).sqrt()),
-            _ => Start::Normal(0.001),
+            path if path.ends_with("in_proj.weight") => Init::Uniform((6.0 / (4.0 * width)).sqrt()),
+            _ => Init::Normal(0.001),
         }))
     }
 
@@ -136,12 +136,12 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let channels = width / self.heads;
         let scale = (channels as f64).powf(-0.5);
         let qkv = nn::apply(&self.in_proj, x);
-        let mixed = if dropout.is_on() {
+        let mixed = if let Some(dropout) = dropout {
             let part = |i: usize| {
                 let part = qkv.clone().narrow(2, i * width, width);
                 part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
@@ -194,11 +194,11 @@ impl Layer {
     }
 
     /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
-    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
         let x = x + within(h, 3.0) * Self::BRANCH;
-        let h = dropout.apply(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
-        let h = dropout.apply(nn::apply(&self.ffn.fc2, h));
+        let h = Dropout::maybe(dropout, ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
+        let h = Dropout::maybe(dropout, nn::apply(&self.ffn.fc2, h));
         within(x + within(h, 3.0) * Self::BRANCH, 3.0)
     }
 }
@@ -228,20 +228,25 @@ impl Injector {
     }
 
     /// From the embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`, to guidance for a scale of size
-    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2. With `drop`, dropout is on and draws from it.
+    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2.
     ///
     /// # Errors
     /// [`Error::Shape`] if the tokens do not have that size or width.
-    pub fn forward(&self, tokens: Tensor<3>, from: MapSize, to: MapSize, drop: Option<&mut Rng>) -> Result<Tensor<3>> {
+    pub fn forward(
+        &self,
+        tokens: Tensor<3>,
+        from: MapSize,
+        to: MapSize,
+        mut dropout: Option<Dropout<'_>>,
+    ) -> Result<Tensor<3>> {
         let [batch, found @ ..] = tokens.dims();
         if found != [from.area(), self.config.input_dim] {
             let expected = format!("[batch, {}, {}]", from.area(), self.config.input_dim);
             return Err(Error::shape("tokens of the scale before", expected, [batch, found[0], found[1]]));
         }
-        let mut dropout = Dropout(drop);
         let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
-        let device = x.device();
-        let x = within(self.resize(x, from, to) + Self::positions(to.area(), self.config.embed_dim, &device), 3.0);
+        let positions = Self::positions(to.area(), self.config.embed_dim, &x.device());
+        let x = within(self.resize(x, from, to) + positions, 3.0);
         let x = self.encoder.layers.iter().fold(x, |x, layer| layer.forward(x, &mut dropout));
         let x = within(nn::apply(&self.output_proj, x), 3.0);
         let map = within(self.final_norm.forward(x), 2.0);
@@ -270,22 +275,25 @@ impl Injector {
         resized.swap_dims(1, 2)
     }
 
-    /// What tells tokens apart: a hundredth of the sinusoids over the row-major sequence, `[1, tokens, width]`.
+    /// Returns the position embedding: a hundredth of the sinusoids over the row-major sequence, `[1, tokens, width]`.
     pub fn positions(tokens: usize, width: usize, device: &Device) -> Tensor<3> {
-        let mut values = vec![0.0f32; tokens * width];
-        for even in (0..width).step_by(2) {
-            // Every token turns the same angle further: two sines a channel in place of one a value.
-            let (sin, cos) = (-(10_000f64.ln()) * even as f64 / width as f64).exp().sin_cos();
-            let mut at = (0.0, 1.0);
-            for token in values.chunks_exact_mut(width) {
-                token[even] = (0.01 * at.0) as f32;
-                if let Some(odd) = token.get_mut(even + 1) {
-                    *odd = (0.01 * at.1) as f32;
+        static TABLES: Constants<(usize, usize), 3> = Constants::new();
+        TABLES.get((tokens, width), device, || {
+            let mut values = vec![0.0f32; tokens * width];
+            for even in (0..width).step_by(2) {
+                // Every token turns by the same angle: two sines per channel in place of one per value.
+                let (sin, cos) = (-(10_000f64.ln()) * even as f64 / width as f64).exp().sin_cos();
+                let mut at = (0.0, 1.0);
+                for token in values.chunks_exact_mut(width) {
+                    token[even] = (0.01 * at.0) as f32;
+                    if let Some(odd) = token.get_mut(even + 1) {
+                        *odd = (0.01 * at.1) as f32;
+                    }
+                    at = (at.0 * cos + at.1 * sin, at.1 * cos - at.0 * sin);
                 }
-                at = (at.0 * cos + at.1 * sin, at.1 * cos - at.0 * sin);
             }
-        }
-        Tensor::from_data(TensorData::new(values, [1, tokens, width]), device)
+            (values, [1, tokens, width])
+        })
     }
 }
 
@@ -294,22 +302,34 @@ fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
     x.clamp(-bound, bound)
 }
 
-/// Drops values at random in training, drawn on the host.
-struct Dropout<'a>(Option<&'a mut Rng>);
+/// Dropout of an [`Injector`] in training.
+#[derive(Debug)]
+pub struct Dropout<'a> {
+    /// Share of values that are dropped, in `0.0..1.0`; 0.1 in the papers.
+    pub rate: f64,
+    /// One stream of random numbers per image.
+    pub rngs: &'a mut [Rng],
+}
 
 impl Dropout<'_> {
-    fn is_on(&self) -> bool {
-        self.0.is_some()
-    }
-
+    /// Drops values of `[images, ..]`, each image by its own stream, and scales up the rest.
     fn apply<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
-        let Some(rng) = &mut self.0 else { return x };
-        let keep = 1.0 - InjectorConfig::DROPOUT;
+        let keep = 1.0 - self.rate;
         let factor = (1.0 / keep) as f32;
         let shape = x.dims();
-        let count = shape.iter().product();
-        let factors: Vec<f32> = (0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }).collect();
+        let count = shape[1..].iter().product();
+        let mut factors: Vec<f32> = Vec::with_capacity(shape[0] * count);
+        for rng in self.rngs.iter_mut() {
+            factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
+        }
         let device = x.device();
         x * Tensor::from_data(TensorData::new(factors, shape), &device)
+    }
+
+    fn maybe<const D: usize>(dropout: &mut Option<Self>, x: Tensor<D>) -> Tensor<D> {
+        match dropout {
+            Some(dropout) => dropout.apply(x),
+            None => x,
+        }
     }
 }

@@ -1,15 +1,19 @@
-//! AID-VAR: a small network that corrects a frozen transformer from scale to scale.
+//! AID-VAR: a guidance injector that corrects a frozen transformer from scale to scale, and its discriminator.
 
 mod augment;
+mod guidance;
 mod heads;
+mod heads_weights;
 mod injector;
 mod projector;
 mod safe_norm;
 mod soft;
+mod weights;
 
 pub use augment::Augment;
-pub use heads::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
-pub use injector::{Injector, InjectorConfig, InjectorResize};
+pub use guidance::{Aid, AidWeight, Uncertainty};
+pub use heads::{DiscriminatorHeads, DiscriminatorHeadsConfig, HeadVariant, HingeReduction, generator_loss};
+pub use injector::{Dropout, Injector, InjectorConfig, InjectorResize};
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;
 pub use soft::{SoftCanvas, soft_codes};

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::encoder::Vit;
+use crate::models::dino::Vit;
 use crate::{Error, Result};
 
 /// A frozen network whose layers of features the discriminator's heads judge. An application can bring its own.

@@ -1,17 +1,18 @@
 use burn::tensor::Tensor;
 
-use crate::{Tokenizer, ops};
+use crate::scales::ScaleAt;
+use crate::{Scales, Tokenizer, ops};
 
-/// The code vectors that logits stand for (equation 5), `softmax(logits / temperature) codebook`: `[batch, tokens,
-/// vocab]` to `[batch, tokens, z_channels]`. Gradients pass, as through no lookup; a temperature near 0 makes them the
-/// vectors of the likeliest codes.
+/// Decodes logits to code vectors softly (equation 5): `softmax(logits / temperature) codebook`, `[batch, tokens, vocab]`
+/// to `[batch, tokens, z_channels]`. Gradients pass, which they do not through a lookup; a temperature near 0 gives the
+/// vectors of the most likely codes.
 pub fn soft_codes(logits: Tensor<3>, codebook: Tensor<2>, temperature: f64) -> Tensor<3> {
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     ops::linear(ops::softmax(logits), codebook, None)
 }
 
-/// A canvas that is painted with [`soft_codes`], scale by scale, while tokens are drawn for another. Scales that have
-/// not come yet add nothing to it, so that [`Tokenizer::decode`] shows the picture as of each scale.
+/// A canvas painted with [`soft_codes`], scale by scale, while tokens are drawn for another. Scales that have not come
+/// yet add nothing to it, so that [`Tokenizer::decode`] shows the image as of each scale.
 #[derive(Debug)]
 pub struct SoftCanvas<'a, T> {
     tokenizer: &'a T,
@@ -21,15 +22,15 @@ pub struct SoftCanvas<'a, T> {
 }
 
 impl<'a, T: Tokenizer> SoftCanvas<'a, T> {
-    /// An empty canvas for `batch` pictures.
-    pub fn new(tokenizer: &'a T, batch: usize, temperature: f64) -> Self {
-        Self { tokenizer, codebook: tokenizer.codebook(), canvas: tokenizer.blank(batch), temperature }
+    /// Creates an empty canvas for `batch` images.
+    pub fn new(tokenizer: &'a T, batch: usize, scales: &Scales, temperature: f64) -> Self {
+        Self { tokenizer, codebook: tokenizer.codebook(), canvas: tokenizer.blank(batch, scales), temperature }
     }
 
-    /// Paints scale `k` and returns the canvas so far, `[batch, z_channels, height, width]`.
-    pub fn paint(&mut self, k: usize, logits: Tensor<3>) -> Tensor<4> {
+    /// Paints a scale and returns the canvas so far, `[batch, z_channels, height, width]`.
+    pub fn paint(&mut self, at: ScaleAt<'_>, logits: Tensor<3>) -> Tensor<4> {
         let codes = soft_codes(logits, self.codebook.clone(), self.temperature);
-        self.canvas = self.tokenizer.paint(self.canvas.clone(), k, codes);
+        self.canvas = self.tokenizer.paint(self.canvas.clone(), at, codes);
         self.canvas.clone()
     }
 

@@ -6,7 +6,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::init::{Start, fan_in_bound, initialise};
+use crate::init::{Init, fan_in_bound, initialize};
 use crate::nn::{Conv2d, GroupNorm, linear};
 use crate::ops::ConvSpec;
 use crate::{Error, Result};
@@ -66,10 +66,10 @@ impl ClassifierConfig {
     /// # Errors
     /// Those of [`ClassifierConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Classifier> {
-        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.shape {
+        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
             [_, input, height, width] => fan_in_bound(input * height * width),
             [input, _] => fan_in_bound(*input),
-            _ => Start::Keep,
+            _ => Init::Keep,
         }))
     }
 

@@ -1,36 +1,34 @@
-//! Files of the classifier, which only this project writes.
-
-use std::path::Path;
+//! Files of the classifier, which only this crate writes.
 
 use burn::tensor::Device;
 
-use super::{KeyMap, LoadOptions, ModelConfig, SaveOptions, StateDict, export, load, save};
-use crate::classifier::Classifier;
-use crate::{Error, Result};
+use super::{Classifier, ClassifierConfig};
+use crate::Result;
+use crate::weights::{KeyMap, Kind, Pretrained};
 
-fn keys() -> KeyMap {
-    KeyMap::identity("classifier of burn-var")
-}
-
-/// A classifier with the configuration and the weights of a file written by [`save_classifier`], strictly.
-///
-/// # Errors
-/// [`Error::Format`] if the file holds no configuration of a classifier; [`Error::Weights`] if the weights do not fit
-/// it; see [`load`].
-pub fn load_classifier(dict: &StateDict, device: &Device) -> Result<Classifier> {
-    let Some(ModelConfig::Classifier(config)) = ModelConfig::of(dict)? else {
-        return Err(Error::format(dict.origin(), "it is no classifier: `burn-var train classifier` makes one"));
+impl Pretrained for Classifier {
+    const KIND: Kind = Kind {
+        name: "classifier",
+        role: "classifier",
+        title: "classifier",
+        source: "`burn-var train classifier` trains one",
+        sections: &[],
+        landmark: None,
     };
-    Ok(load(config.init_zeros(device)?, dict, &keys(), LoadOptions::default())?.0)
-}
 
-/// Writes a classifier as safetensors, its configuration inside; `half` rounds to half precision.
-///
-/// # Errors
-/// As [`save`].
-pub fn save_classifier(model: &Classifier, path: impl AsRef<Path>, half: bool) -> Result<()> {
-    let metadata = ModelConfig::Classifier(model.config().clone()).metadata()?;
-    save(&export(model, &keys())?, path, &SaveOptions { half, metadata })
+    type Config = ClassifierConfig;
+
+    fn config(&self) -> &ClassifierConfig {
+        self.config()
+    }
+
+    fn keys(_: &ClassifierConfig) -> KeyMap {
+        KeyMap::identity("classifier of burn-var")
+    }
+
+    fn init_zeros(config: &ClassifierConfig, device: &Device) -> Result<Self> {
+        config.init_zeros(device)
+    }
 }
 
 #[cfg(test)]
@@ -38,7 +36,7 @@ mod tests {
     use burn::tensor::Tensor;
 
     use super::*;
-    use crate::classifier::ClassifierConfig;
+    use crate::weights::{FloatType, SaveOptions, StateDict};
 
     #[test]
     fn a_file_gives_the_classifier_back() {
@@ -51,13 +49,12 @@ mod tests {
             let scores = model.forward(Tensor::ones([1, 1, 9, 8], &device)).expect("right shape");
             scores.into_data().try_into_vec().expect("f32")
         };
-        for half in [false, true] {
-            save_classifier(&model, &path, half).expect("written");
-            let back = load_classifier(&StateDict::open(&path).expect("written"), &device).expect("loads");
-            assert_eq!(back.config(), &config, "the configuration came along");
+        for (precision, tolerance) in [(FloatType::F32, 0.0), (FloatType::F16, 1e-3)] {
+            model.save(&path, &SaveOptions { precision: Some(precision), ..Default::default() }).expect("written");
+            let back = Classifier::load(&StateDict::open(&path).expect("written"), &device).expect("loads");
+            assert_eq!(back.config(), &config, "the configuration is in the file");
             for (a, b) in scores(&back).iter().zip(scores(&model)) {
-                let tolerance = if half { 1e-3 } else { 0.0 };
-                assert!((a - b).abs() <= tolerance, "score {b} came back as {a}, half: {half}");
+                assert!((a - b).abs() <= tolerance, "score {b} came back as {a} in {precision:?}");
             }
         }
         assert!(std::fs::metadata(&path).expect("written").len() < 1_000_000, "half a megabyte in half precision");

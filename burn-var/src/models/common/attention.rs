@@ -1,54 +1,55 @@
-//! Self-attention of VAR: queries and keys of length one with a learned sharpness a head, or plain.
+//! Self-attention of VAR and FlexVAR: queries and keys of length one with a learned sharpness per head, or plain.
 #![allow(non_snake_case, reason = "fields bear the checkpoints' names")]
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use super::VarConfig;
+use super::block::BlockSizes;
 use super::lora::{BlockLora, adapted};
-use crate::ops::{KvCache, QueryKeys};
+pub use crate::ops::KvCache;
+use crate::ops::QueryKeys;
 use crate::{nn, ops};
 
-/// What tokens see besides one another.
+/// The tokens that a token sees besides those of its own scale.
 #[derive(Debug)]
 pub enum Context<'a> {
-    /// The scales before: generation.
+    /// The scales before it: generation.
     Cached(&'a mut KvCache),
-    /// All scales at once under a mask, `[1, 1, tokens, tokens]`, that is added to the scores: training.
+    /// All scales at once under a mask, `[1, 1, tokens, tokens]`, that is added to the scores: teacher forcing.
     Masked(&'a Tensor<4>),
 }
 
-/// Multi-head self-attention. Field names are the checkpoints'.
+/// Multi-head self-attention. Field names are those of the checkpoints.
 #[derive(Module, Debug)]
-pub struct Attention {
-    /// Queries, keys and values in one, without bias: keys have none, the others their own.
+pub struct SelfAttention {
+    /// Joint projection to queries, keys and values, without bias: keys have none, the others their own.
     pub mat_qkv: Linear,
-    /// `[width]`.
+    /// Bias of the queries, `[width]`.
     pub q_bias: Param<Tensor<1>>,
-    /// `[width]`.
+    /// Bias of the values, `[width]`.
     pub v_bias: Param<Tensor<1>>,
-    /// Logarithm of each head's sharpness, `[1, heads, 1, 1]`; only with L2-normalised attention.
+    /// Logarithm of each head's sharpness, `[1, heads, 1, 1]`; only with L2-normalized attention.
     pub scale_mul_1H11: Option<Param<Tensor<4>>>,
     /// Output projection.
     pub proj: Linear,
     heads: usize,
 }
 
-impl Attention {
-    pub(super) fn new(config: &VarConfig, device: &Device) -> Self {
-        let width = config.embed_dim;
+impl SelfAttention {
+    pub(super) fn new(sizes: &BlockSizes, device: &Device) -> Self {
+        let width = sizes.width;
         Self {
             mat_qkv: nn::linear(width, 3 * width, false, device),
             q_bias: nn::zeros([width], device),
             v_bias: nn::zeros([width], device),
-            scale_mul_1H11: config.attn_l2_norm.then(|| nn::zeros([1, config.num_heads, 1, 1], device)),
+            scale_mul_1H11: sizes.attn_l2_norm.then(|| nn::zeros([1, sizes.heads, 1, 1], device)),
             proj: nn::linear(width, width, true, device),
-            heads: config.num_heads,
+            heads: sizes.heads,
         }
     }
 
-    /// `[batch, tokens, width]`, unchanged in shape.
+    /// Mixes `[batch, tokens, width]`.
     pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Tensor<3> {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {

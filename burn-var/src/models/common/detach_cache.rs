@@ -1,37 +1,60 @@
+use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use super::{Label, NextScale, Session};
+use crate::generation::{Condition, NextScale, ScaleInput, State, Vocabulary};
+use crate::rng::Rng;
+use crate::scales::ScaleAt;
 use crate::{Result, Scales};
 
-/// A transformer through whose cache no gradient passes: what a scale's logits say reaches that scale's own input, and
-/// none before it. It takes less memory to learn through, and the gradient is no longer the whole one.
-#[derive(Clone, Copy)]
-pub struct Truncated<'a>(pub &'a dyn NextScale);
+/// A transformer without gradients through its cache: a scale's logits reach that scale's own input, and none before
+/// it. Learning through it takes less memory; the gradient is truncated.
+#[derive(Debug, Clone, Copy)]
+pub struct DetachCache<'a, M: ?Sized>(pub &'a M);
 
-impl NextScale for Truncated<'_> {
+impl<M: NextScale + ?Sized> NextScale for DetachCache<'_, M> {
+    type State = M::State;
+
     fn scales(&self) -> &Scales {
         self.0.scales()
+    }
+
+    fn vocabulary(&self) -> Vocabulary {
+        self.0.vocabulary()
     }
 
     fn num_classes(&self) -> usize {
         self.0.num_classes()
     }
 
-    fn vocab_size(&self) -> usize {
-        self.0.vocab_size()
+    fn code_embedding(&self) -> Option<&Linear> {
+        self.0.code_embedding()
     }
 
-    fn begin(&self, labels: &[Label]) -> Result<Session> {
-        self.0.begin(labels)
+    fn check_scales(&self, scales: &Scales) -> Result<()> {
+        self.0.check_scales(scales)
     }
 
-    fn embed(&self, session: &Session, k: usize, input: Tensor<4>) -> Tensor<3> {
-        self.0.embed(session, k, input)
+    fn start(&self, conditions: &[Condition], scales: &Scales) -> Result<Self::State> {
+        self.0.start(conditions, scales)
     }
 
-    fn step(&self, session: &mut Session, hidden: Tensor<3>) -> Tensor<3> {
-        let logits = self.0.step(session, hidden);
-        session.detach();
+    fn embed(&self, state: &Self::State, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
+        self.0.embed(state, at, input)
+    }
+
+    fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
+        let logits = self.0.step(state, at, hidden);
+        state.detach();
         logits
+    }
+
+    fn refine(
+        &self,
+        state: &mut Self::State,
+        at: ScaleAt<'_>,
+        codes: Tensor<3>,
+        rngs: &mut [Rng],
+    ) -> Result<Tensor<3>> {
+        self.0.refine(state, at, codes, rngs)
     }
 }

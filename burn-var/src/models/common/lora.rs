@@ -1,13 +1,16 @@
-//! Low-rank adaptation (Hu et al. 2021): what AID-VAR's appendix D compares its injector with.
+//! Low-rank adaptation (Hu et al. 2021), which AID-VAR's appendix D compares its injector with.
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Label, NextScale, Session, Var, VarConfig};
+use super::block::Block;
 use crate::error::require_positive;
-use crate::init::{Start, initialise};
+use crate::generation::{Condition, NextScale, ScaleInput, Vocabulary};
+use crate::init::{Init, initialize};
+use crate::rng::Rng;
+use crate::scales::ScaleAt;
 use crate::{Error, Result, Scales, nn, ops};
 
 /// One low-rank change of a linear layer.
@@ -21,41 +24,42 @@ pub struct LowRankConfig {
 }
 
 impl LowRankConfig {
-    /// What AID-VAR's code has in attention.
+    /// Ranks of attention in AID-VAR's code.
     pub const ATTENTION: Self = Self { rank: 64, alpha: 16.0 };
-    /// What AID-VAR's code has in the feed-forward.
+    /// Ranks of the feed-forward in AID-VAR's code.
     pub const FEED_FORWARD: Self = Self { rank: 32, alpha: 8.0 };
 }
 
-/// The sizes of a [`Lora`].
+/// Sizes of a [`Lora`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
-    /// Blocks of the transformer.
+    /// Number of blocks of the transformer.
     pub depth: usize,
-    /// Its width.
+    /// Width of the transformer.
     pub embed_dim: usize,
-    /// Hidden width of its feed-forward.
+    /// Hidden width of the feed-forward.
     pub hidden_dim: usize,
-    /// Of the projections to queries, keys and values, and of the mixed values.
+    /// Adaptation of the attention projections.
     pub attention: LowRankConfig,
-    /// Of both layers of the feed-forward.
+    /// Adaptation of both layers of the feed-forward.
     pub feed_forward: LowRankConfig,
 }
 
 impl LoraConfig {
-    /// For a transformer, with the ranks of AID-VAR's code.
-    pub fn released(transformer: &VarConfig) -> Self {
+    /// Returns the sizes for a transformer, with the ranks of AID-VAR's code.
+    pub fn released(transformer: &impl LoraTarget) -> Self {
+        let [depth, embed_dim, hidden_dim] = sizes_of(transformer);
         Self {
-            depth: transformer.depth,
-            embed_dim: transformer.embed_dim,
-            hidden_dim: transformer.hidden(),
+            depth,
+            embed_dim,
+            hidden_dim,
             attention: LowRankConfig::ATTENTION,
             feed_forward: LowRankConfig::FEED_FORWARD,
         }
     }
 
-    /// Refuses what no adaptation can have.
+    /// Checks the sizes.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -77,20 +81,20 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// An adaptation that changes nothing yet: first factors uniform within `1 / sqrt(inputs)` (PyTorch's
+    /// Creates an adaptation that changes nothing yet: first factors uniform within `1 / sqrt(inputs)` (PyTorch's
     /// `kaiming_uniform_` with `a = sqrt(5)`), drawn from `seed`, second factors zero.
     ///
     /// # Errors
     /// As [`LoraConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Lora> {
         let lora = self.init_zeros(device)?;
-        Ok(initialise(lora, seed, |slot| match slot.path.ends_with(".down") {
-            true => Start::Uniform(1.0 / (slot.shape[0] as f64).sqrt()),
-            false => Start::Constant(0.0),
+        Ok(initialize(lora, seed, |param| match param.path.ends_with(".down") {
+            true => Init::Uniform(1.0 / (param.shape[0] as f64).sqrt()),
+            false => Init::Constant(0.0),
         }))
     }
 
-    /// All zeros, to be filled from a file.
+    /// Creates an adaptation of zeros, to be loaded.
     ///
     /// # Errors
     /// As [`LoraConfig::validate`].
@@ -107,7 +111,7 @@ impl LoraConfig {
     }
 }
 
-/// The product of two narrow matrices, which is added to the weight of a linear layer.
+/// Product of two narrow matrices that is added to the weight of a linear layer.
 #[derive(Module, Debug)]
 pub(super) struct LowRank {
     /// `[inputs, rank]`.
@@ -136,14 +140,14 @@ impl LowRank {
     }
 }
 
-/// A linear layer, with what is added to it.
+/// Applies a linear layer with its low-rank change.
 pub(super) fn adapted(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -> Tensor<3> {
     let Some(LowRank { down, up, scale }) = change else { return nn::apply(linear, x) };
     let change = ops::linear(ops::linear(x.clone(), down.val(), None), up.val(), None) * *scale;
     nn::apply(linear, x) + change
 }
 
-/// The changes of one block.
+/// Changes of one block.
 #[derive(Module, Debug)]
 pub(super) struct BlockLora {
     pub(super) mat_qkv: LowRank,
@@ -152,7 +156,7 @@ pub(super) struct BlockLora {
     pub(super) fc2: LowRank,
 }
 
-/// A low-rank change of all blocks of a [`Var`].
+/// Low-rank changes of all blocks of a transformer.
 #[derive(Module, Debug)]
 pub struct Lora {
     blocks: Vec<BlockLora>,
@@ -161,7 +165,7 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// The sizes it was made with.
+    /// Returns the sizes.
     pub fn config(&self) -> &LoraConfig {
         &self.config
     }
@@ -170,11 +174,10 @@ impl Lora {
         self.blocks.get(index)
     }
 
-    fn check(&self, transformer: &Var) -> Result<()> {
-        let config = transformer.config();
+    fn check(&self, transformer: &impl LoraTarget) -> Result<()> {
         let LoraConfig { depth, embed_dim, hidden_dim, .. } = self.config;
         let found = [depth, embed_dim, hidden_dim];
-        let expected = [config.depth, config.embed_dim, config.hidden()];
+        let expected = sizes_of(transformer);
         match found == expected {
             true => Ok(()),
             false => {
@@ -184,22 +187,22 @@ impl Lora {
         }
     }
 
-    /// The transformer with this change, which stays apart from its weights.
+    /// Returns the transformer with this adaptation beside its weights.
     ///
     /// # Errors
-    /// [`Error::Config`] if it was made for a transformer of other sizes.
-    pub fn adapt<'a>(&'a self, transformer: &'a Var) -> Result<Adapted<'a>> {
+    /// [`Error::Config`] if the adaptation was made for a transformer of other sizes.
+    pub fn adapt<'a, M: LoraTarget>(&'a self, transformer: &'a M) -> Result<WithLora<'a, M>> {
         self.check(transformer)?;
-        Ok(Adapted { transformer, lora: self })
+        Ok(WithLora { transformer, lora: self })
     }
 
-    /// A transformer whose weights have this change in them, as fast as it was.
+    /// Merges this adaptation into the weights of a transformer, which stays as fast as it was.
     ///
     /// # Errors
     /// As [`Lora::adapt`].
-    pub fn merge(&self, mut transformer: Var) -> Result<Var> {
+    pub fn merge<M: LoraTarget>(&self, mut transformer: M) -> Result<M> {
         self.check(&transformer)?;
-        for (block, change) in transformer.blocks.iter_mut().zip(&self.blocks) {
+        for (block, change) in transformer.blocks_mut().iter_mut().zip(&self.blocks) {
             block.attn.mat_qkv = change.mat_qkv.merged(block.attn.mat_qkv.clone());
             block.attn.proj = change.proj.merged(block.attn.proj.clone());
             block.ffn.fc1 = change.fc1.merged(block.ffn.fc1.clone());
@@ -209,42 +212,85 @@ impl Lora {
     }
 }
 
-/// A transformer with a [`Lora`], as [`Lora::adapt`] makes it.
+/// A transformer made of the shared blocks, which a [`Lora`] can adapt.
+pub trait LoraTarget: NextScale {
+    /// Returns the blocks.
+    fn blocks(&self) -> &[Block];
+
+    /// Returns the blocks for changes.
+    fn blocks_mut(&mut self) -> &mut [Block];
+
+    /// Adds an adaptation to the blocks of a batch.
+    fn adapt(state: &mut Self::State, lora: Lora);
+}
+
+/// Returns depth, width and hidden width of the feed-forward.
+fn sizes_of(transformer: &impl LoraTarget) -> [usize; 3] {
+    let blocks = transformer.blocks();
+    let [width, hidden] = blocks.first().map_or([0; 2], Block::widths);
+    [blocks.len(), width, hidden]
+}
+
+/// A transformer with a [`Lora`], made by [`Lora::adapt`].
 #[derive(Debug, Clone, Copy)]
-pub struct Adapted<'a> {
-    transformer: &'a Var,
+pub struct WithLora<'a, M> {
+    transformer: &'a M,
     lora: &'a Lora,
 }
 
-impl NextScale for Adapted<'_> {
+impl<M: LoraTarget> NextScale for WithLora<'_, M> {
+    type State = M::State;
+
     fn scales(&self) -> &Scales {
         self.transformer.scales()
+    }
+
+    fn vocabulary(&self) -> Vocabulary {
+        self.transformer.vocabulary()
     }
 
     fn num_classes(&self) -> usize {
         self.transformer.num_classes()
     }
 
-    fn vocab_size(&self) -> usize {
-        self.transformer.vocab_size()
+    fn code_embedding(&self) -> Option<&Linear> {
+        self.transformer.code_embedding()
     }
 
-    fn begin(&self, labels: &[Label]) -> Result<Session> {
-        Ok(Session { lora: Some(self.lora.clone()), ..self.transformer.begin(labels)? })
+    fn check_scales(&self, scales: &Scales) -> Result<()> {
+        self.transformer.check_scales(scales)
     }
 
-    fn embed(&self, session: &Session, k: usize, input: Tensor<4>) -> Tensor<3> {
-        self.transformer.embed(session, k, input)
+    fn start(&self, conditions: &[Condition], scales: &Scales) -> Result<Self::State> {
+        let mut state = self.transformer.start(conditions, scales)?;
+        M::adapt(&mut state, self.lora.clone());
+        Ok(state)
     }
 
-    fn step(&self, session: &mut Session, hidden: Tensor<3>) -> Tensor<3> {
-        self.transformer.step(session, hidden)
+    fn embed(&self, state: &Self::State, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
+        self.transformer.embed(state, at, input)
+    }
+
+    fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
+        self.transformer.step(state, at, hidden)
+    }
+
+    fn refine(
+        &self,
+        state: &mut Self::State,
+        at: ScaleAt<'_>,
+        codes: Tensor<3>,
+        rngs: &mut [Rng],
+    ) -> Result<Tensor<3>> {
+        self.transformer.refine(state, at, codes, rngs)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::var::{Var, VarConfig};
+
     fn transformer() -> Var {
         let config: VarConfig = serde_json::from_value(serde_json::json!({
             "depth": 2, "embed_dim": 12, "num_heads": 2, "vocab_size": 7, "z_channels": 4, "num_classes": 3,
@@ -252,15 +298,16 @@ mod tests {
         }))
         .unwrap();
         // All of one size: with the authors' first weights a block changes next to nothing.
-        initialise(config.init_zeros(&Device::default()).unwrap(), 1, |_| Start::Normal(0.3))
+        initialize(config.init_zeros(&Device::default()).unwrap(), 1, |_| Init::Normal(0.3))
     }
 
     /// Logits of the first scale.
     fn logits(transformer: &impl NextScale) -> Vec<f32> {
-        let mut session = transformer.begin(&[Some(0), Some(2), None]).unwrap();
-        let input = Tensor::zeros([3, 4, 1, 1], &Device::default());
-        let hidden = transformer.embed(&session, 0, input);
-        transformer.step(&mut session, hidden).try_into_vec_as::<f32>().unwrap()
+        let (conditions, at) = ([Some(0), Some(2), None].map(Condition::from), transformer.scales().at(0));
+        let mut state = transformer.start(&conditions, transformer.scales()).unwrap();
+        let map = Tensor::zeros([3, 4, 1, 1], &Device::default());
+        let hidden = transformer.embed(&state, at, ScaleInput { map, ids: None });
+        transformer.step(&mut state, at, hidden).try_into_vec_as::<f32>().unwrap()
     }
 
     #[test]
@@ -269,11 +316,11 @@ mod tests {
         let config = LoraConfig {
             attention: LowRankConfig { rank: 3, alpha: 6.0 },
             feed_forward: LowRankConfig { rank: 2, alpha: 1.0 },
-            ..LoraConfig::released(transformer.config())
+            ..LoraConfig::released(&transformer)
         };
         let fresh = config.init(4, &Device::default()).unwrap();
         assert_eq!(logits(&fresh.adapt(&transformer).unwrap()), logits(&transformer), "second factors are zero");
-        let trained = initialise(fresh, 9, |_| Start::Normal(0.3));
+        let trained = initialize(fresh, 9, |_| Init::Normal(0.3));
         let apart = logits(&trained.adapt(&transformer).unwrap());
         let merged = logits(&trained.merge(transformer.clone()).unwrap());
         let plain = logits(&transformer);

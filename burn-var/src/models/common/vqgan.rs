@@ -1,13 +1,25 @@
-//! The encoder and decoder of VQ-GAN, as VAR uses them (`models/basic_vae.py`).
+//! Encoder and decoder of VQ-GAN (Esser et al. 2021), as VAR uses them (`models/basic_vae.py` of its code).
 
 use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
-use super::VqVaeConfig;
 use crate::nn::{Conv2d, GroupNorm};
 use crate::ops;
+
+/// Sizes of an [`Encoder`] and a [`Decoder`].
+#[derive(Debug, Clone)]
+pub struct VqGanSizes {
+    /// Channels of the images.
+    pub image_channels: usize,
+    /// Channels of each level, finest first, each a multiple of 32. Each level but the last halves the map.
+    pub channels: Vec<usize>,
+    /// Residual blocks per level in the encoder; the decoder has one more.
+    pub num_res_blocks: usize,
+    /// Channels of the latent.
+    pub z_channels: usize,
+}
 
 /// Two 3x3 convolutions, each after group norm and SiLU, added to the input.
 #[derive(Module, Debug)]
@@ -136,7 +148,7 @@ impl Middle {
     }
 }
 
-/// Picture to latent.
+/// Encoder: image to latent.
 #[derive(Module, Debug)]
 pub struct Encoder {
     conv_in: Conv2d,
@@ -147,22 +159,23 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    pub(super) fn new(config: &VqVaeConfig, device: &Device) -> Self {
-        let channels = config.channels();
+    /// Creates the network with weights of zeros, to be initialized or loaded.
+    pub fn new(sizes: &VqGanSizes, device: &Device) -> Self {
+        let channels = &sizes.channels;
         let coarsest = channels.len() - 1;
-        let mut input = config.ch;
+        let mut input = channels[0];
         let down = channels.iter().enumerate().map(|(i, &output)| {
-            let mut level = Level::new(input, output, config.num_res_blocks, i == coarsest, device);
+            let mut level = Level::new(input, output, sizes.num_res_blocks, i == coarsest, device);
             level.downsample = (i != coarsest).then(|| Resample { conv: Conv2d::halve(output, device) });
             input = output;
             level
         });
         Self {
-            conv_in: Conv2d::same([config.image_channels, config.ch], 3, device),
+            conv_in: Conv2d::same([sizes.image_channels, channels[0]], 3, device),
             down: down.collect(),
             mid: Middle::new(channels[coarsest], device),
             norm_out: GroupNorm::new(channels[coarsest], device),
-            conv_out: Conv2d::same([channels[coarsest], config.z_channels], 3, device),
+            conv_out: Conv2d::same([channels[coarsest], sizes.z_channels], 3, device),
         }
     }
 
@@ -173,7 +186,7 @@ impl Encoder {
     }
 }
 
-/// Latent to picture.
+/// Decoder: latent to image.
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
@@ -185,21 +198,22 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new(config: &VqVaeConfig, device: &Device) -> Self {
-        let channels = config.channels();
+    /// Creates the network with weights of zeros, to be initialized or loaded.
+    pub fn new(sizes: &VqGanSizes, device: &Device) -> Self {
+        let channels = &sizes.channels;
         let coarsest = channels.len() - 1;
         let up = channels.iter().enumerate().map(|(i, &output)| {
             let input = channels[(i + 1).min(coarsest)];
-            let mut level = Level::new(input, output, config.num_res_blocks + 1, i == coarsest, device);
+            let mut level = Level::new(input, output, sizes.num_res_blocks + 1, i == coarsest, device);
             level.upsample = (i != 0).then(|| Resample { conv: Conv2d::same([output, output], 3, device) });
             level
         });
         Self {
-            conv_in: Conv2d::same([config.z_channels, channels[coarsest]], 3, device),
+            conv_in: Conv2d::same([sizes.z_channels, channels[coarsest]], 3, device),
             mid: Middle::new(channels[coarsest], device),
             up: up.collect(),
             norm_out: GroupNorm::new(channels[0], device),
-            conv_out: Conv2d::same([channels[0], config.image_channels], 3, device),
+            conv_out: Conv2d::same([channels[0], sizes.image_channels], 3, device),
         }
     }
 
@@ -208,8 +222,8 @@ impl Decoder {
         self.forward_with_trunk(z).1
     }
 
-    /// As [`Decoder::forward`], and the input of the last convolution beside it: the adaptive weight of a GAN term is
-    /// made of gradients there.
+    /// Decodes, and returns the input of the last convolution too: the adaptive weight of a GAN term is made of
+    /// gradients there.
     pub fn forward_with_trunk(&self, z: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let x = self.mid.forward(self.conv_in.forward(z));
         let x = self.up.iter().rev().fold(x, |x, level| level.forward(x));
@@ -217,7 +231,7 @@ impl Decoder {
         (trunk.clone(), self.conv_out.forward(trunk))
     }
 
-    /// The last convolution.
+    /// Returns the last convolution.
     pub fn conv_out(&self) -> &Conv2d {
         &self.conv_out
     }

@@ -1,7 +1,6 @@
-//! Networks that turn pictures into features for discriminators and metrics; frozen there.
+//! DINO (Caron et al. 2021): a vision transformer that turns images into features, for discriminators and metrics.
 
-mod inception;
 mod vit;
+mod weights;
 
-pub use inception::{Inception, InceptionFeatures, InceptionInput};
-pub use vit::{Vit, VitConfig, VitFeatures};
+pub use vit::{Vit, VitConfig, VitOutput};

@@ -6,10 +6,10 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
-use crate::init::{Start, initialise};
+use crate::init::{Init, initialize};
 use crate::nn::{self, Conv2d, LayerNorm};
 use crate::ops::{self, ConvSpec, QueryKeys};
-use crate::resize::Resize;
+use crate::math::Resize;
 use crate::{Error, MapSize, Result};
 
 /// The sizes of a [`Vit`].
@@ -129,9 +129,9 @@ impl VitConfig {
     /// # Errors
     /// As [`VitConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Vit> {
-        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.shape.len() {
-            1 => Start::Keep,
-            _ => Start::Normal(0.02),
+        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape.len() {
+            1 => Init::Keep,
+            _ => Init::Normal(0.02),
         }))
     }
 
@@ -221,12 +221,12 @@ pub struct Vit {
 
 /// What a [`Vit`] sees in pictures: `[batch, 1 + patches, embed_dim]` each, the class token first.
 #[derive(Debug, Clone)]
-pub struct VitFeatures {
+pub struct VitOutput {
     /// What enters the first block.
     pub embedding: Tensor<3>,
     /// What leaves the blocks that were asked for, in that order, before any final norm.
     pub blocks: Vec<Tensor<3>>,
-    /// What leaves the last block, normalised.
+    /// What leaves the last block, normalized.
     pub tokens: Tensor<3>,
 }
 
@@ -237,21 +237,21 @@ impl Vit {
     }
 
     /// Pictures `[batch, channels, height, width]` in `[-1, 1]` as the network wants them: of `image_size` (area
-    /// resize, which averages), normalised by channel.
+    /// resize, which averages), normalized by channel.
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of channels is another.
     pub fn prepare(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let side = self.config.image_size;
-        self.normalise(Resize::Area.apply(images, MapSize { height: side, width: side }))
+        self.normalize(Resize::Area.apply(images, MapSize { height: side, width: side }))
     }
 
-    /// Pictures in `[-1, 1]` of any size, normalised by channel.
+    /// Pictures in `[-1, 1]` of any size, normalized by channel.
     ///
     /// # Errors
     /// As [`Vit::prepare`].
-    pub fn normalise(&self, images: Tensor<4>) -> Result<Tensor<4>> {
+    pub fn normalize(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let images = (images + 1.0) * 0.5;
         let channels = self.config.image_channels;
@@ -268,7 +268,7 @@ impl Vit {
     ///
     /// # Errors
     /// [`Error::Shape`] if channels or sizes do not fit, [`Error::Config`] if there is no such block.
-    pub fn features(&self, images: Tensor<4>, blocks: &[usize]) -> Result<VitFeatures> {
+    pub fn features(&self, images: Tensor<4>, blocks: &[usize]) -> Result<VitOutput> {
         self.check_channels(&images)?;
         if let Some(missing) = blocks.iter().find(|block| **block >= self.config.depth) {
             return Err(Error::config("block", missing, format!("below the depth {}", self.config.depth)));
@@ -282,7 +282,7 @@ impl Vit {
                 *output = Some(x.clone());
             }
         }
-        Ok(VitFeatures { embedding, blocks: outputs.into_iter().flatten().collect(), tokens: self.norm.forward(x) })
+        Ok(VitOutput { embedding, blocks: outputs.into_iter().flatten().collect(), tokens: self.norm.forward(x) })
     }
 
     /// The class token of prepared pictures after the final norm, `[batch, embed_dim]`: what DINO calls features.

@@ -100,7 +100,7 @@ struct Tap {
 
 /// What [`Inception`] makes of pictures.
 #[derive(Debug, Clone)]
-pub struct InceptionFeatures {
+pub struct InceptionOutput {
     /// `pool_3:0`, `[batch, 2048]`: for FID, precision and recall.
     pub pool: Tensor<2>,
     /// `mixed_6/conv:0`, the first 7 channels in order of height, width and channel, `[batch, 2023]`: for sFID.
@@ -168,7 +168,7 @@ impl Inception {
     ///
     /// # Errors
     /// [`Error::Shape`] for another shape.
-    pub fn features(&self, images: Tensor<4>) -> Result<InceptionFeatures> {
+    pub fn features(&self, images: Tensor<4>) -> Result<InceptionOutput> {
         self.observed(images, &mut |_, _| ())
     }
 
@@ -180,7 +180,7 @@ impl Inception {
         &self,
         images: Tensor<4>,
         observe: &mut dyn FnMut(&'static str, &Tensor<4>),
-    ) -> Result<InceptionFeatures> {
+    ) -> Result<InceptionOutput> {
         let [batch, shape @ ..] = images.dims();
         if batch == 0 || shape != [3, SIDE, SIDE] {
             return Err(Error::shape("images", format!("[batch, 3, {SIDE}, {SIDE}]"), images.dims()));
@@ -211,10 +211,10 @@ impl Inception {
         let x = seen("Mixed_7c", self.Mixed_7c.forward(x));
         let pool = x.reshape([batch, Self::POOL, 64]).mean_dim(2).squeeze_dim(2);
         let spatial = first.narrow(1, 0, SPATIAL_CHANNELS).permute([0, 2, 3, 1]).reshape([batch, Self::SPATIAL]);
-        Ok(InceptionFeatures { pool, spatial })
+        Ok(InceptionOutput { pool, spatial })
     }
 
-    /// Scores of 1008 classes, `[batch, 1008]`, from [`InceptionFeatures::pool`]. The guided-diffusion evaluator leaves
+    /// Scores of 1008 classes, `[batch, 1008]`, from [`InceptionOutput::pool`]. The guided-diffusion evaluator leaves
     /// the bias out before its softmax, and so does the Inception Score that papers state.
     pub fn logits(&self, pool: Tensor<2>, with_bias: bool) -> Tensor<2> {
         let bias = self.fc.bias.as_ref().filter(|_| with_bias).map(Param::val);

@@ -20,10 +20,10 @@ pub enum VarPreset {
 }
 
 impl VarPreset {
-    /// All of them.
+    /// All presets.
     pub const ALL: [Self; 5] = [Self::D16, Self::D20, Self::D24, Self::D30, Self::D36];
 
-    /// The name on the command line: `d16`.
+    /// Returns the name on the command line: `d16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::D16 => "d16",
@@ -34,19 +34,16 @@ impl VarPreset {
         }
     }
 
-    /// Its sizes.
-    ///
-    /// # Errors
-    /// Never in practice: the published ladders are valid.
-    pub fn config(self) -> Result<VarConfig> {
-        let (depth, ladder, shared_aln) = match self {
+    /// Returns the sizes.
+    pub fn config(self) -> VarConfig {
+        let (depth, sides, shared_aln) = match self {
             Self::D16 => (16, Scales::VAR_256, false),
             Self::D20 => (20, Scales::VAR_256, false),
             Self::D24 => (24, Scales::VAR_256, false),
             Self::D30 => (30, Scales::VAR_256, false),
             Self::D36 => (36, Scales::VAR_512, true),
         };
-        Ok(VarConfig {
+        VarConfig {
             depth,
             embed_dim: 64 * depth,
             num_heads: depth,
@@ -57,9 +54,9 @@ impl VarPreset {
             vocab_size: 4096,
             z_channels: 32,
             num_classes: 1000,
-            patch_nums: Scales::square(&ladder)?,
+            patch_nums: Scales::published(&sides),
             drop_path_rate: 0.1 * depth as f64 / 24.0,
-        })
+        }
     }
 }
 

@@ -4,24 +4,28 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Decoder, Encoder, Quantized, Quantizer, Tokenizer};
+use super::quantizer::{Quantized, Quantizer};
 use crate::error::require_positive;
-use crate::init::{Start, fan_in_bound, initialise};
+use crate::generation::{Tokenizer, Vocabulary};
+use crate::init::{Init, fan_in_bound, initialize};
+use crate::math::Resize;
+use crate::models::common::vqgan::{Decoder, Encoder, VqGanSizes};
 use crate::nn::{Conv2d, GroupNorm};
+use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
-/// The sizes of a [`VqVae`]. Fields are named as in VAR's code.
+/// Sizes of a [`VqVae`]. Fields are named as in VAR's code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqVaeConfig {
-    /// Channels of the pictures: 3 for colour, 1 for grey.
+    /// Channels of the images: 3 for color, 1 for grayscale.
     #[serde(default = "default_image_channels")]
     pub image_channels: usize,
     /// Channels of the finest level; a multiple of 32, the number of norm groups.
     pub ch: usize,
     /// Channels of each level, as a multiple of `ch`. Each level but the last halves the map.
     pub ch_mult: Vec<usize>,
-    /// Residual blocks a level in the encoder; the decoder has one more.
+    /// Residual blocks per level in the encoder; the decoder has one more.
     pub num_res_blocks: usize,
     /// Channels of the latent and of a code.
     pub z_channels: usize,
@@ -32,10 +36,10 @@ pub struct VqVaeConfig {
     /// Share of the convolution in phi, 0.5 in all published models.
     #[serde(default = "default_quant_resi")]
     pub quant_resi: f64,
-    /// Number of phi convolutions: 4 in the public model, 1 shared by all scales, 0 for one a scale.
+    /// Number of phi convolutions: 4 in the public model, 1 shared by all scales, 0 for one per scale.
     #[serde(default = "default_share_quant_resi")]
     pub share_quant_resi: usize,
-    /// Choose codes by cosine instead of distance.
+    /// Chooses codes by cosine instead of distance.
     #[serde(default)]
     pub using_znorm: bool,
     /// Kernel of the convolutions around the quantizer: 3 in the public model, or 1.
@@ -50,7 +54,7 @@ fn default_image_channels() -> usize {
     3
 }
 
-/// A smaller share of the phi convolutions is none, and they do not exist; the original's constant.
+/// Share below which there are no phi convolutions; the original's constant.
 const NO_SHARE: f64 = 1e-6;
 
 fn default_quant_resi() -> f64 {
@@ -70,7 +74,7 @@ fn default_beta() -> f64 {
 }
 
 impl VqVaeConfig {
-    /// The public tokenizer, `vae_ch160v4096z32.pth`: 109.0 million parameters, 16 pixels a token. It serves 256 and
+    /// Returns the sizes of the public tokenizer, `vae_ch160v4096z32.pth`: 109.0 million parameters, 16 pixels per token. It serves 256 and
     /// 512 pixels alike, with [`Scales::VAR_256`] or [`Scales::VAR_512`].
     pub fn public(patch_nums: Scales) -> Self {
         Self {
@@ -89,23 +93,31 @@ impl VqVaeConfig {
         }
     }
 
-    /// Pixels a token, along one axis.
+    /// Returns the number of pixels per token along one axis.
     pub fn downsampling(&self) -> usize {
         1 << (self.ch_mult.len().max(1) - 1)
     }
 
-    /// Shape of the pictures, `[channels, height, width]`.
-    pub fn picture_shape(&self) -> [usize; 3] {
-        let MapSize { height, width } = self.patch_nums.finest();
+    /// Returns the shape of the images, `[channels, height, width]`.
+    pub fn image_shape(&self) -> [usize; 3] {
+        self.image_shape_of(&self.patch_nums)
+    }
+
+    fn image_shape_of(&self, scales: &Scales) -> [usize; 3] {
+        let MapSize { height, width } = scales.finest();
         [self.image_channels, height * self.downsampling(), width * self.downsampling()]
     }
 
-    /// Channels of each level.
-    pub(super) fn channels(&self) -> Vec<usize> {
-        self.ch_mult.iter().map(|factor| factor * self.ch).collect()
+    fn networks(&self) -> VqGanSizes {
+        VqGanSizes {
+            image_channels: self.image_channels,
+            channels: self.ch_mult.iter().map(|factor| factor * self.ch).collect(),
+            num_res_blocks: self.num_res_blocks,
+            z_channels: self.z_channels,
+        }
     }
 
-    /// Number of phi convolutions; none where they have no share.
+    /// Returns the number of phi convolutions; 0 where they have no share.
     pub fn phis(&self) -> usize {
         match self.share_quant_resi {
             _ if self.quant_resi.abs() < NO_SHARE => 0,
@@ -143,31 +155,31 @@ impl VqVaeConfig {
         Ok(())
     }
 
-    /// A tokenizer with untrained weights: PyTorch's defaults, and small uniform codes, all drawn from `seed`.
+    /// Creates a tokenizer with untrained weights: PyTorch's defaults, and small uniform codes, all drawn from `seed`.
     ///
     /// # Errors
     /// As [`VqVaeConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<VqVae> {
         let vocab = self.vocab_size as f64;
-        Ok(initialise(self.init_zeros(device)?, seed, |slot| match slot.shape {
-            _ if slot.path == "quantize.embedding.weight" => Start::Uniform(1.0 / vocab),
+        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
+            _ if param.path == "quantize.embedding.weight" => Init::Uniform(1.0 / vocab),
             [_, rest @ ..] if !rest.is_empty() => fan_in_bound(rest.iter().product()),
-            _ => Start::Keep,
+            _ => Init::Keep,
         }))
     }
 
-    /// A tokenizer whose weights take no memory until they are loaded.
+    /// Creates a tokenizer whose weights take no memory until they are loaded.
     ///
     /// # Errors
     /// As [`VqVaeConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<VqVae> {
         self.validate()?;
         Ok(VqVae {
-            encoder: Encoder::new(self, device),
+            encoder: Encoder::new(&self.networks(), device),
             quant_conv: Conv2d::same([self.z_channels; 2], self.quant_conv_ks, device),
             quantize: Quantizer::new(self, device),
             post_quant_conv: Conv2d::same([self.z_channels; 2], self.quant_conv_ks, device),
-            decoder: Decoder::new(self, device),
+            decoder: Decoder::new(&self.networks(), device),
             config: self.clone(),
         })
     }
@@ -176,97 +188,93 @@ impl VqVaeConfig {
 /// VAR's tokenizer.
 #[derive(Module, Debug)]
 pub struct VqVae {
-    /// Pictures to features.
+    /// Encoder: images to features.
     pub encoder: Encoder,
-    /// Features to the latent that is quantised.
+    /// Convolution from features to the latent that is quantized.
     pub quant_conv: Conv2d,
-    /// Latent to tokens.
+    /// Quantizer: latent to tokens.
     pub quantize: Quantizer,
-    /// Canvas to the decoder's input.
+    /// Convolution from the canvas to the decoder's input.
     pub post_quant_conv: Conv2d,
-    /// Features to pictures.
+    /// Decoder: features to images.
     pub decoder: Decoder,
     #[module(skip)]
     config: VqVaeConfig,
 }
 
 impl VqVae {
-    /// The sizes it was made with.
+    /// Returns the sizes.
     pub fn config(&self) -> &VqVaeConfig {
         &self.config
     }
 
-    /// Pictures `[batch, channels, height, width]` in `[-1, 1]` to the latent before quantisation,
-    /// `[batch, z_channels, height / f, width / f]`. Any size that the encoder can halve to a whole map is accepted.
+    /// Encodes images `[batch, channels, height, width]` in `[-1, 1]` to the latent before quantization, `[batch,
+    /// z_channels, height / f, width / f]`. Any size that the encoder can halve to a whole map is accepted.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of channels, or a size that is no multiple of the downsampling.
-    pub fn encode(&self, images: Tensor<4>) -> Result<Tensor<4>> {
+    /// [`Error::Shape`] for another number of channels, or a size that is not a multiple of the downsampling.
+    pub fn latent(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         let [batch, channels, height, width] = images.dims();
-        let factor = self.config().downsampling();
+        let factor = self.config.downsampling();
         let fits = |side: usize| side > 0 && side.is_multiple_of(factor);
-        if batch == 0 || channels != self.config().image_channels || !fits(height) || !fits(width) {
+        if batch == 0 || channels != self.config.image_channels || !fits(height) || !fits(width) {
             let expected =
-                format!("[batch, {}, multiple of {factor}, multiple of {factor}]", self.config().image_channels);
+                format!("[batch, {}, multiple of {factor}, multiple of {factor}]", self.config.image_channels);
             return Err(Error::shape("images", expected, images.dims()));
         }
         Ok(self.quant_conv.forward(self.encoder.forward(images)))
     }
 
-    /// Pictures to token ids over another ladder than the model's own; its last map must have the latent's size.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if pictures and ladder do not fit.
-    pub fn tokenize_with(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid> {
-        let shape = images.dims();
-        let latent = self.encode(images)?;
-        let [_, _, height, width] = latent.dims();
-        if scales.finest() != (MapSize { height, width }) {
-            let expected = format!("pictures whose latent is {} tokens, the last of `{scales}`", scales.finest());
-            return Err(Error::shape("images", expected, shape));
-        }
-        TokenPyramid::new(scales.clone(), self.quantize.quantize(latent, scales))
-    }
-
-    /// The canvas as pictures, about `[-1, 1]` but not clamped; gradients pass.
+    /// Decodes a canvas to images, about `[-1, 1]` but not clamped; gradients pass.
     pub fn decode_raw(&self, canvas: Tensor<4>) -> Tensor<4> {
         self.decoder.forward(self.post_quant_conv.forward(canvas))
     }
 
-    /// The training pass: pictures to reconstructions (not clamped) and the quantizer's loss.
+    /// Runs the training pass: reconstructions of images, not clamped, and the quantizer's loss.
     ///
     /// # Errors
-    /// As [`VqVae::encode`].
+    /// As [`VqVae::latent`].
     pub fn forward_train(&self, images: Tensor<4>) -> Result<(Tensor<4>, Quantized)> {
-        let quantized = self.quantize.forward_train(self.encode(images)?, &self.config().patch_nums);
+        let quantized = self.quantize.forward_train(self.latent(images)?, &self.config.patch_nums);
         Ok((self.decode_raw(quantized.canvas.clone()), quantized))
     }
 }
 
 impl Tokenizer for VqVae {
     fn scales(&self) -> &Scales {
-        &self.config().patch_nums
+        &self.config.patch_nums
     }
 
-    fn vocab_size(&self) -> usize {
-        self.config().vocab_size
+    fn vocabulary(&self) -> Vocabulary {
+        Vocabulary::codes(self.config.vocab_size)
     }
 
     fn z_channels(&self) -> usize {
-        self.config().z_channels
+        self.config.z_channels
     }
 
-    fn picture_shape(&self) -> [usize; 3] {
-        self.config().picture_shape()
+    fn image_shape(&self, scales: &Scales) -> [usize; 3] {
+        self.config.image_shape_of(scales)
     }
 
-    fn tokenize(&self, images: Tensor<4>) -> Result<TokenPyramid> {
-        self.tokenize_with(images, self.scales())
+    fn device(&self) -> Device {
+        self.codebook().device()
     }
 
-    fn blank(&self, batch: usize) -> Tensor<4> {
-        let MapSize { height, width } = self.scales().finest();
-        Tensor::zeros([batch, self.z_channels(), height, width], &self.quantize.embedding.weight.val().device())
+    fn encode(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid> {
+        let shape = images.dims();
+        let latent = self.latent(images)?;
+        let [_, _, height, width] = latent.dims();
+        if scales.finest() != (MapSize { height, width }) {
+            let expected = format!("images whose latent is {} tokens, the last of `{scales}`", scales.finest());
+            return Err(Error::shape("images", expected, shape));
+        }
+        TokenPyramid::new(scales.clone(), self.quantize.quantize(latent, scales))
+    }
+
+    fn blank(&self, batch: usize, scales: &Scales) -> Tensor<4> {
+        let MapSize { height, width } = scales.finest();
+        Tensor::zeros([batch, self.config.z_channels, height, width], &self.device())
     }
 
     fn lookup(&self, ids: Tensor<2, Int>) -> Tensor<3> {
@@ -277,12 +285,12 @@ impl Tokenizer for VqVae {
         self.quantize.embedding.weight.val()
     }
 
-    fn paint(&self, canvas: Tensor<4>, k: usize, codes: Tensor<3>) -> Tensor<4> {
-        canvas + self.quantize.contribution(codes, k, self.scales())
+    fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
+        canvas + self.quantize.contribution(codes, at.k(), at.scales())
     }
 
-    fn next_input(&self, canvas: &Tensor<4>, k: usize) -> Tensor<4> {
-        crate::resize::Resize::Area.apply(canvas.clone(), self.scales().size(k))
+    fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4> {
+        Resize::Area.apply(canvas.clone(), at.size())
     }
 
     fn decode(&self, canvas: Tensor<4>) -> Tensor<4> {

@@ -1,10 +1,10 @@
-//! Adaptive layer norm: scales, shifts and gates made from the class embedding.
+//! Adaptive layer norm: scales, shifts and gates projected from the condition.
 
 use burn::tensor::Tensor;
 
 use crate::ops;
 
-/// What the class does to one block: `[batch, 1, width]` each.
+/// Scales, shifts and gates of one block, `[batch, 1, width]` each.
 #[derive(Debug, Clone)]
 pub struct BlockModulation {
     /// Gate of the attention branch.
@@ -22,13 +22,13 @@ pub struct BlockModulation {
 }
 
 impl BlockModulation {
-    /// Cuts `[batch, 6 * width]` in the checkpoints' order: two gates, two scales, two shifts.
+    /// Splits `[batch, 6 * width]` in the checkpoints' order: two gates, two scales, two shifts.
     pub fn from_packed(packed: Tensor<2>) -> Self {
         let part = parts(packed, 6);
         Self { gamma1: part(0), gamma2: part(1), scale1: part(2), scale2: part(3), shift1: part(4), shift2: part(5) }
     }
 
-    pub(super) fn truncate(self, batch: usize) -> Self {
+    pub(super) fn keep_first(self, batch: usize) -> Self {
         let first = |x: Tensor<3>| x.narrow(0, 0, batch);
         Self {
             gamma1: first(self.gamma1),
@@ -41,7 +41,7 @@ impl BlockModulation {
     }
 }
 
-/// What the class does before the head: `[batch, 1, width]` each.
+/// Scale and shift before the head, `[batch, 1, width]` each.
 #[derive(Debug, Clone)]
 pub struct HeadModulation {
     scale: Tensor<3>,
@@ -49,23 +49,23 @@ pub struct HeadModulation {
 }
 
 impl HeadModulation {
-    /// Cuts `[batch, 2 * width]`: scale, shift.
+    /// Splits `[batch, 2 * width]`: scale, shift.
     pub fn from_packed(packed: Tensor<2>) -> Self {
         let part = parts(packed, 2);
         Self { scale: part(0), shift: part(1) }
     }
 
-    /// Layer norm without parameters, scaled and shifted by the class: `[batch, tokens, width]`.
+    /// Normalizes `[batch, tokens, width]` without learned parameters, then scales and shifts by the condition.
     pub fn norm(&self, x: Tensor<3>, epsilon: f64) -> Tensor<3> {
         ops::layer_norm_modulate(x, self.scale.clone(), self.shift.clone(), epsilon)
     }
 
-    pub(super) fn truncate(self, batch: usize) -> Self {
+    pub(super) fn keep_first(self, batch: usize) -> Self {
         Self { scale: self.scale.narrow(0, 0, batch), shift: self.shift.narrow(0, 0, batch) }
     }
 }
 
-/// Part `i` of `[batch, count * width]` as `[batch, 1, width]`.
+/// Returns part `i` of `[batch, count * width]` as `[batch, 1, width]`.
 fn parts(packed: Tensor<2>, count: usize) -> impl Fn(usize) -> Tensor<3> {
     let width = packed.dims()[1] / count;
     move |i| packed.clone().narrow(1, i * width, width).unsqueeze_dim(1)

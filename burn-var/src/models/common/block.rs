@@ -1,0 +1,241 @@
+//! The transformer blocks that VAR and FlexVAR share (`AdaLNSelfAttn` in VAR's code): attention and feed-forward, each
+//! behind an adaptive norm and a gate, and an adaptive norm before the head.
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::attention::{Context, KvCache, SelfAttention};
+use super::lora::{BlockLora, Lora, adapted};
+use super::modulation::{BlockModulation, HeadModulation};
+use crate::generation::State;
+use crate::rng::Rng;
+use crate::{nn, ops};
+
+/// Sizes of the blocks of a transformer.
+#[derive(Debug, Clone)]
+pub struct BlockSizes {
+    /// Number of blocks.
+    pub depth: usize,
+    /// Width C.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Hidden width of the feed-forward.
+    pub hidden: usize,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f64,
+    /// One adaptive norm projection for all blocks, instead of one per block.
+    pub shared_aln: bool,
+    /// L2-normalized attention.
+    pub attn_l2_norm: bool,
+    /// Share of residual branches dropped in training at the last block; the first drops none.
+    pub drop_path_rate: f64,
+}
+
+/// Two linear layers with GELU (tanh form) between.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
+}
+
+/// Attention and feed-forward, each behind an adaptive norm and a gate.
+///
+/// The norm is made by the block's own projection `ada_lin`, or by an offset `ada_gss`, `[1, 1, 6, width]`, to one
+/// that all blocks share.
+#[derive(Module, Debug)]
+pub struct Block {
+    pub(super) attn: SelfAttention,
+    pub(super) ffn: FeedForward,
+    ada_lin: Option<Linear>,
+    ada_gss: Option<Param<Tensor<4>>>,
+    drop_path: f64,
+    epsilon: f64,
+}
+
+impl Block {
+    fn new(sizes: &BlockSizes, index: usize, device: &Device) -> Self {
+        let width = sizes.width;
+        Self {
+            attn: SelfAttention::new(sizes, device),
+            ffn: FeedForward {
+                fc1: nn::linear(width, sizes.hidden, true, device),
+                fc2: nn::linear(sizes.hidden, width, true, device),
+            },
+            ada_lin: (!sizes.shared_aln).then(|| nn::linear(width, 6 * width, true, device)),
+            ada_gss: sizes.shared_aln.then(|| nn::zeros([1, 1, 6, width], device)),
+            drop_path: match sizes.depth {
+                1 => 0.0,
+                depth => sizes.drop_path_rate * index as f64 / (depth - 1) as f64,
+            },
+            epsilon: sizes.norm_eps,
+        }
+    }
+
+    /// Projects SiLU of the condition, `[batch, width]`, to the block's scales, shifts and gates; `shared` is the
+    /// projection that all blocks share, if there is one.
+    fn modulation(&self, active: &Tensor<2>, shared: Option<&Tensor<2>>) -> BlockModulation {
+        let own = self.ada_lin.as_ref().map(|ada_lin| nn::apply(ada_lin, active.clone()));
+        let offset = self.ada_gss.as_ref().map(|ada_gss| ada_gss.val().flatten::<2>(0, 3).reshape([1, -1]));
+        let parts = [own, shared.cloned(), offset].into_iter().flatten();
+        let packed = parts.reduce(|sum, part| sum + part).expect("a block has a norm of its own or shares one");
+        BlockModulation::from_packed(packed)
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        by: &BlockModulation,
+        context: Context<'_>,
+        lora: Option<&BlockLora>,
+        noise: Option<&mut [Rng]>,
+    ) -> Tensor<3> {
+        let [gamma1, gamma2] = self.gates(by, noise);
+        let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
+        let x = ops::gated_residual(x, self.attn.forward(h, context, lora), gamma1);
+        let h = ops::layer_norm_modulate(x.clone(), by.scale2.clone(), by.shift2.clone(), self.epsilon);
+        let h = ops::gelu_tanh(adapted(&self.ffn.fc1, lora.map(|lora| &lora.fc1), h));
+        let h = adapted(&self.ffn.fc2, lora.map(|lora| &lora.fc2), h);
+        ops::gated_residual(x, h, gamma2)
+    }
+
+    /// Returns the gates of both branches. With `noise`, one stream per image, drop path closes those of some images
+    /// and opens the others wider by as much.
+    fn gates(&self, by: &BlockModulation, noise: Option<&mut [Rng]>) -> [Tensor<3>; 2] {
+        let gates = [by.gamma1.clone(), by.gamma2.clone()];
+        let Some(noise) = noise.filter(|_| self.drop_path > 0.0) else { return gates };
+        let keep = 1.0 - self.drop_path;
+        gates.map(|gate| {
+            let factor = |rng: &mut Rng| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 };
+            let factors: Vec<f32> = noise.iter_mut().map(factor).collect();
+            let shape = [factors.len(), 1, 1];
+            gate.clone() * Tensor::from_data(TensorData::new(factors, shape), &gate.device())
+        })
+    }
+}
+
+impl Block {
+    /// Creates the blocks of a transformer, of zeros to be initialized or loaded.
+    pub fn stack(sizes: &BlockSizes, device: &Device) -> Vec<Self> {
+        (0..sizes.depth).map(|index| Self::new(sizes, index, device)).collect()
+    }
+
+    /// Returns the width, and the hidden width of the feed-forward.
+    pub(super) fn widths(&self) -> [usize; 2] {
+        self.ffn.fc1.weight.lazy_shape().dims()
+    }
+}
+
+/// The adaptive norm before the head.
+#[derive(Module, Debug)]
+pub struct HeadNorm {
+    ada_lin: Linear,
+}
+
+impl HeadNorm {
+    /// Creates a norm of zeros, to be initialized or loaded.
+    pub fn new(sizes: &BlockSizes, device: &Device) -> Self {
+        Self { ada_lin: nn::linear(sizes.width, 2 * sizes.width, true, device) }
+    }
+}
+
+/// A view of all blocks of a transformer with its head. The parts lie side by side in the transformer, as in the
+/// checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockStack<'a> {
+    /// Blocks, in order.
+    pub blocks: &'a [Block],
+    /// Adaptive norm projection that all blocks share, if they do.
+    pub shared_ada_lin: Option<&'a Linear>,
+    /// Norm before the head.
+    pub head_nm: &'a HeadNorm,
+    /// Projection to logits.
+    pub head: &'a Linear,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f64,
+}
+
+impl BlockStack<'_> {
+    /// Starts a batch: projects conditions `[batch, width]` to the norms of all blocks, and sets up empty caches for
+    /// `tokens` tokens.
+    pub fn start(&self, condition: Tensor<2>, tokens: usize) -> StackState {
+        let active = silu(condition.clone());
+        let shared = self.shared_ada_lin.map(|shared| nn::apply(shared, active.clone()));
+        StackState {
+            blocks: self.blocks.iter().map(|block| block.modulation(&active, shared.as_ref())).collect(),
+            head: HeadModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
+            caches: vec![KvCache::new(tokens); self.blocks.len()],
+            condition,
+            lora: None,
+        }
+    }
+
+    /// Runs one scale's hidden states, `[batch, tokens, width]`, against the caches: logits `[batch, tokens, logits]`.
+    pub fn step(&self, state: &mut StackState, hidden: Tensor<3>) -> Tensor<3> {
+        let StackState { blocks, caches, head, lora, .. } = state;
+        let mut x = hidden;
+        for (i, ((block, by), cache)) in self.blocks.iter().zip(blocks.iter()).zip(caches.iter_mut()).enumerate() {
+            let lora = lora.as_ref().and_then(|lora| lora.block(i));
+            x = block.forward(x, by, Context::Cached(cache), lora, None);
+        }
+        nn::apply(self.head, head.norm(x, self.norm_eps))
+    }
+
+    /// Runs all scales at once under a mask, `[1, 1, tokens, tokens]`: teacher-forced logits. With `noise`, one stream
+    /// per image, drop path is on.
+    pub fn teacher_forced(
+        &self,
+        state: &StackState,
+        hidden: Tensor<3>,
+        mask: &Tensor<4>,
+        mut noise: Option<&mut [Rng]>,
+    ) -> Tensor<3> {
+        let mut x = hidden;
+        for (i, (block, by)) in self.blocks.iter().zip(&state.blocks).enumerate() {
+            let lora = state.lora.as_ref().and_then(|lora| lora.block(i));
+            x = block.forward(x, by, Context::Masked(mask), lora, noise.as_deref_mut());
+        }
+        nn::apply(self.head, state.head.norm(x, self.norm_eps))
+    }
+}
+
+/// State of a batch in a [`BlockStack`].
+#[derive(Debug, Clone)]
+pub struct StackState {
+    /// Embedded conditions, `[batch, width]`.
+    pub condition: Tensor<2>,
+    /// Norms of each block: constant over all scales, so computed once per batch.
+    blocks: Vec<BlockModulation>,
+    head: HeadModulation,
+    caches: Vec<KvCache>,
+    lora: Option<Lora>,
+}
+
+impl StackState {
+    /// Adds a low-rank adaptation to all blocks from here on.
+    pub fn adapt(&mut self, lora: Lora) {
+        self.lora = Some(lora);
+    }
+}
+
+impl State for StackState {
+    fn sequences(&self) -> usize {
+        self.condition.dims()[0]
+    }
+
+    fn keep_first(self, count: usize) -> Self {
+        Self {
+            condition: self.condition.narrow(0, 0, count),
+            blocks: self.blocks.into_iter().map(|block| block.keep_first(count)).collect(),
+            head: self.head.keep_first(count),
+            caches: self.caches.into_iter().map(|cache| cache.keep_first(count)).collect(),
+            lora: self.lora,
+        }
+    }
+
+    fn detach(&mut self) {
+        self.caches.iter_mut().for_each(KvCache::detach);
+    }
+}

@@ -1,0 +1,15 @@
+//! Building blocks that model families share.
+
+pub mod attention;
+mod block;
+mod detach_cache;
+mod lora;
+mod lora_weights;
+mod modulation;
+pub mod vqgan;
+
+pub use attention::{KvCache, SelfAttention};
+pub use block::{Block, BlockSizes, BlockStack, FeedForward, HeadNorm, StackState};
+pub use detach_cache::DetachCache;
+pub use lora::{Lora, LoraConfig, LoraTarget, LowRankConfig, WithLora};
+pub use modulation::{BlockModulation, HeadModulation};

@@ -1,0 +1,174 @@
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+
+use super::{ModelFiles, ModelPair, Pipeline, Settings, resolve};
+use crate::guidance::AidWeight;
+use crate::models::aid::Injector;
+use crate::models::common::Lora;
+use crate::models::var::{Var, VqVae};
+use crate::weights::{FloatType, GenerationConfig, LoadOptions, Pretrained, StateDict};
+use crate::{Error, Result, Scales};
+
+/// Loads a [`Pipeline`]: which files, on which device, in which precision.
+#[derive(Debug, Clone, Default)]
+pub struct PipelineBuilder {
+    model: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
+    transformer: Option<PathBuf>,
+    files: Option<ModelFiles>,
+    scales: Option<Scales>,
+    injector: InjectorChoice,
+    lora: Option<PathBuf>,
+    weights: FloatType,
+    device: Option<Device>,
+    settings: Settings,
+}
+
+/// The injector that a pipeline uses.
+#[derive(Debug, Clone, Default)]
+enum InjectorChoice {
+    /// The model's own, if it has one.
+    #[default]
+    Own,
+    /// None.
+    Without,
+    /// The one in a file.
+    File(PathBuf),
+}
+
+impl PipelineBuilder {
+    /// Creates a builder without a model.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Names the model: a folder, one file with tokenizer and transformer, or `hub:owner/repository`; see
+    /// [`Pipeline::from_pretrained`].
+    #[must_use]
+    pub fn model(self, path: impl Into<PathBuf>) -> Self {
+        Self { model: Some(path.into()), ..self }
+    }
+
+    /// Names the tokenizer's file: safetensors of this project or a public `.pth` file.
+    #[must_use]
+    pub fn tokenizer(self, path: impl Into<PathBuf>) -> Self {
+        Self { tokenizer: Some(path.into()), ..self }
+    }
+
+    /// Names the transformer's file.
+    #[must_use]
+    pub fn transformer(self, path: impl Into<PathBuf>) -> Self {
+        Self { transformer: Some(path.into()), ..self }
+    }
+
+    /// Uses files that are open already, such as some that are compiled into the program.
+    #[must_use]
+    pub fn files(self, files: ModelFiles) -> Self {
+        Self { files: Some(files), ..self }
+    }
+
+    /// Sets the scale schedule of files that do not say theirs.
+    #[must_use]
+    pub fn scales(self, scales: Scales) -> Self {
+        Self { scales: Some(scales), ..self }
+    }
+
+    /// Uses the injector in a file in place of the model's own.
+    #[must_use]
+    pub fn injector(self, path: impl Into<PathBuf>) -> Self {
+        Self { injector: InjectorChoice::File(path.into()), ..self }
+    }
+
+    /// Leaves the model's own injector out.
+    #[must_use]
+    pub fn without_injector(self) -> Self {
+        Self { injector: InjectorChoice::Without, ..self }
+    }
+
+    /// Merges a LoRA into the transformer. The model's own injector was not trained with it, so it is left out unless
+    /// one is named.
+    #[must_use]
+    pub fn lora(self, path: impl Into<PathBuf>) -> Self {
+        Self { lora: Some(path.into()), ..self }
+    }
+
+    /// Sets the type in which the weights of linear layers are held; single precision by default.
+    #[must_use]
+    pub fn weights(self, weights: FloatType) -> Self {
+        Self { weights, ..self }
+    }
+
+    /// Sets the device; Burn's default device if it is not set.
+    #[must_use]
+    pub fn device(self, device: &Device) -> Self {
+        Self { device: Some(device.clone()), ..self }
+    }
+
+    /// Sets the settings of generation.
+    #[must_use]
+    pub fn settings(self, settings: Settings) -> Self {
+        Self { settings, ..self }
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// As [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
+    pub fn build(self) -> Result<Pipeline> {
+        let files = self.open()?;
+        let device = self.device.clone().unwrap_or_default();
+        let config = Var::config_of(&files.transformer, self.scales.as_ref())?;
+        // A public tokenizer's file does not say its schedule: it is the transformer's.
+        let own = VqVae::config_in(&files.tokenizer.section(VqVae::KIND)?)?.is_some();
+        let scales = self.scales.as_ref().or((!own).then_some(&config.patch_nums));
+        let tokenizer = VqVae::config_of(&files.tokenizer, scales)?;
+        let tokenizer = VqVae::load_with(&files.tokenizer, &tokenizer, LoadOptions::default(), &device)?;
+        let options = LoadOptions { linear: self.weights, ..LoadOptions::default() };
+        let mut transformer = Var::load_with(&files.transformer, &config, options, &device)?;
+        if let Some(lora) = &self.lora {
+            transformer = Lora::load(&StateDict::open(resolve(lora)?)?, &device)?.merge(transformer)?;
+        }
+        let usage = GenerationConfig::of(&files.transformer)?.unwrap_or_default();
+        let mut pipeline = Pipeline::new(ModelPair::new(tokenizer, transformer)?, usage)?;
+        if let Some(dict) = self.injector_file(&files)? {
+            let weight = AidWeight::of(&dict)?.unwrap_or_default();
+            pipeline = pipeline.with_injector(Injector::load(&dict, &device)?, weight)?;
+        }
+        pipeline.configure(&self.settings)?;
+        Ok(pipeline)
+    }
+
+    fn open(&self) -> Result<ModelFiles> {
+        if let Some(files) = &self.files {
+            return Ok(files.clone());
+        }
+        let model = self.model.as_ref().map(resolve).transpose()?;
+        let part = |file: &Option<PathBuf>, name: &str| match (file, &model) {
+            (Some(file), _) => StateDict::open(resolve(file)?),
+            (None, Some(model)) => ModelFiles::open_part(model, name),
+            (None, None) => {
+                let expected = "a model's folder or file, or both tokenizer and transformer";
+                Err(Error::config("files of the pipeline", format!("without `{name}`"), expected))
+            }
+        };
+        // The model's own injector was trained with its transformer and is no use with another.
+        let own = self.tokenizer.is_none() && self.transformer.is_none();
+        Ok(ModelFiles {
+            tokenizer: part(&self.tokenizer, ModelFiles::TOKENIZER)?,
+            transformer: part(&self.transformer, ModelFiles::TRANSFORMER)?,
+            injector: match &model {
+                Some(model) if own => ModelFiles::open_injector(model)?,
+                _ => None,
+            },
+        })
+    }
+
+    fn injector_file(&self, files: &ModelFiles) -> Result<Option<StateDict>> {
+        Ok(match &self.injector {
+            InjectorChoice::File(path) => Some(StateDict::open(resolve(path)?)?),
+            InjectorChoice::Own if self.lora.is_none() => files.injector.clone(),
+            InjectorChoice::Own | InjectorChoice::Without => None,
+        })
+    }
+}

@@ -1,0 +1,358 @@
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
+
+use super::classes::ClassNames;
+use super::model::{AnyGeneration, AnyPair, ModelPair};
+use super::{PipelineBuilder, Request, Settings};
+use crate::generation::{BatchRequest, Generated, NextScale, ScaleDone, Tokenizer, read_async};
+use crate::guidance::{Aid, AidWeight, BatchInfo, Guidance, GuidanceConfig, Schedule};
+use crate::image::{ValueRange, from_image, to_images, to_images_async};
+use crate::models::aid::Injector;
+use crate::sampling::Sampler;
+use crate::weights::GenerationConfig;
+use crate::{Condition, Error, Result, Scales, TokenPyramid};
+
+/// A model with its settings: generates, previews and edits images.
+///
+/// Cloning is cheap: clones share the weights.
+#[derive(Clone)]
+pub struct Pipeline {
+    model: Arc<dyn AnyPair>,
+    config: GenerationConfig,
+    injector: Option<(Injector, AidWeight)>,
+    guidance: GuidanceConfig,
+    sampler: Sampler,
+    aid: Option<Aid>,
+    batch_size: usize,
+}
+
+impl Pipeline {
+    /// Loads a model onto the default device: a folder with `tokenizer.safetensors`, `transformer.safetensors` and, if
+    /// it has one, AID-VAR's `injector.safetensors`; or one file that holds tokenizer and transformer. A name such as
+    /// `hub:owner/repository` or `hub:owner/repository/file.pth` is looked up in the local Hugging Face cache.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] for a file that is missing or damaged, [`Error::Weights`] for weights that
+    /// do not fit.
+    pub fn from_pretrained(path: impl Into<std::path::PathBuf>) -> Result<Self> {
+        PipelineBuilder::new().model(path).build()
+    }
+
+    /// Returns a builder, for a model in two files, another device, an injector, a LoRA, or weights in half precision.
+    pub fn builder() -> PipelineBuilder {
+        PipelineBuilder::new()
+    }
+
+    /// Creates a pipeline of any model, with its generation settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for settings that the model cannot have.
+    pub fn new<T, M>(pair: ModelPair<T, M>, config: GenerationConfig) -> Result<Self>
+    where
+        T: Tokenizer + Send + Sync + 'static,
+        M: NextScale + Send + Sync + 'static,
+    {
+        let [_, height, _] = pair.tokenizer.image_shape(pair.transformer.scales());
+        let settings = Settings::default();
+        let mut pipeline = Self {
+            model: Arc::new(pair),
+            injector: None,
+            guidance: settings.guidance(&config),
+            sampler: settings.sampler(&config),
+            aid: None,
+            batch_size: if height > 64 { 8 } else { 32 },
+            config,
+        };
+        pipeline.configure(&settings)?;
+        Ok(pipeline)
+    }
+
+    /// Adds AID-VAR's guidance injector, with the weight it is used with unless the settings name another.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it was made for a transformer of another width; [`Error::Unsupported`] if the model has no
+    /// embedding of code vectors.
+    pub fn with_injector(mut self, injector: Injector, weight: AidWeight) -> Result<Self> {
+        self.aid = Some(self.guidance_by(&injector, weight.clone())?);
+        self.injector = Some((injector, weight));
+        Ok(self)
+    }
+
+    fn guidance_by(&self, injector: &Injector, weight: AidWeight) -> Result<Aid> {
+        let embedding = self.model.code_embedding().ok_or_else(|| {
+            Error::unsupported("an injector", "this model has no embedding of code vectors for it to read")
+        })?;
+        Aid::new(injector.clone(), embedding, weight)
+    }
+
+    /// Replaces the settings of generation, and checks them against the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting; [`Error::Unsupported`] for an injector's weight without an injector.
+    pub fn configure(&mut self, settings: &Settings) -> Result<()> {
+        let (guidance, sampler) = (settings.guidance(&self.config), settings.sampler(&self.config));
+        sampler.validate()?;
+        let aid = match (&self.injector, settings.aid_weight.clone()) {
+            (_, Some(AidWeight::OFF)) | (None, None) => None,
+            (None, Some(_)) => {
+                return Err(Error::unsupported("`aid_weight`", "the model has no injector; add one to the pipeline"));
+            }
+            (Some((injector, own)), weight) => Some(self.guidance_by(injector, weight.unwrap_or_else(|| own.clone()))?),
+        };
+        let (scales, device) = (self.scales().clone(), self.device());
+        let info = BatchInfo { scales: &scales, images: 1, seed: 0, first: 0, device: &device };
+        guidance.chain(aid.clone())?.iter_mut().try_for_each(|part| part.begin(&info))?;
+        (self.guidance, self.sampler, self.aid) = (guidance, sampler, aid);
+        Ok(())
+    }
+
+    /// Returns this pipeline without injector, Scaled Spatial Guidance and visual prefix guidance, to compare with.
+    #[must_use]
+    pub fn plain(&self) -> Self {
+        let guidance = GuidanceConfig { vpg: None, ssg: None, ..self.guidance.clone() };
+        Self { guidance, aid: None, ..self.clone() }
+    }
+
+    /// Sets the number of images per batch. It changes speed and memory, not the images.
+    #[must_use]
+    pub fn with_batch_size(self, batch_size: usize) -> Self {
+        Self { batch_size: batch_size.max(1), ..self }
+    }
+
+    /// Returns the number of images per batch.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// Returns the default scale schedule.
+    pub fn scales(&self) -> &Scales {
+        self.model.scales()
+    }
+
+    /// Returns the shape of the images of the default schedule, `[channels, height, width]`.
+    pub fn image_shape(&self) -> [usize; 3] {
+        self.tokenizer().image_shape(self.scales())
+    }
+
+    /// Returns the classes of the model, with their names if it has any.
+    pub fn classes(&self) -> ClassNames<'_> {
+        ClassNames { count: self.model.num_classes(), names: &self.config.class_names }
+    }
+
+    /// Returns the device of the weights.
+    pub fn device(&self) -> Device {
+        self.tokenizer().device()
+    }
+
+    /// Returns the tokenizer.
+    pub fn tokenizer(&self) -> &dyn Tokenizer {
+        self.model.tokenizer()
+    }
+
+    /// Returns the tokenizer and the transformer if they are of these types.
+    pub fn pair<T: 'static, M: 'static>(&self) -> Option<&ModelPair<T, M>> {
+        self.model.as_any().downcast_ref()
+    }
+
+    /// Returns the guidance in use, except for the injector.
+    pub fn guidance(&self) -> &GuidanceConfig {
+        &self.guidance
+    }
+
+    /// Returns the filter and draw of tokens in use.
+    pub fn sampler(&self) -> Sampler {
+        self.sampler
+    }
+
+    /// Returns the injector in use and its weight.
+    pub fn injector(&self) -> Option<(&Injector, &AidWeight)> {
+        let aid = self.aid.as_ref()?;
+        Some((aid.injector(), aid.weight()))
+    }
+
+    /// Generates images, one per condition.
+    ///
+    /// # Errors
+    /// [`Error::Label`] for a class that the model does not have; those of [`Steps`].
+    pub fn generate(&self, request: &Request) -> Result<Vec<RgbImage>> {
+        let mut images = Vec::with_capacity(request.conditions.len());
+        for batch in self.batches(request)? {
+            let generated = self.start(batch)?.finish()?;
+            images.extend(self.images(generated.canvas)?);
+        }
+        Ok(images)
+    }
+
+    /// Generates images without blocking while results are read back from the device, as a browser needs it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub async fn generate_async(&self, request: &Request) -> Result<Vec<RgbImage>> {
+        let mut images = Vec::with_capacity(request.conditions.len());
+        for batch in self.batches(request)? {
+            let mut steps = self.start(batch)?;
+            while steps.next_async().await?.is_some() {}
+            let canvas = steps.finish()?.canvas;
+            images.extend(to_images_async(self.tokenizer().decode(canvas), ValueRange::Signed).await?);
+        }
+        Ok(images)
+    }
+
+    /// Starts the generation of all images of a request at once, scale by scale. Dropping the steps stops it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn steps(&self, request: &Request) -> Result<Steps<'_>> {
+        self.start(self.batch(request, 0..request.conditions.len()))
+    }
+
+    /// Splits a request into batches.
+    fn batches(&self, request: &Request) -> Result<Vec<BatchRequest>> {
+        let count = request.conditions.len();
+        if request.known.is_some() && count > self.batch_size {
+            let hint = format!("known tokens belong to one batch: ask for at most {} images", self.batch_size);
+            return Err(Error::unsupported(format!("an edit of {count} images at once"), hint));
+        }
+        let starts = (0..count).step_by(self.batch_size);
+        Ok(starts.map(|start| self.batch(request, start..count.min(start + self.batch_size))).collect())
+    }
+
+    fn batch(&self, request: &Request, images: std::ops::Range<usize>) -> BatchRequest {
+        BatchRequest {
+            seed: request.seed,
+            first: request.first + images.start as u64,
+            sampler: self.sampler,
+            scales: request.scales.clone(),
+            known: request.known.clone(),
+            conditions: request.conditions[images].to_vec(),
+        }
+    }
+
+    /// Starts a batch with the pipeline's guidance.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn start(&self, batch: BatchRequest) -> Result<Steps<'_>> {
+        let mut guidance = self.guidance.clone();
+        if batch.conditions.iter().all(|condition| matches!(condition, Condition::Null)) {
+            // Both branches would be the same.
+            guidance.cfg = Schedule::Constant(0.0);
+        }
+        let guidance = guidance.chain(self.aid.clone())?;
+        self.start_with(guidance, batch)
+    }
+
+    /// Starts a batch with guidance of your own in place of the pipeline's.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn start_with<'a>(&'a self, guidance: Vec<Box<dyn Guidance + 'a>>, batch: BatchRequest) -> Result<Steps<'a>> {
+        Ok(Steps { pipeline: self, generation: self.model.start(guidance, batch)? })
+    }
+
+    /// Decodes a canvas to images.
+    ///
+    /// # Errors
+    /// As [`to_images`].
+    pub fn images(&self, canvas: Tensor<4>) -> Result<Vec<RgbImage>> {
+        to_images(self.tokenizer().decode(canvas), ValueRange::Signed)
+    }
+
+    /// Encodes an image to tokens, for editing. It is resized to cover the model's size, and cut at the center.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an empty image.
+    pub fn encode(&self, image: &RgbImage) -> Result<TokenPyramid> {
+        let images = from_image(image, self.image_shape(), &self.device())?;
+        self.tokenizer().encode(images, self.scales())
+    }
+}
+
+/// A batch on its way through the scales: an iterator with one [`Step`] per scale. Dropping it stops the generation.
+pub struct Steps<'a> {
+    pipeline: &'a Pipeline,
+    generation: Box<dyn AnyGeneration + 'a>,
+}
+
+impl<'a> Steps<'a> {
+    /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read.
+    pub async fn next_async(&mut self) -> Result<Option<Step<'a>>> {
+        let Some(logits) = self.generation.logits()? else { return Ok(None) };
+        let values = read_async(logits.clone()).await?;
+        let done = self.generation.draw(logits, values)?;
+        Ok(Some(Step { pipeline: self.pipeline, done }))
+    }
+
+    /// Generates all scales that are left, and returns tokens and canvas.
+    ///
+    /// # Errors
+    /// As [`Steps::next_async`].
+    pub fn finish(mut self) -> Result<Generated> {
+        while let Some(step) = self.next() {
+            step?;
+        }
+        self.generation.finish()
+    }
+
+    fn step(&mut self) -> Result<Option<Step<'a>>> {
+        let Some(logits) = self.generation.logits()? else { return Ok(None) };
+        let values = logits.clone().try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
+        let done = self.generation.draw(logits, values)?;
+        Ok(Some(Step { pipeline: self.pipeline, done }))
+    }
+}
+
+impl<'a> Iterator for Steps<'a> {
+    type Item = Result<Step<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}
+
+/// A finished scale.
+pub struct Step<'a> {
+    pipeline: &'a Pipeline,
+    done: ScaleDone,
+}
+
+impl Step<'_> {
+    /// Returns the number of the scale, from 0.
+    pub fn k(&self) -> usize {
+        self.done.k
+    }
+
+    /// Returns the tokens, logits and canvas of the scale.
+    pub fn scale(&self) -> &ScaleDone {
+        &self.done
+    }
+
+    /// Decodes the canvas so far: a preview of every image.
+    ///
+    /// # Errors
+    /// As [`to_images`].
+    pub fn images(&self) -> Result<Vec<RgbImage>> {
+        self.pipeline.images(self.done.canvas.clone())
+    }
+
+    /// Decodes a preview of the first image.
+    ///
+    /// # Errors
+    /// As [`to_images`].
+    pub fn image(&self) -> Result<RgbImage> {
+        Ok(self.pipeline.images(self.done.canvas.clone().narrow(0, 0, 1))?.remove(0))
+    }
+
+    /// Decodes previews without blocking while they are read back.
+    ///
+    /// # Errors
+    /// As [`to_images`].
+    pub async fn images_async(&self) -> Result<Vec<RgbImage>> {
+        to_images_async(self.pipeline.tokenizer().decode(self.done.canvas.clone()), ValueRange::Signed).await
+    }
+}

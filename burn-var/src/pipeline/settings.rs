@@ -1,0 +1,46 @@
+use serde::{Deserialize, Serialize};
+
+use crate::guidance::{AidWeight, GuidanceConfig, Schedule, SsgConfig, VpgConfig};
+use crate::sampling::Sampler;
+use crate::weights::GenerationConfig;
+
+/// Settings of generation. What is `None` is as the model's own file says, or as in the paper.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Classifier-free guidance.
+    pub cfg: Option<Schedule>,
+    /// Number of most likely codes to draw from; 0 is all.
+    pub top_k: Option<usize>,
+    /// Share of the probability to draw from; 0 is all.
+    pub top_p: Option<f64>,
+    /// Divisor of the logits.
+    pub temperature: Option<f64>,
+    /// Mixture of codes in place of one.
+    pub more_smooth: Option<bool>,
+    /// Visual prefix guidance.
+    pub vpg: Option<VpgConfig>,
+    /// Scaled Spatial Guidance.
+    pub ssg: Option<SsgConfig>,
+    /// Weight of the injector's map; 0 leaves the injector out.
+    pub aid_weight: Option<AidWeight>,
+}
+
+impl Settings {
+    /// Resolves the filter and the draw of tokens for a model.
+    pub fn sampler(&self, model: &GenerationConfig) -> Sampler {
+        let own = model.sampler;
+        Sampler {
+            top_k: self.top_k.unwrap_or(own.top_k),
+            top_p: self.top_p.unwrap_or(own.top_p),
+            temperature: self.temperature.unwrap_or(own.temperature),
+            more_smooth: self.more_smooth.unwrap_or(own.more_smooth),
+        }
+    }
+
+    /// Resolves the guidance for a model, except for the injector, which has weights of its own.
+    pub fn guidance(&self, model: &GenerationConfig) -> GuidanceConfig {
+        let cfg = self.cfg.clone().unwrap_or_else(|| model.cfg.clone());
+        GuidanceConfig { cfg, vpg: self.vpg.clone(), ssg: self.ssg.clone() }
+    }
+}

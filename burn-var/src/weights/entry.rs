@@ -1,0 +1,16 @@
+//! Tensors of a file that are not read yet.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, TensorData};
+
+/// Reads one tensor; the error says what is wrong with the file.
+pub(super) type ReadTensor = dyn Fn() -> std::result::Result<TensorData, String> + Send + Sync;
+
+/// One tensor of a file, not read yet.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) read: Arc<ReadTensor>,
+}

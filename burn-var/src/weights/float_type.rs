@@ -1,0 +1,28 @@
+//! Element types of weights.
+
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
+
+/// A floating-point type of weights, in memory or in a file. Sums are in single precision for every type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatType {
+    /// Single precision, 4 bytes: the type of the published results, and the only one for training.
+    #[default]
+    F32,
+    /// Half precision, 2 bytes, 11 significant bits.
+    F16,
+    /// bfloat16, the upper half of single precision, 2 bytes, 8 significant bits.
+    Bf16,
+}
+
+impl FloatType {
+    /// Returns the element type of tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
