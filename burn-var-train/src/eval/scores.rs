@@ -38,7 +38,7 @@ pub struct Options {
     /// Neighbors for precision, recall, density and coverage.
     #[serde(rename = "neighbours")]
     pub neighbors: usize,
-    /// How images are split for the Inception Score.
+    /// Splits of the images for the Inception Score.
     pub splits: Splits,
     /// Subsets of the kernel distance; they are smaller where there are fewer images.
     pub kid: Subsets,
