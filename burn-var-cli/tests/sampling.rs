@@ -553,7 +553,7 @@ fn measures_generated_pictures() {
     let interval = &resumed["scores"]["frechet_interval"];
     assert!(interval["low"].as_f64() < interval["high"].as_f64(), "{interval}");
     let page = fs::read_to_string(at.join("page.html")).expect("a page");
-    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("most doubtful"));
+    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("lowest confidence"));
 
     generated(&["--out", "b", "--seed", "1"]);
     let same = json(at, &["eval", "compare", "a", "b"]);
@@ -583,7 +583,7 @@ fn sweeps_over_settings_and_seeds() {
     let names: Vec<&str> = measured.iter().filter_map(|found| found["varied"].as_str()).collect();
     assert_eq!(names, ["temperature 1.0", "temperature 3.0", ""], "{report}");
     let plot = fs::read_to_string(at.join("frontier.svg")).expect("a plot");
-    assert!(plot.contains("SSG") && plot.contains("recognised as asked"), "both methods by name");
+    assert!(plot.contains("SSG") && plot.contains("recognized class"), "both methods by name");
 
     // The same figures as of the command for one setting, and a second time without drawing anything.
     let one =

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split};
-use crate::eval::{ClassifierFeatures, DataPictures, FeatureTable, PictureSet, Recognition};
+use crate::eval::{ClassifierExtractor, DataPictures, FeatureTable, PictureSet, Recognition};
 use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
@@ -102,7 +102,7 @@ pub fn train_classifier(
     let mut trainer = ClassifierTrainer::new(config, folder, device)?;
     let Some(file) = run(&mut trainer, &run_config, folder, progress)? else { return Ok(None) };
     let mut test = DataPictures::new(test.source().clone(), test.shape());
-    let network = ClassifierFeatures::new(trainer.average().clone(), device)?;
+    let network = ClassifierExtractor::new(trainer.average().clone(), device)?;
     let judged = FeatureTable::collect(&mut test, &network, None, JUDGED, &mut |_| ())?;
     let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
     Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_pictures: judged.count }))

@@ -23,7 +23,7 @@ use self::head::ProjectionHead;
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split};
-use crate::eval::{DataPictures, FeatureTable, PictureSet, VitFeatures};
+use crate::eval::{DataPictures, FeatureTable, PictureSet, VitExtractor};
 use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
@@ -190,7 +190,7 @@ pub fn train_dino(
     let (run_config, probe) = (config.run.clone(), config.probe.clone());
     let mut trainer = DinoTrainer::new(config, folder, device)?;
     let Some(file) = run(&mut trainer, &run_config, folder, progress)? else { return Ok(None) };
-    let network = VitFeatures::new(trainer.teacher().clone(), device)?;
+    let network = VitExtractor::new(trainer.teacher().clone(), device)?;
     progress.note("asks the nearest neighbours of all test pictures");
     let look = |set: &mut DataPictures| FeatureTable::collect(set, &network, None, PROBED, &mut |_| ());
     let (seen, asked) = (look(&mut train)?, look(&mut test)?);
@@ -384,7 +384,7 @@ mod tests {
     use burn_var::rng::Rng;
 
     use super::*;
-    use crate::eval::Features;
+    use crate::eval::{Features, NetworkIdentity};
     use crate::progress::StopAfter;
     use crate::report::read_log;
 
@@ -442,7 +442,8 @@ mod tests {
     fn the_nearest_vote_by_cosine() {
         let table = |rows: &[f32]| {
             let features = Features { features: rows.to_vec(), spatial: Vec::new(), logits: Vec::new() };
-            FeatureTable { count: rows.len() / 2, dims: [2, 0, 0], features }
+            let network = NetworkIdentity::new("test", "01", "none");
+            FeatureTable { network, count: rows.len() / 2, dims: [2, 0, 0], features }
         };
         // Length does not count: the far row in the same direction is the nearest.
         let known = table(&[100.0, 1.0, 90.0, 0.0, 0.1, 1.0, 0.0, 0.5]);

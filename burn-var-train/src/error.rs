@@ -35,6 +35,12 @@ pub enum Error {
         /// What would be accepted.
         expected: String,
     },
+    /// Features or statistics of different networks would have been combined.
+    #[error("features of different networks cannot be combined: {reason}")]
+    Network {
+        /// Both networks, and what to do.
+        reason: String,
+    },
 }
 
 /// This crate's result.

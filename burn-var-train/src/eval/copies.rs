@@ -1,38 +1,38 @@
-//! Whether generated pictures merely repeat those that the model was trained on.
+//! Near copies of training images among generated ones.
 
 use burn::tensor::Device;
 use burn_var::metrics::{NearCopies, NeighbourIndex};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::Result;
 
-/// Shares of near copies of training pictures; see [`NearCopies`].
+/// Shares of near copies of training images; see [`NearCopies`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Copies {
-    /// Among generated pictures.
+    /// Share among the generated images.
     pub generated: f64,
-    /// Among test pictures, which nobody copied.
+    /// Share among test images, which are no copies.
     pub test: f64,
-    /// How many of each were compared, at most.
+    /// Number of generated images that were compared.
     pub compared: usize,
-    /// The closeness below which a picture counts.
+    /// The closeness below which an image counts as a copy.
     pub threshold: f64,
 }
 
 impl Copies {
-    /// Generated pictures, and as many test pictures, that are compared with all training pictures.
+    /// Number of generated images, and of test images, that are compared with all training images.
     pub const COMPARED: usize = 1000;
 
-    /// Compares rows of `dim` numbers, pixels or features. Of the test pictures [`Copies::COMPARED`] at even distances
-    /// are compared like the generated ones; the others say what counts as a copy.
+    /// Compares rows of `dim` numbers, pixels or features of one network. [`Copies::COMPARED`] evenly spaced test images are
+    /// compared like the generated ones; the others calibrate the threshold.
     ///
     /// # Errors
-    /// [`Error::Config`] with too few test pictures (1,100 are needed).
+    /// [`burn_var::Error::Shape`] with too few test images (1,100 are needed).
     pub fn of(train: &[f32], generated: &[f32], test: &[f32], dim: usize, device: &Device) -> Result<Self> {
         let tests = test.len() / dim;
         if tests <= Self::COMPARED {
-            let expected = format!("more than {}: as many are compared, the others say what a copy is", Self::COMPARED);
-            return Err(Error::config("number of test pictures", tests, expected));
+            let expected = format!("more than {} images: the others calibrate the threshold", Self::COMPARED);
+            return Err(burn_var::Error::shape("test images", expected, [tests]).into());
         }
         let chosen = evenly(tests, Self::COMPARED);
         let row = |i: usize| &test[i * dim..][..dim];
@@ -51,7 +51,7 @@ impl Copies {
     }
 }
 
-/// `most` of `count` numbers at even distances, or all: even, since pictures may be sorted by class.
+/// Returns `most` evenly spaced numbers below `count`, or all: evenly, since images may be sorted by class.
 pub fn evenly(count: usize, most: usize) -> Vec<usize> {
     let most = most.min(count);
     (0..most).map(|i| i * count / most).collect()
@@ -75,11 +75,11 @@ mod tests {
     }
 
     #[test]
-    fn tells_strangers_from_copies() {
-        let strangers = copies(&noise(250, "strangers"));
-        assert_eq!(strangers.compared, 250);
-        assert!(strangers.generated < 0.05 && strangers.test < 0.05, "{strangers:?}");
-        assert_eq!(copies(&noise(300, "train")).generated, 1.0, "the training pictures themselves");
+    fn tells_new_images_from_copies() {
+        let new = copies(&noise(250, "strangers"));
+        assert_eq!(new.compared, 250);
+        assert!(new.generated < 0.05 && new.test < 0.05, "{new:?}");
+        assert_eq!(copies(&noise(300, "train")).generated, 1.0, "the training images themselves");
     }
 
     #[test]
@@ -90,9 +90,9 @@ mod tests {
     }
 
     #[test]
-    fn too_few_test_pictures_are_named() {
+    fn too_few_test_images_are_named() {
         let rows = noise(1000, "test");
         let error = Copies::of(&rows, &rows, &rows, DIM, &Device::default()).expect_err("too few").to_string();
-        assert!(error.contains("number of test pictures"), "{error}");
+        assert!(error.contains("`test images`"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Frozen networks that pictures are compared through.
+//! Frozen networks that compute the features through which images are compared.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -7,70 +7,67 @@ use burn_var::encoder::{Inception, InceptionInput, Vit};
 use burn_var::metrics::Splits;
 use burn_var::{Error as ModelError, MapSize};
 
+use super::NetworkIdentity;
 use crate::Result;
 use crate::data::Fingerprint;
 
-/// What a network sees in pictures.
+/// The output of a network for a batch of images.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Features {
-    /// `[pictures, dim]`: for Frechet distance, precision, recall and the like.
+    /// `[images, dim]`: for the Frechet distance, precision, recall and the like.
     pub features: Vec<f32>,
-    /// `[pictures, spatial_dim]`: for sFID. Empty from networks that have none.
+    /// `[images, spatial_dim]`: for sFID. Empty if the network has no spatial features.
     pub spatial: Vec<f32>,
-    /// `[pictures, classes]`, before softmax: for the Inception Score. Empty from networks that have none.
+    /// `[images, classes]`, before softmax: for the Inception Score. Empty if the network has no classes.
     pub logits: Vec<f32>,
 }
 
-/// A frozen network.
-pub trait FeatureSource {
-    /// Its name, protocol and weights, for reports: numbers of different ones have nothing to do with each other.
-    fn describe(&self) -> String;
+/// A frozen network that turns images into features.
+pub trait FeatureExtractor {
+    /// Returns the identity that is saved with the features.
+    fn identity(&self) -> &NetworkIdentity;
 
-    /// Numbers a picture in `features`, `spatial` and `logits` of [`Features`].
+    /// Returns the numbers per image in `features`, `spatial` and `logits` of [`Features`].
     fn dims(&self) -> [usize; 3];
 
-    /// How pictures are parted for the score of their logits, as the protocol does it.
+    /// Returns how the protocol splits the images for the Inception Score.
     fn splits(&self) -> Splits {
         Splits::Count(10)
     }
 
-    /// Whether its Frechet distance is what papers call FID.
-    fn is_fid(&self) -> bool {
-        false
-    }
-
-    /// Looks at pictures of one size: rows of red, green and blue.
+    /// Computes the features of images of one size. `pixels` holds red, green and blue bytes, row by row, image by image.
     ///
     /// # Errors
-    /// [`burn_var::Error::Shape`] if the network does not take pictures of that size.
+    /// [`burn_var::Error::Shape`] if the network does not take images of that size.
     fn extract(&self, pixels: &[u8], size: MapSize) -> Result<Features>;
 }
 
-/// FID's network under one of the two protocols.
-pub struct InceptionFeatures {
+/// Extracts the features of FID's network, under one of the two protocols.
+pub struct InceptionExtractor {
     network: Inception,
-    weights: String,
+    identity: NetworkIdentity,
     input: InceptionInput,
     device: Device,
 }
 
-impl InceptionFeatures {
-    /// `network` is on `device`.
+impl InceptionExtractor {
+    /// Creates an extractor; `network` is on `device`.
     ///
     /// # Errors
-    /// If its weights cannot be read back.
+    /// If the weights cannot be read back.
     pub fn new(network: Inception, input: InceptionInput, device: &Device) -> Result<Self> {
-        Ok(Self { weights: weights(&network)?, network, input, device: device.clone() })
+        let preprocessing = match input {
+            InceptionInput::Tf1 => "299x299 by the TensorFlow 1 bilinear resize of guided-diffusion",
+            InceptionInput::Torch => "299x299 by the PyTorch bilinear resize of pytorch-fid",
+        };
+        let identity = NetworkIdentity::new(NetworkIdentity::INCEPTION, fingerprint(&network)?, preprocessing);
+        Ok(Self { network, identity, input, device: device.clone() })
     }
 }
 
-impl FeatureSource for InceptionFeatures {
-    fn describe(&self) -> String {
-        let protocol = match self.input {
-            InceptionInput::Tf1 => "guided-diffusion: FID's Inception, TensorFlow 1 resize",
-            InceptionInput::Torch => "pytorch-fid: FID's Inception, PyTorch resize",
-        };
-        format!("{protocol}, weights {}", self.weights)
+impl FeatureExtractor for InceptionExtractor {
+    fn identity(&self) -> &NetworkIdentity {
+        &self.identity
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -81,38 +78,39 @@ impl FeatureSource for InceptionFeatures {
         Splits::Size(5000)
     }
 
-    fn is_fid(&self) -> bool {
-        true
-    }
-
     fn extract(&self, pixels: &[u8], size: MapSize) -> Result<Features> {
-        let seen = self.network.features(self.input.prepare(pixels, size, &self.device)?)?;
-        // The guided-diffusion evaluator's softmax is of the product alone.
-        let logits = self.network.logits(seen.pool.clone(), false);
-        Ok(Features { features: read(seen.pool)?, spatial: read(seen.spatial)?, logits: read(logits)? })
+        let output = self.network.features(self.input.prepare(pixels, size, &self.device)?)?;
+        // The guided-diffusion evaluator takes the softmax of the product alone, without the bias.
+        let logits = self.network.logits(output.pool.clone(), false);
+        Ok(Features { features: read(output.pool)?, spatial: read(output.spatial)?, logits: read(logits)? })
     }
 }
 
-/// The classifier of `burn-var train classifier`.
-pub struct ClassifierFeatures {
+/// Extracts the features of a classifier of `burn-var train classifier`.
+pub struct ClassifierExtractor {
     classifier: Classifier,
-    weights: String,
+    identity: NetworkIdentity,
     device: Device,
 }
 
-impl ClassifierFeatures {
-    /// `classifier` is on `device`.
+impl ClassifierExtractor {
+    /// Creates an extractor; `classifier` is on `device`.
     ///
     /// # Errors
-    /// If its weights cannot be read back.
+    /// If the weights cannot be read back.
     pub fn new(classifier: Classifier, device: &Device) -> Result<Self> {
-        Ok(Self { weights: weights(&classifier)?, classifier, device: device.clone() })
+        let config = classifier.config();
+        let [channels, height, width] = config.picture_shape();
+        let kind = format!("classifier (classes {}, width {})", config.classes, config.features());
+        let preprocessing = format!("{width}x{height} without resize, channels {channels}, range -1 to 1");
+        let identity = NetworkIdentity::new(kind, fingerprint(&classifier)?, preprocessing);
+        Ok(Self { classifier, identity, device: device.clone() })
     }
 }
 
-impl FeatureSource for ClassifierFeatures {
-    fn describe(&self) -> String {
-        format!("classifier of {} classes, weights {}", self.classifier.config().classes, self.weights)
+impl FeatureExtractor for ClassifierExtractor {
+    fn identity(&self) -> &NetworkIdentity {
+        &self.identity
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -128,28 +126,39 @@ impl FeatureSource for ClassifierFeatures {
     }
 }
 
-/// The class token of a DINO vision transformer.
-pub struct VitFeatures {
+/// Extracts the class token of a DINO vision transformer.
+pub struct VitExtractor {
     vit: Vit,
-    weights: String,
+    identity: NetworkIdentity,
     device: Device,
 }
 
-impl VitFeatures {
-    /// `vit` is on `device`.
+impl VitExtractor {
+    /// Creates an extractor; `vit` is on `device`.
     ///
     /// # Errors
-    /// If its weights cannot be read back.
+    /// If the weights cannot be read back.
     pub fn new(vit: Vit, device: &Device) -> Result<Self> {
-        Ok(Self { weights: weights(&vit)?, vit, device: device.clone() })
+        let config = vit.config();
+        let kind = format!(
+            "DINO vision transformer (patch {}, width {}, depth {}, heads {}, MLP ratio {}, epsilon {:e})",
+            config.patch_size, config.embed_dim, config.depth, config.num_heads, config.mlp_ratio, config.norm_eps
+        );
+        let preprocessing = format!(
+            "{side}x{side} by area resize, channels {}, mean {:?}, standard deviation {:?}",
+            config.image_channels,
+            config.mean,
+            config.std,
+            side = config.image_size
+        );
+        let identity = NetworkIdentity::new(kind, fingerprint(&vit)?, preprocessing);
+        Ok(Self { vit, identity, device: device.clone() })
     }
 }
 
-impl FeatureSource for VitFeatures {
-    fn describe(&self) -> String {
-        let config = self.vit.config();
-        let (width, patch) = (config.embed_dim, config.patch_size);
-        format!("DINO vision transformer, width {width}, patches of {patch}, weights {}", self.weights)
+impl FeatureExtractor for VitExtractor {
+    fn identity(&self) -> &NetworkIdentity {
+        &self.identity
     }
 
     fn dims(&self) -> [usize; 3] {
@@ -163,25 +172,72 @@ impl FeatureSource for VitFeatures {
     }
 }
 
-/// The first digits of the weights' fingerprint.
-fn weights<M: Module>(network: &M) -> Result<String> {
-    let mut digits = Fingerprint::new().module(network)?.finish();
-    digits.truncate(12);
-    Ok(digits)
+fn fingerprint<M: Module>(network: &M) -> Result<String> {
+    Ok(Fingerprint::new().module(network)?.finish())
 }
 
-/// `[pictures, channels, height, width]` in `0..=255`; of one channel it is the first.
+/// Converts bytes to `[images, channels, height, width]` in `0..=255`; one channel is the first of the three.
 fn planes(pixels: &[u8], size: MapSize, channels: usize, device: &Device) -> Tensor<4> {
-    let picture = size.area() * 3;
+    let bytes = size.area() * 3;
     let plane = |index: usize| {
-        let (picture, channel) = (&pixels[index / channels * picture..][..picture], index % channels);
-        picture.iter().skip(channel).step_by(3).map(|value| f32::from(*value))
+        let (image, channel) = (&pixels[index / channels * bytes..][..bytes], index % channels);
+        image.iter().skip(channel).step_by(3).map(|value| f32::from(*value))
     };
-    let count = pixels.len() / picture.max(1);
+    let count = pixels.len() / bytes.max(1);
     let values: Vec<f32> = (0..count * channels).flat_map(plane).collect();
     Tensor::from_data(TensorData::new(values, [count, channels, size.height, size.width]), device)
 }
 
 fn read(tensor: Tensor<2>) -> Result<Vec<f32>> {
     Ok(tensor.try_into_vec_as::<f32>().map_err(ModelError::device("read features"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_var::classifier::ClassifierConfig;
+    use burn_var::encoder::VitConfig;
+
+    use super::*;
+
+    #[test]
+    fn classifiers_of_one_width_have_identities_of_their_own() {
+        let device = Device::flex();
+        let config = ClassifierConfig { image_channels: 1, image_size: [8, 8], classes: 3, ch: 32 };
+        let network = |seed: u64| ClassifierExtractor::new(config.init(seed, &device).unwrap(), &device).unwrap();
+        let [a, same, b] = [1, 1, 2].map(network);
+        assert_eq!(a.dims(), b.dims(), "the shapes do not tell the two apart");
+        assert_eq!(a.identity(), same.identity(), "the same weights");
+        assert_ne!(a.identity(), b.identity(), "other weights");
+    }
+
+    #[test]
+    fn the_protocol_belongs_to_the_identity_of_inception() {
+        let device = Device::flex();
+        let [a, b] = [InceptionInput::Tf1, InceptionInput::Torch].map(|input| {
+            InceptionExtractor::new(Inception::init_zeros(&device), input, &device).unwrap().identity().clone()
+        });
+        assert_eq!((&a.kind, &a.weights), (&b.kind, &b.weights), "one network");
+        assert_ne!(a.preprocessing, b.preprocessing, "two protocols");
+        assert!(a.is_fid() && b.is_fid());
+    }
+
+    #[test]
+    fn size_and_normalization_belong_to_the_identity_of_a_transformer() {
+        let device = Device::flex();
+        let config: VitConfig = serde_json::from_value(serde_json::json!({
+            "image_size": 8, "image_channels": 1, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2,
+            "mean": [0.5], "std": [0.5],
+        }))
+        .unwrap();
+        let identity = |config: VitConfig| {
+            let vit = config.init(1, &device).unwrap();
+            VitExtractor::new(vit, &device).unwrap().identity().clone()
+        };
+        let plain = identity(config.clone());
+        assert_eq!(identity(config.clone()), plain);
+        let brighter = identity(VitConfig { mean: vec![0.4], ..config.clone() });
+        assert_eq!(brighter.weights, plain.weights, "the weights do not tell the two apart");
+        assert_ne!(brighter.preprocessing, plain.preprocessing, "another normalization");
+        assert_ne!(identity(VitConfig { num_heads: 4, ..config }).kind, plain.kind, "other heads");
+    }
 }

@@ -1,7 +1,8 @@
-//! Evaluation: sets of pictures, what networks see in them, and the figures that compare them.
+//! Evaluation: sets of images, the networks that compute their features, and the measures that compare them.
 
 mod copies;
 mod features;
+mod identity;
 mod npz;
 mod pictures;
 mod recognition;
@@ -10,12 +11,11 @@ mod statistics;
 mod table;
 
 pub use copies::{Copies, evenly};
-pub use features::{ClassifierFeatures, FeatureSource, Features, InceptionFeatures, VitFeatures};
+pub use features::{ClassifierExtractor, FeatureExtractor, Features, InceptionExtractor, VitExtractor};
+pub use identity::NetworkIdentity;
 pub use npz::{NpzBuilder, NpzFile, SampleFile, write_samples};
 pub use pictures::{DataPictures, PictureSet, PngFolder};
 pub use recognition::{ClassRecognition, Recognition, confidences};
-pub use scores::{
-    Comparison, Interval, Options, Reference, Scores, frechet_by_class, resampled_frechet, score, statistics,
-};
+pub use scores::{Comparison, Interval, Options, Reference, Scores, frechet_by_class, resampled_frechet, score};
 pub use statistics::Statistics;
 pub use table::FeatureTable;

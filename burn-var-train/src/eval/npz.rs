@@ -1,4 +1,4 @@
-//! NumPy's `.npz` files: pictures and statistics as evaluation tools exchange them.
+//! NumPy's `.npz` files, in which evaluation tools exchange images and statistics.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -13,14 +13,14 @@ use npyz::{AutoSerialize, NpyHeader, Order, WriterBuilder};
 use crate::fs::{folder_of, refuse_device, sync_dir, temporary_name};
 use crate::{Error, Result};
 
-/// Pictures are read by this name, and statistics beside them.
-const PICTURES: &str = "arr_0";
-/// Labels of pictures, one each.
+/// The array of the images.
+const IMAGES: &str = "arr_0";
+/// The array of the labels, one per image.
 const LABELS: &str = "arr_1";
-/// Bytes read at a time where they are only passed over.
+/// Bytes skipped at a time.
 const SKIP: usize = 1 << 20;
 
-/// An `.npz` file, of which one array at a time is read.
+/// An `.npz` file, read array by array.
 #[derive(Debug)]
 pub struct NpzFile {
     path: PathBuf,
@@ -28,35 +28,38 @@ pub struct NpzFile {
 }
 
 impl NpzFile {
-    /// Opens a file; nothing but its directory is read.
+    /// Opens a file, and reads only its directory.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no zip archive.
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is not a zip archive.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(Error::io("read", path))?;
         let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
-            Error::format(path, format!("it is no .npz file, a zip archive of arrays ({error}); was it cut off?"))
+            Error::format(
+                path,
+                format!("not an .npz file, which is a zip archive of arrays ({error}); was it cut off?"),
+            )
         })?;
         Ok(Self { path: path.into(), archive })
     }
 
-    /// The names of its arrays, sorted.
+    /// Returns the names of the arrays, sorted.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.archive.file_names().filter_map(array_name_from_file_name).collect();
         names.sort_unstable();
         names
     }
 
-    /// Whether it has an array.
+    /// Returns `true` if the file has an array of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.names().contains(&name)
     }
 
-    /// Shape and numbers of a float array.
+    /// Reads the shape and numbers of a float array.
     ///
     /// # Errors
-    /// [`Error::Format`] if there is none of that name, or it holds something else.
+    /// [`Error::Format`] if there is no array of that name, or it has another type.
     pub fn floats(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
         self.array(name, &["<f4", "<f8", "<f2"], |header, reader| {
             let count = header.len() as usize;
@@ -69,7 +72,7 @@ impl NpzFile {
         })
     }
 
-    /// The numbers of an integer array.
+    /// Reads the numbers of an integer array.
     ///
     /// # Errors
     /// As [`NpzFile::floats`].
@@ -85,7 +88,7 @@ impl NpzFile {
         })
     }
 
-    /// Reads an array that has one of the types `accepted`.
+    /// Reads an array of one of the types `accepted`.
     fn array<R>(
         &mut self,
         name: &str,
@@ -97,18 +100,18 @@ impl NpzFile {
         let mut file = match self.archive.by_name(&file_name_from_array_name(name)) {
             Ok(file) => file,
             Err(npyz::zip::result::ZipError::FileNotFound) => {
-                return Err(bad(format!("there is none of that name, but: {names}")));
+                return Err(bad(format!("not in the file, which holds: {names}")));
             }
             Err(error) => return Err(bad(error.to_string())),
         };
-        let broken = |error: std::io::Error| bad(format!("it breaks off or is damaged ({error})"));
+        let broken = |error: std::io::Error| bad(format!("truncated or damaged ({error})"));
         let header = NpyHeader::from_reader(&mut file).map_err(broken)?;
         let dtype = header.dtype().descr();
         if !accepted.contains(&dtype.trim_matches('\'')) {
-            return Err(bad(format!("numbers of type {dtype} cannot be read, expected {}", accepted.join(" or "))));
+            return Err(bad(format!("type {dtype} is not supported, expected {}", accepted.join(" or "))));
         }
         if header.order() != Order::C && header.shape().len() > 1 {
-            return Err(bad("it is in Fortran's order, column by column; save it with `np.ascontiguousarray`".into()));
+            return Err(bad("it is in Fortran order, column by column; save it with `np.ascontiguousarray`".into()));
         }
         read(&header, &mut file).map_err(broken)
     }
@@ -123,19 +126,18 @@ fn numbers<T, const N: usize>(
     count: usize,
     convert: impl Fn([u8; N]) -> T,
 ) -> std::io::Result<Vec<T>> {
-    // Read to the end, which is where the archive compares its checksum; and only as much as is there, whatever the
-    // header promises.
+    // The archive compares its checksum at the end, so read to there; and never allocate by the header, which may lie.
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes)?;
     if bytes.len() != count * N {
-        let message = format!("{count} numbers of {N} bytes were expected, there are {} bytes", bytes.len());
+        let message = format!("expected {count} numbers of {N} bytes, found {} bytes", bytes.len());
         return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, message));
     }
     let (chunks, _) = bytes.as_chunks::<N>();
     Ok(chunks.iter().map(|chunk| convert(*chunk)).collect())
 }
 
-/// The pictures of a sample file: `arr_0`, uint8, `[N, height, width, 3]`, and labels in `arr_1` if they are there.
+/// A file of samples: images in `arr_0`, uint8, `[N, height, width, 3]`, and optional labels in `arr_1`.
 #[derive(Debug)]
 pub struct SampleFile {
     file: NpzFile,
@@ -145,19 +147,19 @@ pub struct SampleFile {
 }
 
 impl SampleFile {
-    /// Opens a file, and reads the shape of its pictures.
+    /// Opens a file, and reads its labels and the shape of its images.
     ///
     /// # Errors
-    /// [`Error::Format`] if it has no pictures in that form.
+    /// [`Error::Format`] if it has no images in that form.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let mut file = NpzFile::open(path)?;
-        let shape = file.array(PICTURES, &["|u1"], |header, _| Ok(shape(header)))?;
+        let shape = file.array(IMAGES, &["|u1"], |header, _| Ok(shape(header)))?;
         let &[count, height, width, 3] = shape.as_slice() else {
-            let reason = format!("`{PICTURES}` has shape {shape:?}, expected [pictures, height, width, 3]");
+            let reason = format!("`{IMAGES}` has shape {shape:?}, expected [images, height, width, 3]");
             return Err(Error::format(&file.path, reason));
         };
         if count == 0 || height == 0 || width == 0 {
-            return Err(Error::format(&file.path, format!("`{PICTURES}` has shape {shape:?}: there is no picture")));
+            return Err(Error::format(&file.path, format!("`{IMAGES}` has shape {shape:?}: there is no image")));
         }
         let labels = match file.contains(LABELS) {
             false => None,
@@ -166,7 +168,7 @@ impl SampleFile {
                 let whole = labels.len() == count && labels.iter().all(|label| *label >= 0);
                 if !whole {
                     let reason = format!(
-                        "`{LABELS}` holds {} numbers, expected a label for each of {count} pictures",
+                        "`{LABELS}` holds {} numbers, expected one label of 0 or more for each of {count} images",
                         labels.len()
                     );
                     return Err(Error::format(&file.path, reason));
@@ -177,59 +179,59 @@ impl SampleFile {
         Ok(Self { file, count, size: MapSize { height, width }, labels })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.file.path
     }
 
-    /// Number of pictures.
+    /// Returns the number of images.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Their size.
+    /// Returns the size of the images.
     pub fn size(&self) -> MapSize {
         self.size
     }
 
-    /// Their labels, if the file has any.
+    /// Returns the labels, one per image, if the file has any.
     pub fn labels(&self) -> Option<&[usize]> {
         self.labels.as_deref()
     }
 
-    /// Hands out the pictures from `first` on, `batch` at a time: only those are in memory.
+    /// Reads the images from `first` on, and calls `take` with `batch` at a time; only those are in memory.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the picture where the file breaks off; what `take` fails with.
+    /// [`Error::Format`] naming the image at which the file is truncated, and the errors of `take`.
     pub fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let picture = self.size.area() * 3;
+        let image_bytes = self.size.area() * 3;
         let mut at = first;
         let mut failed = None;
         let count = self.count;
-        let read = self.file.array(PICTURES, &["|u1"], |_, reader| {
-            pass_over(reader, first as u64 * picture as u64)?;
-            let mut pixels = vec![0; batch * picture];
+        let read = self.file.array(IMAGES, &["|u1"], |_, reader| {
+            skip(reader, first as u64 * image_bytes as u64)?;
+            let mut pixels = vec![0; batch * image_bytes];
             while at < count && failed.is_none() {
-                let pixels = &mut pixels[..batch.min(count - at) * picture];
+                let pixels = &mut pixels[..batch.min(count - at) * image_bytes];
                 reader.read_exact(pixels)?;
                 failed = take(pixels).err();
-                at += pixels.len() / picture;
+                at += pixels.len() / image_bytes;
             }
-            // To the end of the array, where its checksum is compared.
-            if failed.is_none() { pass_over(reader, u64::MAX) } else { Ok(()) }
+            // The archive compares its checksum at the end of the array.
+            if failed.is_none() { skip(reader, u64::MAX) } else { Ok(()) }
         });
         match (failed, read) {
             (Some(error), _) => Err(error),
             (None, Err(Error::Format { path, reason })) => {
-                Err(Error::Format { path, reason: format!("{reason}, from picture {at} of {count} on") })
+                Err(Error::Format { path, reason: format!("{reason}, from image {at} of {count} on") })
             }
             (None, read) => read,
         }
     }
 }
 
-/// Reads `count` bytes, or all that there are, and forgets them.
-fn pass_over(reader: &mut dyn Read, mut count: u64) -> std::io::Result<()> {
+/// Reads and drops `count` bytes, or all that are left.
+fn skip(reader: &mut dyn Read, mut count: u64) -> std::io::Result<()> {
     let mut bytes = vec![0; SKIP];
     while count > 0 {
         let part = count.min(SKIP as u64) as usize;
@@ -241,7 +243,7 @@ fn pass_over(reader: &mut dyn Read, mut count: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes an `.npz` file, array by array, under a temporary name; it gets its own when all is there.
+/// Writes an `.npz` file array by array. The file has a temporary name until [`NpzBuilder::finish`].
 pub struct NpzBuilder {
     path: PathBuf,
     temporary: Partial,
@@ -249,7 +251,7 @@ pub struct NpzBuilder {
 }
 
 impl NpzBuilder {
-    /// Begins a file. Its folder must exist.
+    /// Creates a file in a folder that exists.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
@@ -264,23 +266,23 @@ impl NpzBuilder {
     /// Adds an array.
     ///
     /// # Errors
-    /// As [`NpzBuilder::create`]; [`Error::Config`] if there are more or fewer numbers than the shape has places.
+    /// As [`NpzBuilder::create`]; [`burn_var::Error::Shape`] if the numbers do not fill the shape exactly.
     pub fn array<T: AutoSerialize + Clone>(&mut self, name: &str, shape: &[usize], numbers: &[T]) -> Result<()> {
         self.stream(name, shape, |push| push(numbers))
     }
 
-    /// Adds an array as it comes: `fill` is called with a function that takes the next numbers.
+    /// Adds an array piece by piece: `fill` is called with a function that appends numbers.
     ///
     /// # Errors
-    /// As [`NpzBuilder::array`], and what `fill` fails with.
+    /// As [`NpzBuilder::array`], and the errors of `fill`.
     pub fn stream<T: AutoSerialize + Clone, E: From<Error>>(
         &mut self,
         name: &str,
         shape: &[usize],
         fill: impl FnOnce(&mut dyn FnMut(&[T]) -> Result<()>) -> Result<(), E>,
     ) -> Result<(), E> {
-        // Always in the large form, which arrays of more than 4 GB need; 50,000 pictures of 256x256 are 9.8. And
-        // without the time of day: the same numbers make the same file.
+        // Arrays of more than 4 GB need the large form; 50,000 images of 256x256 take 9.8 GB. Without a time stamp, the
+        // same numbers give the same file.
         let options = FileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .last_modified_time(DateTime::default())
@@ -297,14 +299,13 @@ impl NpzBuilder {
         })?;
         let expected: usize = shape.iter().product();
         if written != expected {
-            return Err(
-                Error::config(format!("count of numbers for array `{name}`"), written, expected.to_string()).into()
-            );
+            let error = burn_var::Error::shape(format!("array {name}"), format!("{expected} numbers"), [written]);
+            return Err(Error::from(error).into());
         }
         Ok(array.finish().map_err(failed())?)
     }
 
-    /// Gives the file its name, once the disk has all of it.
+    /// Syncs the file to disk, then gives it its name.
     ///
     /// # Errors
     /// As [`NpzBuilder::create`].
@@ -321,12 +322,12 @@ impl NpzBuilder {
     }
 }
 
-/// Writes pictures as they come, `arr_0`, and their labels, `arr_1`, as evaluation tools read them. `make` is called
-/// with a function that takes the next pictures, rows of red, green and blue.
+/// Writes a file of samples: images as they come in `arr_0`, and their labels in `arr_1`. `make` is called with a function
+/// that appends images: red, green and blue bytes, row by row, image by image.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::Config`] if there are more or fewer pictures than labels, and
-/// what `make` fails with. What was at `path` before is then untouched.
+/// [`Error::Io`] if the file cannot be written, [`burn_var::Error::Shape`] if there is not one image per label, and the
+/// errors of `make`. An existing file at `path` is then untouched.
 pub fn write_samples<E: From<Error>>(
     path: impl AsRef<Path>,
     labels: &[usize],
@@ -334,19 +335,19 @@ pub fn write_samples<E: From<Error>>(
     make: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut file = NpzBuilder::create(path)?;
-    file.stream(PICTURES, &[labels.len(), size.height, size.width, 3], make)?;
+    file.stream(IMAGES, &[labels.len(), size.height, size.width, 3], make)?;
     let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
     file.array(LABELS, &[labels.len()], &labels)?;
     Ok(file.finish()?)
 }
 
-/// A file that is removed unless it was renamed.
+/// A temporary file, removed when dropped unless it was renamed before.
 #[derive(Debug)]
 struct Partial(PathBuf);
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Mostly there is none any more.
+        // After a rename there is nothing to remove.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_come_back_from_any_place_in_any_batch() {
+    fn images_read_back_from_any_place_in_any_batch() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
         let pixels = samples(&path, 7, MapSize { height: 3, width: 5 });
@@ -391,7 +392,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut file = NpzBuilder::create(folder.path().join("a.npz")).unwrap();
         let error = file.array("mu", &[3], &[1.0, 2.0]).unwrap_err().to_string();
-        assert!(error.contains("numbers for array `mu`"), "{error}");
+        assert!(error.contains("`array mu`"), "{error}");
         drop(file);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing");
         assert!(NpzBuilder::create(folder.path().join("none/a.npz")).is_err(), "no folder");
@@ -409,9 +410,9 @@ mod tests {
         assert_eq!(file.floats("mu").unwrap(), (vec![2], vec![0.5, 1.5]));
         assert_eq!(file.floats("sigma").unwrap(), (vec![2, 2], vec![1.0, 0.1, 0.1, 2.0]));
         let error = file.floats("mu_s").unwrap_err().to_string();
-        assert!(error.contains("there is none of that name, but: mu, sigma"), "{error}");
+        assert!(error.contains("not in the file, which holds: mu, sigma"), "{error}");
         let error = file.integers("mu").unwrap_err().to_string();
-        assert!(error.contains("`mu`: numbers of type '<f4'"), "{error}");
+        assert!(error.contains("`mu`: type '<f4'"), "{error}");
     }
 
     #[test]
@@ -423,9 +424,9 @@ mod tests {
         samples(&path, 4, MapSize { height: 8, width: 8 });
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert!(open(&path).contains("no .npz file"), "half a file: {}", open(&path));
+        assert!(open(&path).contains("not an .npz file"), "half a file: {}", open(&path));
         std::fs::write(&path, b"no archive").unwrap();
-        assert!(open(&path).contains("no .npz file"), "{}", open(&path));
+        assert!(open(&path).contains("not an .npz file"), "{}", open(&path));
         let mut damaged = whole.clone();
         damaged[400] ^= 0x55;
         std::fs::write(&path, &damaged).unwrap();
@@ -433,19 +434,19 @@ mod tests {
         assert!(error.contains("`arr_0`") && error.contains("damaged"), "{error}");
         let write = |shape: &[usize], labels: usize| {
             let mut file = NpzBuilder::create(&path).unwrap();
-            file.array(PICTURES, shape, &vec![0_u8; shape.iter().product()]).unwrap();
+            file.array(IMAGES, shape, &vec![0_u8; shape.iter().product()]).unwrap();
             file.array(LABELS, &[labels], &vec![0_i64; labels]).unwrap();
             file.finish().unwrap();
         };
         write(&[2, 3, 8, 8], 2);
         assert!(open(&path).contains("shape [2, 3, 8, 8], expected"), "channels first: {}", open(&path));
         write(&[0, 8, 8, 3], 0);
-        assert!(open(&path).contains("no picture"), "{}", open(&path));
+        assert!(open(&path).contains("no image"), "{}", open(&path));
         write(&[2, 8, 8, 3], 3);
-        assert!(open(&path).contains("a label for each of 2"), "{}", open(&path));
+        assert!(open(&path).contains("one label of 0 or more for each of 2"), "{}", open(&path));
         let mut file = NpzBuilder::create(&path).unwrap();
-        file.array(PICTURES, &[1, 2, 2, 3], &[0.5_f32; 12]).unwrap();
+        file.array(IMAGES, &[1, 2, 2, 3], &[0.5_f32; 12]).unwrap();
         file.finish().unwrap();
-        assert!(open(&path).contains("numbers of type '<f4'"), "floats: {}", open(&path));
+        assert!(open(&path).contains("type '<f4'"), "floats: {}", open(&path));
     }
 }

@@ -1,4 +1,4 @@
-//! Sets of 8-bit pictures to be measured: they are read in order, a few at a time.
+//! Sets of 8-bit images to evaluate, read in order, a batch at a time.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,53 +11,54 @@ use super::SampleFile;
 use crate::data::{Fingerprint, PictureShape, PictureSource, View};
 use crate::{Error, Result};
 
-/// Pictures of one size in an order that never changes.
+/// A set of images of one size, in an order that never changes.
 pub trait PictureSet {
-    /// What they are, for reports.
+    /// Returns a description for reports.
     fn describe(&self) -> String;
 
-    /// Changes when the pictures do, so that what is known of others is not taken for theirs.
+    /// Returns a string that changes with the images. Saved features belong to the images with the same identity.
     ///
     /// # Errors
-    /// If they cannot be looked at.
+    /// If the images cannot be inspected.
     fn identity(&self) -> Result<String> {
         Ok(self.describe())
     }
 
-    /// How many, at least 1.
+    /// Returns the number of images, at least 1.
     fn count(&self) -> usize;
 
-    /// Their size.
+    /// Returns the size of the images.
     fn size(&self) -> MapSize;
 
-    /// 3, or 1 if they are grey: red, green and blue are then the same.
+    /// Returns 3, or 1 for grey images, whose red, green and blue are equal.
     fn channels(&self) -> usize {
         3
     }
 
-    /// The class of each, where that is known.
+    /// Returns the class labels, one per image, where they are known.
     fn labels(&self) -> Option<&[usize]>;
 
-    /// Hands out the pictures from `first` on, at most `batch` at a time: rows of red, green and blue in `0..=255`,
-    /// picture after picture.
+    /// Reads the images from `first` on, and calls `take` with at most `batch` at a time: red, green and blue bytes, row by
+    /// row, image by image.
     ///
     /// # Errors
-    /// If a picture cannot be had, and what `take` fails with.
+    /// If an image cannot be read, and the errors of `take`.
     fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
-    /// The pictures of these numbers, rising, one after the other.
+    /// Reads the images with these numbers, in ascending order; a number may repeat.
     ///
     /// # Errors
-    /// If a picture cannot be had.
+    /// If an image cannot be read.
     ///
     /// # Panics
     /// If a number is not below [`PictureSet::count`].
     fn pick(&mut self, numbers: &[usize]) -> Result<Vec<u8>> {
-        let (picture, mut at, mut wanted, mut found) =
-            (3 * self.size().area(), 0, numbers.iter().copied().peekable(), Vec::new());
-        assert!(numbers.last().is_none_or(|last| *last < self.count()), "picture {numbers:?} of {}", self.count());
+        assert!(numbers.last().is_none_or(|last| *last < self.count()), "image {numbers:?} of {}", self.count());
+        let image_bytes = 3 * self.size().area();
+        let (mut at, mut found) = (0, Vec::new());
+        let mut wanted = numbers.iter().copied().peekable();
         self.read(0, PICK_BATCH, &mut |pixels| {
-            for pixels in pixels.chunks_exact(picture) {
+            for pixels in pixels.chunks_exact(image_bytes) {
                 while wanted.next_if_eq(&at).is_some() {
                     found.extend(pixels);
                 }
@@ -69,7 +70,7 @@ pub trait PictureSet {
     }
 }
 
-/// Pictures passed over at a time.
+/// Images read at a time to pick some.
 const PICK_BATCH: usize = 64;
 
 impl PictureSet for SampleFile {
@@ -78,7 +79,7 @@ impl PictureSet for SampleFile {
     }
 
     fn identity(&self) -> Result<String> {
-        files([self.path()])
+        file_identity([self.path()])
     }
 
     fn count(&self) -> usize {
@@ -98,9 +99,9 @@ impl PictureSet for SampleFile {
     }
 }
 
-/// A folder of PNG files of one size, in the order of their names; sub-folders are looked into, and are not classes.
+/// A folder of PNG files of one size, sorted by name. Sub-folders are included, and are not classes.
 ///
-/// Nothing but PNG: other formats lose what is to be measured.
+/// Only PNG is read: lossy formats would change the measures.
 #[derive(Debug)]
 pub struct PngFolder {
     folder: PathBuf,
@@ -109,10 +110,10 @@ pub struct PngFolder {
 }
 
 impl PngFolder {
-    /// Lists a folder, and reads the size of its first picture.
+    /// Lists a folder, and reads the size of its first image.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it holds no PNG file, or its first cannot be read.
+    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it holds no PNG file, or the first cannot be read.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let mut files = Vec::new();
@@ -146,7 +147,7 @@ impl PictureSet for PngFolder {
     }
 
     fn identity(&self) -> Result<String> {
-        files(self.files.iter().map(PathBuf::as_path))
+        file_identity(self.files.iter().map(PathBuf::as_path))
     }
 
     fn count(&self) -> usize {
@@ -162,15 +163,14 @@ impl PictureSet for PngFolder {
     }
 
     fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let picture = 3 * self.size.area();
+        let image_bytes = 3 * self.size.area();
         for files in self.files[first..].chunks(batch) {
-            let mut pixels = vec![0; files.len() * picture];
-            pixels.par_chunks_exact_mut(picture).zip(files).try_for_each(|(pixels, file)| {
+            let mut pixels = vec![0; files.len() * image_bytes];
+            pixels.par_chunks_exact_mut(image_bytes).zip(files).try_for_each(|(pixels, file)| {
                 let image = image::open(file).map_err(|error| Error::format(file, error.to_string()))?.into_rgb8();
                 let found = MapSize { height: image.height() as usize, width: image.width() as usize };
                 if found != self.size {
-                    let reason =
-                        format!("it is {found} pixels, the first picture {}; all must have one size", self.size);
+                    let reason = format!("{found} pixels, expected one size for all images: {}", self.size);
                     return Err(Error::format(file, reason));
                 }
                 pixels.copy_from_slice(image.as_raw());
@@ -182,7 +182,7 @@ impl PictureSet for PngFolder {
     }
 }
 
-/// A data set brought to a size as it is for training.
+/// The images of a data set, resized and cropped as for training.
 #[derive(Clone)]
 pub struct DataPictures {
     source: Arc<dyn PictureSource>,
@@ -192,13 +192,13 @@ pub struct DataPictures {
 }
 
 impl DataPictures {
-    /// All pictures of `source`.
+    /// Creates a set of all images of `source`.
     pub fn new(source: Arc<dyn PictureSource>, shape: PictureShape) -> Self {
         let labels = (0..source.len()).map(|index| source.label(index)).collect();
         Self { source, shape, labels, mirrored: false }
     }
 
-    /// Their mirror images.
+    /// Returns the set with every image mirrored.
     #[must_use]
     pub fn mirrored(&self) -> Self {
         Self { mirrored: !self.mirrored, ..self.clone() }
@@ -252,8 +252,8 @@ impl PictureSet for DataPictures {
     }
 }
 
-/// Changes with the names, lengths and times of files: what is in them is too much to read for this.
-fn files<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
+/// Returns a fingerprint of the names, lengths and times of files; their content would take too long to read.
+fn file_identity<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
     let mut print = Fingerprint::new();
     for path in paths {
         let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
@@ -264,7 +264,7 @@ fn files<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<String> {
     Ok(print.finish())
 }
 
-/// A value in `[-1, 1]` as a file has it.
+/// Converts a value in `[-1, 1]` to a byte.
 fn to_byte(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
 }
@@ -290,10 +290,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("b")).unwrap();
         for (name, shade) in [("b/2.png", 3), ("a.png", 1), ("b/1.PNG", 2)] {
-            let picture = RgbImage::from_pixel(2, 1, Rgb([shade, 0, 9]));
-            write_png(folder.path().join(name), &picture).unwrap();
+            let image = RgbImage::from_pixel(2, 1, Rgb([shade, 0, 9]));
+            write_png(folder.path().join(name), &image).unwrap();
         }
-        std::fs::write(folder.path().join("notes.txt"), "no picture").unwrap();
+        std::fs::write(folder.path().join("notes.txt"), "not an image").unwrap();
         let mut set = PngFolder::open(folder.path()).unwrap();
         assert_eq!((set.count(), set.size()), (3, MapSize { height: 1, width: 2 }));
         let shades = |pixels: Vec<u8>| pixels.into_iter().step_by(6).collect::<Vec<u8>>();
@@ -304,14 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_another_size_are_named() {
+    fn images_of_another_size_are_named() {
         let folder = tempfile::tempdir().unwrap();
         write_png(folder.path().join("a.png"), &RgbImage::new(4, 4)).unwrap();
         write_png(folder.path().join("b.png"), &RgbImage::new(4, 5)).unwrap();
         let mut set = PngFolder::open(folder.path()).unwrap();
         let error = read(&mut set, 0, 9).unwrap_err().to_string();
         assert!(error.contains("b.png") && error.contains("one size"), "{error}");
-        std::fs::write(folder.path().join("b.png"), b"not a picture").unwrap();
+        std::fs::write(folder.path().join("b.png"), b"not an image").unwrap();
         assert!(read(&mut set, 0, 9).unwrap_err().to_string().contains("b.png"));
         let empty = tempfile::tempdir().unwrap();
         assert!(PngFolder::open(empty.path()).unwrap_err().to_string().contains("no PNG file"));

@@ -1,46 +1,56 @@
-//! Reference statistics as the evaluators exchange them.
+//! Reference statistics, in the files that evaluation tools exchange.
 
 use std::path::Path;
 
 use burn_var::metrics::{FeatureStats, Gaussian};
 
-use super::{NpzBuilder, NpzFile};
+use super::{FeatureTable, NetworkIdentity, NpzBuilder, NpzFile};
 use crate::{Error, Result};
+
+/// The array of a file that holds the identity of the network: JSON, as bytes.
+const NETWORK: &str = "network";
 
 /// Mean and covariance of a set's features, for the Frechet distances. The names in a file are those of the
 /// guided-diffusion evaluator (`mu`, `sigma`, `mu_s`, `sigma_s`) and of pytorch-fid (`mu`, `sigma`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// Of the features, for FID.
+    /// The network that computed the features. `None` if the file does not record it, as published files and those of
+    /// older versions; see [`NetworkIdentity::check_statistics`].
+    pub network: Option<NetworkIdentity>,
+    /// Statistics of the features, for FID.
     pub features: Gaussian,
-    /// Of the spatial features, for sFID.
+    /// Statistics of the spatial features, for sFID.
     pub spatial: Option<Gaussian>,
-    /// How many pictures they are of; files of others do not say.
+    /// Number of images; files of other tools do not record it.
     pub count: Option<u64>,
 }
 
 impl Statistics {
-    /// From all that was seen.
+    /// Computes the statistics of all images in a table.
     ///
     /// # Errors
-    /// With fewer than 2 pictures.
-    pub fn of(features: &FeatureStats, spatial: Option<&FeatureStats>) -> Result<Self> {
-        Ok(Self {
-            features: features.gaussian()?,
-            spatial: spatial.map(FeatureStats::gaussian).transpose()?,
-            count: Some(features.count()),
-        })
+    /// With fewer than 2 images, or if a feature is not finite.
+    pub fn of(table: &FeatureTable) -> Result<Self> {
+        let [dim, spatial_dim, _] = table.dims;
+        let gaussian = |rows: &[f32], dim: usize| {
+            let mut stats = FeatureStats::new(dim);
+            stats.push(rows)?;
+            stats.gaussian()
+        };
+        let features = gaussian(&table.features.features, dim)?;
+        let spatial = (spatial_dim > 0).then(|| gaussian(&table.features.spatial, spatial_dim)).transpose()?;
+        Ok(Self { network: Some(table.network.clone()), features, spatial, count: Some(table.count as u64) })
     }
 
-    /// Whether a file holds statistics.
+    /// Returns `true` if a file holds statistics.
     pub fn are_in(file: &NpzFile) -> bool {
         file.contains("mu")
     }
 
-    /// Reads them from a file.
+    /// Reads statistics from a file.
     ///
     /// # Errors
-    /// [`Error::Format`] if they are not there, or are no statistics.
+    /// [`Error::Format`] if the file holds no statistics, or arrays of other shapes.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut file = NpzFile::open(path)?;
@@ -50,14 +60,16 @@ impl Statistics {
             true => file.integers("count")?.first().map(|count| *count as u64),
             false => None,
         };
-        Ok(Self { features, spatial, count })
+        let network = file.contains(NETWORK).then(|| identity(&mut file, path)).transpose()?;
+        Ok(Self { network, features, spatial, count })
     }
 
-    /// Writes them for this and other tools, in double precision.
+    /// Writes the statistics for this and other tools, in double precision.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         let mut file = NpzBuilder::create(path)?;
         let parts = [("mu", "sigma", Some(&self.features)), ("mu_s", "sigma_s", self.spatial.as_ref())];
         for (mean, covariance, gaussian) in parts {
@@ -69,8 +81,21 @@ impl Statistics {
         if let Some(count) = self.count {
             file.array("count", &[1], &[count as i64])?;
         }
+        if let Some(network) = &self.network {
+            let json = serde_json::to_vec(network).map_err(|error| Error::format(path, error.to_string()))?;
+            file.array(NETWORK, &[json.len()], &json)?;
+        }
         file.finish()
     }
+}
+
+fn identity(file: &mut NpzFile, path: &Path) -> Result<NetworkIdentity> {
+    let bytes: Vec<u8> = file.integers(NETWORK)?.into_iter().map(|byte| byte as u8).collect();
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let reason =
+            format!("array `{NETWORK}`: it is not the identity of a network ({error}); compute the file again");
+        Error::format(path, reason)
+    })
 }
 
 fn gaussian(file: &mut NpzFile, path: &Path, mean: &str, covariance: &str) -> Result<Gaussian> {
@@ -87,35 +112,59 @@ fn gaussian(file: &mut NpzFile, path: &Path, mean: &str, covariance: &str) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::Features;
+
+    fn table(spatial_dim: usize) -> FeatureTable {
+        let features = vec![1.0, 2.0, 4.0, 3.0, 0.5, 9.0];
+        let spatial = [1.0, 2.0, 7.0][..3 * spatial_dim].to_vec();
+        let features = Features { features, spatial, logits: Vec::new() };
+        let network = NetworkIdentity::new("ViT", "01", "mean [0.5]");
+        FeatureTable { network, count: 3, dims: [2, spatial_dim, 0], features }
+    }
 
     #[test]
-    fn come_back_as_they_were() {
+    fn files_read_back_as_they_were_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
-        let mut features = FeatureStats::new(2);
-        features.push(&[1.0, 2.0, 4.0, 3.0, 0.5, 9.0]).unwrap();
-        let mut spatial = FeatureStats::new(1);
-        spatial.push(&[1.0, 2.0, 7.0]).unwrap();
-        for spatial in [None, Some(&spatial)] {
-            let statistics = Statistics::of(&features, spatial).unwrap();
+        for spatial_dim in [0, 1] {
+            let statistics = Statistics::of(&table(spatial_dim)).unwrap();
+            assert_eq!(statistics.network, Some(table(0).network), "the identity comes from the features");
             statistics.write(&path).unwrap();
             assert_eq!(Statistics::read(&path).unwrap(), statistics);
         }
     }
 
     #[test]
-    fn what_is_no_statistics_is_named() {
+    fn files_of_other_tools_have_no_identity() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
-        let error = |mu: &[f32], shape: &[usize], sigma: &[f32]| {
+        let mut file = NpzBuilder::create(&path).unwrap();
+        file.array("mu", &[1], &[0.5_f64]).unwrap();
+        file.array("sigma", &[1, 1], &[1.0_f64]).unwrap();
+        file.finish().unwrap();
+        let statistics = Statistics::read(&path).unwrap();
+        assert_eq!((&statistics.network, statistics.count), (&None, None));
+        statistics.write(&path).unwrap();
+        assert_eq!(Statistics::read(&path).unwrap(), statistics, "an unknown network stays unknown");
+    }
+
+    #[test]
+    fn wrong_arrays_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let error = |mu: &[f32], shape: &[usize], sigma: &[f32], network: Option<&[u8]>| {
             let mut file = NpzBuilder::create(&path).unwrap();
             file.array("mu", &[mu.len()], mu).unwrap();
             file.array("sigma", shape, sigma).unwrap();
+            if let Some(network) = network {
+                file.array(NETWORK, &[network.len()], network).unwrap();
+            }
             file.finish().unwrap();
             Statistics::read(&path).unwrap_err().to_string()
         };
-        assert!(error(&[1.0], &[1], &[1.0]).contains("expected [n] and [n, n]"));
-        assert!(error(&[f32::NAN], &[1, 1], &[1.0]).contains("`mu`, `sigma`"));
-        assert!(error(&[0.0, 0.0], &[2, 2], &[1.0, 0.5, 0.0, 1.0]).contains("covariance entry"));
+        assert!(error(&[1.0], &[1], &[1.0], None).contains("expected [n] and [n, n]"));
+        assert!(error(&[f32::NAN], &[1, 1], &[1.0], None).contains("`mu`, `sigma`"));
+        assert!(error(&[0.0, 0.0], &[2, 2], &[1.0, 0.5, 0.0, 1.0], None).contains("covariance entry"));
+        assert!(error(&[1.0], &[1, 1], &[1.0], Some(b"{}")).contains("not the identity of a network"));
     }
 }

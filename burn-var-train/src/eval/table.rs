@@ -1,4 +1,4 @@
-//! The features of a set of pictures, on disk while they are made, so that a killed evaluation goes on where it was.
+//! The features of a set of images, saved while they are computed, so that an interrupted evaluation resumes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -7,97 +7,109 @@ use std::path::{Path, PathBuf};
 use burn_var::MapSize;
 use serde::{Deserialize, Serialize};
 
-use super::{FeatureSource, Features, PictureSet};
+use super::identity::mismatch;
+use super::{FeatureExtractor, Features, NetworkIdentity, PictureSet};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
 
-/// Pictures looked at between two saves.
+/// Images between two saves.
 const SAVE_EVERY: usize = 256;
 
-/// The features of all pictures of a set.
+/// The features of all images of a set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureTable {
-    /// Number of pictures.
+    /// The network that computed the features.
+    pub network: NetworkIdentity,
+    /// Number of images.
     pub count: usize,
-    /// Numbers a picture in each part.
+    /// Numbers per image in each part of `features`.
     pub dims: [usize; 3],
-    /// What was seen.
+    /// The features, image by image.
     pub features: Features,
 }
 
-/// What is in a folder of features so far.
+/// The state of a folder of features.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    /// Whose features these are: pictures and network. Others in the same folder are refused.
+    /// The images. The features of other images are not added to a folder.
     of: String,
+    /// The network. Older versions did not record it.
+    #[serde(default)]
+    network: Option<NetworkIdentity>,
     dims: [usize; 3],
-    /// Pictures in all.
+    /// Images in the set.
     count: usize,
+    /// Images whose features are saved.
     done: usize,
 }
 
 const STATE: &str = "features.json";
 const PARTS: [&str; 3] = ["features.f32", "spatial.f32", "logits.f32"];
 
-/// What a network sees in some pictures, and how many they are.
-fn look(network: &dyn FeatureSource, pixels: &[u8], size: MapSize) -> Result<(Features, usize)> {
-    let seen = network.extract(pixels, size)?;
+/// Computes the features of some images, and returns them with the number of images.
+fn extract(network: &dyn FeatureExtractor, pixels: &[u8], size: MapSize) -> Result<(Features, usize)> {
+    let features = network.extract(pixels, size)?;
     let count = pixels.len() / (3 * size.area()).max(1);
     let expected = network.dims().map(|dim| dim * count);
-    let found = [&seen.features, &seen.spatial, &seen.logits].map(Vec::len);
+    let found = [&features.features, &features.spatial, &features.logits].map(Vec::len);
     match found == expected {
-        true => Ok((seen, count)),
+        true => Ok((features, count)),
         false => Err(burn_var::Error::shape("features", format!("{expected:?} numbers"), found).into()),
     }
 }
 
 impl FeatureTable {
-    /// No pictures yet; see [`FeatureSource::dims`].
-    pub fn new(dims: [usize; 3]) -> Self {
-        Self { count: 0, dims, features: Features::default() }
+    /// Creates a table without images, for the features of `network`.
+    pub fn new(network: &dyn FeatureExtractor) -> Self {
+        let (dims, features) = (network.dims(), Features::default());
+        Self { network: network.identity().clone(), count: 0, dims, features }
     }
 
-    /// Adds what `network` sees in pictures of one size, rows of red, green and blue.
+    /// Adds the features of images of one size. `pixels` holds red, green and blue bytes, row by row, image by image.
     ///
     /// # Errors
-    /// What the network fails with.
-    pub fn add(&mut self, network: &dyn FeatureSource, pixels: &[u8], size: MapSize) -> Result<()> {
-        let (seen, more) = look(network, pixels, size)?;
-        self.features.extend(seen);
-        self.count += more;
+    /// [`Error::Network`] if the table holds the features of another network, and the errors of
+    /// [`FeatureExtractor::extract`].
+    pub fn add(&mut self, network: &dyn FeatureExtractor, pixels: &[u8], size: MapSize) -> Result<()> {
+        NetworkIdentity::check_same(("the table", &self.network), ("the added features", network.identity()))?;
+        let (features, count) = extract(network, pixels, size)?;
+        self.features.extend(features);
+        self.count += count;
         Ok(())
     }
 
-    /// Looks at all pictures of `set` through `network`, `batch` at a time. With a `folder`, which must exist, features
-    /// are kept there, and those that are there already, of the same pictures and the same network, are not made again.
-    /// `progress` hears how many pictures are done.
+    /// Computes the features of all images of `set`, `batch` at a time. With a `folder`, which must exist, features are
+    /// saved there, and those saved already, of the same images through the same network, are not computed again.
+    /// `progress` is called with the number of finished images.
     ///
     /// # Errors
-    /// If a picture cannot be had, the network refuses it, or the folder cannot be written, or holds the features of
-    /// something else.
+    /// If an image cannot be read, the network refuses it, or the folder cannot be written or holds the features of other
+    /// images; [`Error::Network`] if it holds the features of another network.
     pub fn collect(
         set: &mut dyn PictureSet,
-        network: &dyn FeatureSource,
+        network: &dyn FeatureExtractor,
         folder: Option<&Path>,
         batch: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let dims = network.dims();
         let (count, size) = (set.count(), set.size());
-        let of = format!("{count} pictures of {size} pixels: {}; {}", set.identity()?, network.describe());
-        let mut spool = folder.map(|folder| Spool::open(folder, State { of, dims, count, done: 0 })).transpose()?;
-        let mut table = match &spool {
-            Some(spool) => spool.read()?,
-            None => Self::new(dims),
-        };
+        let mut table = Self::new(network);
+        let mut spool = None;
+        if let Some(folder) = folder {
+            let of = format!("{count} images of {size} pixels: {}", set.identity()?);
+            let state = State { of, network: Some(table.network.clone()), dims: table.dims, count, done: 0 };
+            let opened = Spool::open(folder, state)?;
+            table = opened.read(table.network)?;
+            spool = Some(opened);
+        }
         progress(table.count);
         set.read(table.count, batch, &mut |pixels| {
-            let (seen, more) = look(network, pixels, size)?;
+            let (features, more) = extract(network, pixels, size)?;
             if let Some(spool) = &mut spool {
-                spool.push(&seen, more)?;
+                spool.push(&features, more)?;
             }
-            table.features.extend(seen);
+            table.features.extend(features);
             table.count += more;
             progress(table.count);
             Ok(())
@@ -105,30 +117,30 @@ impl FeatureTable {
         if let Some(spool) = &mut spool {
             spool.save()?;
         }
-        if table.count != count {
-            return Err(Error::config(
-                "number of pictures",
-                table.count,
-                format!("{count}, as {} promised", set.describe()),
-            ));
+        match table.count == count {
+            true => Ok(table),
+            false => Err(burn_var::Error::shape(set.describe(), format!("{count} images"), [table.count]).into()),
         }
-        Ok(table)
     }
 
-    /// Reads what [`FeatureTable::collect`] has kept in a folder, if it came to the end.
+    /// Reads the features that [`FeatureTable::collect`] has saved in a folder.
     ///
     /// # Errors
-    /// If there are no features, or not all.
+    /// [`Error::Format`] if the folder holds no features, not those of all images, or features without the identity of
+    /// their network.
     pub fn open(folder: &Path) -> Result<Self> {
-        let state = read_state(folder)?.ok_or_else(|| Error::format(folder, "it holds no features of pictures"))?;
+        let missing = || Error::format(folder, "it holds no features; `burn-var eval generated --out` writes them");
+        let state = read_state(folder)?.ok_or_else(missing)?;
         if state.done != state.count {
-            let reason = format!("only {} of {} pictures are done; evaluate them first", state.done, state.count);
+            let reason =
+                format!("only {} of {} images are done; repeat the evaluation to resume it", state.done, state.count);
             return Err(Error::format(folder.join(STATE), reason));
         }
-        Spool::open(folder, state)?.read()
+        let network = state.network.clone().ok_or_else(|| without_identity(folder))?;
+        Spool::open(folder, state)?.read(network)
     }
 
-    /// The features of some pictures, in this order.
+    /// Returns the features of the images with these numbers, in this order.
     ///
     /// # Panics
     /// If a number is not below `count`.
@@ -143,18 +155,24 @@ impl FeatureTable {
             spatial: pick(&self.features.spatial, spatial),
             logits: pick(&self.features.logits, logits),
         };
-        Self { count: numbers.len(), dims: self.dims, features }
+        Self { network: self.network.clone(), count: numbers.len(), dims: self.dims, features }
     }
 
-    /// The features of picture `i`.
+    /// Returns the features of image `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.features.features[i * self.dims[0]..][..self.dims[0]]
     }
 
-    /// The class scores of picture `i`.
+    /// Returns the logits of image `i`.
     pub fn logits(&self, i: usize) -> &[f32] {
         &self.features.logits[i * self.dims[2]..][..self.dims[2]]
     }
+}
+
+/// Features of older versions cannot be told from those of other networks, so they are not used.
+fn without_identity(folder: &Path) -> Error {
+    let reason = "an older version wrote these features, without the network that computed them; remove the folder and                   repeat the evaluation to compute them again, or evaluate into another folder";
+    Error::format(folder.join(STATE), reason)
 }
 
 impl Features {
@@ -165,7 +183,7 @@ impl Features {
     }
 }
 
-/// What a folder says of its features, if it has any.
+/// Reads the state of a folder of features; `None` if there is none.
 fn read_state(folder: &Path) -> Result<Option<State>> {
     let path = folder.join(STATE);
     match std::fs::read_to_string(&path) {
@@ -177,26 +195,32 @@ fn read_state(folder: &Path) -> Result<Option<State>> {
     }
 }
 
-/// The folder while features are added.
+/// An open folder of features.
 struct Spool {
     folder: PathBuf,
     files: [File; 3],
     state: State,
-    /// Pictures written since the last save.
+    /// Images written since the last save.
     unsaved: usize,
 }
 
 impl Spool {
-    /// Opens a folder, empty or with features of the same thing; what was written after its last save is cut off.
+    /// Opens a folder that is empty or holds features of the same images and network as `fresh`, and cuts off what was
+    /// written after its last save.
     fn open(folder: &Path, fresh: State) -> Result<Self> {
-        let state = match read_state(folder)? {
-            None => fresh,
-            Some(state) if (&state.of, state.dims) == (&fresh.of, fresh.dims) => state,
-            Some(state) => {
-                let reason = format!("it is about [{}], asked for is [{}]; name another folder", state.of, fresh.of);
-                return Err(Error::format(folder.join(STATE), reason));
+        let state = read_state(folder)?.unwrap_or_else(|| fresh.clone());
+        match (&state.network, &fresh.network) {
+            (Some(saved), Some(network)) if saved == network => {}
+            (Some(saved), Some(network)) => {
+                let name = format!("those in `{}`", folder.display());
+                return Err(mismatch((&name, saved), ("the new ones", Some(network)), "name another folder"));
             }
-        };
+            _ => return Err(without_identity(folder)),
+        }
+        if (&state.of, state.dims) != (&fresh.of, fresh.dims) {
+            let reason = format!("it is about [{}], asked for is [{}]; name another folder", state.of, fresh.of);
+            return Err(Error::format(folder.join(STATE), reason));
+        }
         let mut files = Vec::new();
         for (name, dim) in PARTS.iter().zip(state.dims) {
             let path = folder.join(name);
@@ -205,19 +229,20 @@ impl Spool {
             let expected = (state.done * dim * 4) as u64;
             let found = file.metadata().map_err(Error::io("read", &path))?.len();
             if found < expected {
-                let reason = format!("{found} bytes, expected {expected} at least; remove the folder to begin again");
+                let reason = format!("{found} bytes, expected at least {expected}; remove the folder to begin again");
                 return Err(Error::format(path, reason));
             }
             file.set_len(expected).map_err(Error::io("write", &path))?;
             files.push(file);
         }
-        let files = files.try_into().unwrap_or_else(|_| unreachable!("a file for each part"));
+        let files = files.try_into().unwrap_or_else(|_| unreachable!("one file per part"));
         let mut spool = Self { folder: folder.into(), files, state, unsaved: 0 };
         spool.save()?;
         Ok(spool)
     }
 
-    fn read(&self) -> Result<FeatureTable> {
+    /// Reads the saved features.
+    fn read(&self, network: NetworkIdentity) -> Result<FeatureTable> {
         let part = |i: usize| -> Result<Vec<f32>> {
             let path = self.folder.join(PARTS[i]);
             let mut bytes = Vec::new();
@@ -225,21 +250,21 @@ impl Spool {
             Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
         };
         let features = Features { features: part(0)?, spatial: part(1)?, logits: part(2)? };
-        Ok(FeatureTable { count: self.state.done, dims: self.state.dims, features })
+        Ok(FeatureTable { network, count: self.state.done, dims: self.state.dims, features })
     }
 
-    fn push(&mut self, seen: &Features, pictures: usize) -> Result<()> {
-        for ((file, name), part) in self.files.iter_mut().zip(PARTS).zip([&seen.features, &seen.spatial, &seen.logits])
-        {
+    fn push(&mut self, features: &Features, images: usize) -> Result<()> {
+        let parts = [&features.features, &features.spatial, &features.logits];
+        for ((file, name), part) in self.files.iter_mut().zip(PARTS).zip(parts) {
             let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
             file.write_all(&bytes).map_err(Error::io("write", self.folder.join(name)))?;
         }
-        self.state.done += pictures;
-        self.unsaved += pictures;
+        self.state.done += images;
+        self.unsaved += images;
         if self.unsaved >= SAVE_EVERY { self.save() } else { Ok(()) }
     }
 
-    /// The numbers first, then how many there are: a kill in between costs what is not counted yet.
+    /// Writes the numbers first, then their count: an interruption in between costs only what is not counted yet.
     fn save(&mut self) -> Result<()> {
         for (file, name) in self.files.iter().zip(PARTS) {
             file.sync_data().map_err(Error::io("write", self.folder.join(name)))?;
@@ -257,7 +282,7 @@ mod tests {
 
     const SIZE: MapSize = MapSize { height: 1, width: 2 };
 
-    /// Pictures that count up, and fail at one of them.
+    /// Images of increasing brightness; reading one of them fails.
     struct Counting {
         count: usize,
         fails_at: usize,
@@ -284,7 +309,7 @@ mod tests {
             for start in (first..self.count).step_by(batch) {
                 let end = (start + batch).min(self.count);
                 if (start..end).contains(&self.fails_at) {
-                    return Err(Error::config("picture", self.fails_at, "no failure"));
+                    return Err(Error::format("image", "it cannot be read"));
                 }
                 let pixels: Vec<u8> = (start..end).flat_map(|i| [(i % 251) as u8; 6]).collect();
                 take(&pixels)?;
@@ -293,12 +318,18 @@ mod tests {
         }
     }
 
-    /// Sums.
-    struct Sums(&'static str);
+    /// A network with the given weights.
+    struct Sums(NetworkIdentity);
 
-    impl FeatureSource for Sums {
-        fn describe(&self) -> String {
-            self.0.to_owned()
+    impl Sums {
+        fn new(weights: &str) -> Self {
+            Self(NetworkIdentity::new("sums", weights, "first byte"))
+        }
+    }
+
+    impl FeatureExtractor for Sums {
+        fn identity(&self) -> &NetworkIdentity {
+            &self.0
         }
 
         fn dims(&self) -> [usize; 3] {
@@ -306,56 +337,89 @@ mod tests {
         }
 
         fn extract(&self, pixels: &[u8], _: MapSize) -> Result<Features> {
-            let first = |picture: &[u8]| f32::from(picture[0]);
-            let features = pixels.chunks(6).flat_map(|picture| [first(picture), 1.0]).collect();
-            let logits = pixels.chunks(6).map(|picture| 2.0 * first(picture)).collect();
+            let first = |image: &[u8]| f32::from(image[0]);
+            let features = pixels.chunks(6).flat_map(|image| [first(image), 1.0]).collect();
+            let logits = pixels.chunks(6).map(|image| 2.0 * first(image)).collect();
             Ok(Features { features, spatial: Vec::new(), logits })
         }
     }
 
-    fn collect(
-        fails_at: usize,
-        name: &'static str,
-        folder: Option<&Path>,
-        batch: usize,
-    ) -> Result<(FeatureTable, usize)> {
+    fn collect(fails_at: usize, weights: &str, folder: Option<&Path>, batch: usize) -> Result<(FeatureTable, usize)> {
         let mut first = None;
         let mut set = Counting { count: 700, fails_at };
         let mut progress = |done: usize| {
             first.get_or_insert(done);
         };
-        let table = FeatureTable::collect(&mut set, &Sums(name), folder, batch, &mut progress)?;
+        let table = FeatureTable::collect(&mut set, &Sums::new(weights), folder, batch, &mut progress)?;
         Ok((table, first.unwrap_or_default()))
     }
 
     #[test]
-    fn a_broken_evaluation_goes_on_and_ends_the_same() {
-        let (whole, _) = collect(usize::MAX, "sums", None, 33).unwrap();
+    fn an_interrupted_evaluation_resumes_and_ends_the_same() {
+        let (whole, _) = collect(usize::MAX, "01", None, 33).unwrap();
         assert_eq!((whole.count, whole.row(690), whole.logits(690)), (700, &[188.0, 1.0][..], &[376.0][..]));
         let folder = tempfile::tempdir().unwrap();
-        assert!(collect(600, "sums", Some(folder.path()), 100).is_err(), "stopped");
-        // Half a row of a batch that was cut off by a kill.
+        assert!(collect(600, "01", Some(folder.path()), 100).is_err(), "stopped");
+        // Half a row, as an interruption leaves it.
         let path = folder.path().join(PARTS[0]);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(&[1, 2, 3, 4, 5]).unwrap();
         assert!(FeatureTable::open(folder.path()).is_err(), "not all are there");
-        let (resumed, first) = collect(usize::MAX, "sums", Some(folder.path()), 7).unwrap();
-        assert!(first >= SAVE_EVERY, "what was saved is not made again: {first}");
+        let (resumed, first) = collect(usize::MAX, "01", Some(folder.path()), 7).unwrap();
+        assert!(first >= SAVE_EVERY, "what was saved is not computed again: {first}");
         assert_eq!(resumed, whole, "the same features");
         assert_eq!(FeatureTable::open(folder.path()).unwrap(), whole, "read back");
-        let (again, first) = collect(0, "sums", Some(folder.path()), 9).unwrap();
+        let (again, first) = collect(0, "01", Some(folder.path()), 9).unwrap();
         assert_eq!((again, first), (whole, 700), "nothing is left to do");
     }
 
     #[test]
-    fn the_features_of_something_else_are_refused() {
+    fn the_features_of_another_network_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        collect(usize::MAX, "sums", Some(folder.path()), 50).unwrap();
-        let error = collect(usize::MAX, "other sums", Some(folder.path()), 50).unwrap_err().to_string();
-        assert!(error.contains("other sums") && error.contains("another folder"), "{error}");
+        let (mut table, _) = collect(usize::MAX, "01", Some(folder.path()), 50).unwrap();
+        let networks = [Sums::new("01"), Sums::new("02")].map(|network| network.identity().to_string());
+        // Of the same width, so that no shape tells the two apart.
+        let kept = collect(usize::MAX, "02", Some(folder.path()), 50).unwrap_err();
+        let added = table.add(&Sums::new("02"), &[0; 6], SIZE).unwrap_err();
+        for error in [&kept, &added] {
+            assert!(matches!(error, Error::Network { .. }), "{error:?}");
+            let message = error.to_string();
+            assert!(networks.iter().all(|network| message.contains(network)), "names both networks: {message}");
+        }
+        assert!(kept.to_string().contains("name another folder"), "says what to do: {kept}");
+        assert_eq!(table.count, 700, "nothing was added");
+        table.add(&Sums::new("01"), &[0; 6], SIZE).unwrap();
+        assert_eq!(table.count, 701, "the same network adds");
+    }
+
+    #[test]
+    fn features_of_older_versions_are_refused_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        collect(usize::MAX, "01", Some(folder.path()), 50).unwrap();
+        let path = folder.path().join(STATE);
+        let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        state.as_object_mut().unwrap().remove("network").expect("the identity is saved");
+        std::fs::write(&path, state.to_string()).unwrap();
+        let opened = FeatureTable::open(folder.path()).unwrap_err();
+        let resumed = collect(usize::MAX, "01", Some(folder.path()), 50).unwrap_err();
+        for error in [opened, resumed] {
+            let message = error.to_string();
+            assert!(message.contains("older version") && message.contains("compute them again"), "{message}");
+        }
+    }
+
+    #[test]
+    fn damaged_folders_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        collect(usize::MAX, "01", Some(folder.path()), 50).unwrap();
+        let state = std::fs::read_to_string(folder.path().join(STATE)).unwrap();
+        std::fs::write(folder.path().join(STATE), state.replace("700 images", "7 images")).unwrap();
+        let error = collect(usize::MAX, "01", Some(folder.path()), 50).unwrap_err().to_string();
+        assert!(error.contains("7 images of") && error.contains("another folder"), "other images: {error}");
+        std::fs::write(folder.path().join(STATE), state).unwrap();
         std::fs::write(folder.path().join(PARTS[2]), [0; 8]).unwrap();
-        let error = collect(usize::MAX, "sums", Some(folder.path()), 50).unwrap_err().to_string();
+        let error = collect(usize::MAX, "01", Some(folder.path()), 50).unwrap_err().to_string();
         assert!(error.contains(PARTS[2]) && error.contains("begin again"), "{error}");
         std::fs::write(folder.path().join(STATE), "{").unwrap();
-        assert!(collect(usize::MAX, "sums", Some(folder.path()), 50).is_err(), "a broken state");
+        assert!(collect(usize::MAX, "01", Some(folder.path()), 50).is_err(), "a broken state");
     }
 }

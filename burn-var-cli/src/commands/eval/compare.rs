@@ -1,25 +1,25 @@
 //! `burn-var eval compare`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use burn_var_train::eval::{Comparison, FeatureTable, Statistics};
+use burn_var_train::eval::{Comparison, FeatureTable, NetworkIdentity, Statistics};
 use serde::Serialize;
 
 use super::generated::{FEATURES, STATISTICS};
 use crate::output::{Output, usage};
 
-/// Two evaluated sets of pictures.
+/// Compare two evaluated sets of images: do their Frechet distances differ by more than chance?
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A folder that `eval generated --out` has written.
+    /// A folder written by `eval generated --out`.
     first: PathBuf,
-    /// Another one, against the same reference through the same network.
+    /// Another one, with the same reference and network.
     second: PathBuf,
-    /// How often both sets are drawn again.
+    /// Bootstrap resamples of both sets.
     #[arg(long, value_name = "TIMES", default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..))]
     resamples: u32,
-    /// Draws the sets.
+    /// Seed of the resamples.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
 }
@@ -34,28 +34,40 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
-    let read = |folder: &PathBuf| -> Result<(FeatureTable, Statistics)> {
-        Ok((FeatureTable::open(&folder.join(FEATURES))?, Statistics::read(folder.join(STATISTICS))?))
-    };
-    let ((a, reference), (b, other)) = (read(&args.first)?, read(&args.second)?);
+    let (a, reference) = read(&args.first)?;
+    let (b, other) = read(&args.second)?;
+    let [first, second] = [&args.first, &args.second].map(|folder| format!("`{}`", folder.display()));
+    NetworkIdentity::check_same((&first, &a.network), (&second, &b.network))?;
     if reference != other {
-        return Err(usage("the two were compared with different references: their distances have nothing in common"));
+        return Err(usage(format!(
+            "{first} and {second} have different references, so their distances cannot be compared: evaluate both with \
+             the same --data or --reference"
+        )));
     }
-    let comparison = Comparison::of(&a, &b, &reference.features, args.resamples as usize, args.seed)?;
+    let comparison = Comparison::of(&a, &b, &reference, args.resamples as usize, args.seed)?;
     let outside_chance = comparison.is_outside_chance();
     let report = Report { comparison, outside_chance, resamples: args.resamples, seed: args.seed };
     output.result(&report, || {
         let Comparison { difference, interval } = comparison;
-        let (first, second) = (args.first.display(), args.second.display());
         let (low, high) = (interval.low, interval.high);
         let verdict = match (outside_chance, difference < 0.0) {
             (false, _) => "no more than chance".to_owned(),
-            (true, true) => format!("`{second}` is nearer to the reference"),
-            (true, false) => format!("`{first}` is nearer to the reference"),
+            (true, true) => format!("{second} is nearer to the reference"),
+            (true, false) => format!("{first} is nearer to the reference"),
         };
         format!(
-            "Frechet distance of `{second}` less that of `{first}`: {difference:.4}\n\
-             in 95 of 100 draws between {low:.4} and {high:.4}: {verdict}"
+            "Frechet distance of {second} minus that of {first}: {difference:.4}\n\
+             95% bootstrap interval: {low:.4} to {high:.4}: {verdict}"
         )
     })
+}
+
+/// Reads the features of a folder, and the reference statistics that they were compared with.
+fn read(folder: &Path) -> Result<(FeatureTable, Statistics)> {
+    let features = folder.join(FEATURES);
+    let statistics = folder.join(STATISTICS);
+    let (table, reference) = (FeatureTable::open(&features)?, Statistics::read(&statistics)?);
+    let [features, statistics] = [features, statistics].map(|path| format!("`{}`", path.display()));
+    NetworkIdentity::check_statistics((&features, &table.network), (&statistics, reference.network.as_ref()))?;
+    Ok((table, reference))
 }

@@ -19,23 +19,23 @@ use crate::generator::{DrawArgs, Generator, Plain, Wanted};
 use crate::models::check_target;
 use crate::output::{Output, usage};
 
-/// Do pictures change from scale to scale as real ones do? The inter-scale consistency score of AID-VAR.
+/// Measure whether images change from scale to scale as real ones do: AID-VAR's inter-scale consistency score.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Real pictures: a folder of IDX files, or one with a sub-folder a class. Its test pictures are encoded, and decoded
-    /// scale by scale.
+    /// Real images: a folder of IDX files, or one with a sub-folder per class. Its test images are encoded, and decoded scale
+    /// by scale.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// What is seen of a picture as of each scale.
+    /// The feature of an image at each scale.
     #[arg(long, value_enum, default_value_t)]
     feature: Feature,
-    /// The vision transformer of `dino-cls`.
+    /// The vision transformer for `dino-cls`.
     #[arg(long, value_name = "FILE")]
     dino: Option<PathBuf>,
-    /// Pictures to generate, all classes in equal parts, and real ones to compare them with: the score depends on it.
-    #[arg(long, value_name = "PICTURES", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
+    /// Images to generate, in equal parts of all classes, and real images to compare them with. The score depends on it.
+    #[arg(long, value_name = "IMAGES", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
     count: u32,
-    /// Draw the score of every transition, an SVG file.
+    /// Plot the score of every transition, an SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     #[command(flatten)]
@@ -45,48 +45,50 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Feature {
-    /// The class token that a DINO vision transformer gives the decoded picture, as the papers say.
+    /// The class token of a DINO vision transformer for the decoded image, as in the papers.
     #[default]
     DinoCls,
-    /// The mean of the scale's tokens as the transformer embeds them, as the authors' code once did.
+    /// The mean of the scale's token embeddings in the transformer, as in an earlier version of the authors' code.
     VaeTokens,
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
     feature: Feature,
-    pictures: usize,
-    real_pictures: usize,
-    /// With classifier-free guidance alone.
+    #[serde(rename = "pictures")]
+    images: usize,
+    #[serde(rename = "real_pictures")]
+    real_images: usize,
+    /// The score with classifier-free guidance alone.
     baseline: IscsScore,
-    /// With the injector, the LoRA or the guidance that was asked for.
+    /// The score with the requested injector, LoRA or guidance.
     guided: Option<IscsScore>,
-    /// The share of tokens that differ between the two, which are drawn with the same seeds.
+    /// Share of tokens that differ between the two, which use the same seeds.
     tokens_changed: Option<f64>,
     settings: serde_json::Value,
 }
 
-/// What is seen of pictures.
-enum Seer {
+/// Computes the feature of images at each scale.
+enum ScaleFeatures {
     Dino(Box<Vit>),
     Tokens,
 }
 
-impl Seer {
+impl ScaleFeatures {
     fn load(args: &Args, device: &Device) -> Result<Self> {
         match (args.feature, &args.dino) {
-            (Feature::DinoCls, None) => Err(usage("--feature dino-cls wants a network: name one with --dino")),
+            (Feature::DinoCls, None) => Err(usage("--feature dino-cls needs a network: name one with --dino")),
             (Feature::DinoCls, Some(file)) => {
                 let dict = StateDict::open(file)?;
                 Ok(Self::Dino(Box::new(load_vit(&dict, &vit_config(&dict)?, device)?)))
             }
-            (Feature::VaeTokens, Some(_)) => Err(usage("--dino is for --feature dino-cls")),
+            (Feature::VaeTokens, Some(_)) => Err(usage("--dino applies to --feature dino-cls only")),
             (Feature::VaeTokens, None) => Ok(Self::Tokens),
         }
     }
 
-    /// Features of pictures as of each scale; `stages` are the decoded ones, if this looks at them.
-    fn see(
+    /// Returns the features of a batch at each scale. `stages` are the images decoded after each scale, for `Dino`.
+    fn extract(
         &self,
         stages: Vec<Tensor<4>>,
         tokens: &TokenPyramid,
@@ -97,7 +99,7 @@ impl Seer {
             Ok(features.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read features"))?)
         };
         match self {
-            Self::Dino(vit) => stages.into_iter().map(|pictures| read(vit.forward(vit.prepare(pictures)?)?)).collect(),
+            Self::Dino(vit) => stages.into_iter().map(|images| read(vit.forward(vit.prepare(images)?)?)).collect(),
             Self::Tokens => (0..tokenizer.scales().len())
                 .map(|k| {
                     let embedded = transformer.embed_codes(tokenizer.lookup(tokens.map(k)));
@@ -119,23 +121,23 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if let Some(path) = &args.plot {
         check_target(path)?;
     }
-    let seer = Seer::load(args, device)?;
+    let features = ScaleFeatures::load(args, device)?;
     let generator = Generator::new(&args.draw, Plain::Too, device)?;
     let (tokenizer, transformer) = (&generator.pair.tokenizer, &generator.pair.transformer);
-    let stages = matches!(seer, Seer::Dino(_));
-    let mut empty = Iscs::new(tokenizer.scales().len(), seer.dim(transformer))?;
+    let stages = matches!(features, ScaleFeatures::Dino(_));
+    let mut empty = Iscs::new(tokenizer.scales().len(), features.dim(transformer))?;
 
     let [channels, height, width] = tokenizer.picture_shape();
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let chosen = evenly(loader.source().len(), args.count as usize);
-    let bar = output.bar(chosen.len(), "real pictures");
+    let bar = output.bar(chosen.len(), "real images");
     for numbers in chosen.chunks(generator.batch()) {
         let images = loader.load(numbers, View::Fixed { mirrored: false }, device)?.images;
         let tokens = tokenizer.tokenize(images)?;
         let canvases = if stages { tokenizer.canvases(&tokens) } else { Vec::new() };
-        let pictures = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        empty.push(Side::Real, &seer.see(pictures, &tokens, tokenizer, transformer)?)?;
+        let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
+        empty.push(Side::Real, &features.extract(stages, &tokens, tokenizer, transformer)?)?;
         bar.inc(numbers.len() as u64);
     }
     bar.finish_and_clear();
@@ -145,7 +147,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let (mut iscs, mut tokens) = (empty.clone(), Vec::new());
         let bar = output.bar(labels.len(), name);
         generator.run(&labels, Wanted { stages, plain, ..Default::default() }, |batch| {
-            iscs.push(Side::Generated, &seer.see(batch.stages, &batch.tokens, tokenizer, transformer)?)?;
+            iscs.push(Side::Generated, &features.extract(batch.stages, &batch.tokens, tokenizer, transformer)?)?;
             tokens.extend(batch.tokens.to_rows()?);
             bar.inc(batch.labels.len() as u64);
             Ok(())
@@ -153,13 +155,13 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         bar.finish_and_clear();
         Ok((iscs.score()?, tokens))
     };
-    let (baseline, drawn) = score(true, "pictures")?;
-    let guided = generator.is_guided().then(|| score(false, "guided pictures")).transpose()?;
+    let (baseline, drawn) = score(true, "images")?;
+    let guided = generator.is_guided().then(|| score(false, "guided images")).transpose()?;
     let tokens_changed = guided.as_ref().map(|(_, others)| differing(&drawn, others));
     let report = Report {
         feature: args.feature,
-        pictures: labels.len(),
-        real_pictures: chosen.len(),
+        images: labels.len(),
+        real_images: chosen.len(),
         baseline,
         guided: guided.map(|(score, _)| score),
         tokens_changed,
@@ -171,7 +173,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     output.result(&report, || text(&report))
 }
 
-/// The share of places where two equally long lists differ.
+/// Returns the share of places where two lists of equal length differ.
 fn differing(a: &[Vec<u32>], b: &[Vec<u32>]) -> f64 {
     let pairs = || a.iter().flatten().zip(b.iter().flatten());
     pairs().filter(|(a, b)| a != b).count() as f64 / pairs().count() as f64
@@ -184,14 +186,14 @@ fn plot(path: &Path, report: &Report) -> Result<()> {
     };
     let mut lines = vec![series("baseline", &report.baseline)];
     lines.extend(report.guided.iter().map(|guided| series("guided", guided)));
-    let chart = Chart { smoothing: 0.0, ..Chart::new("Consistency with the scale before, scale by scale", "1 / FD") };
+    let chart = Chart { smoothing: 0.0, ..Chart::new("Consistency of each scale with the scale before", "1 / FD") };
     Ok(chart.write(path, &lines)?)
 }
 
 fn text(report: &Report) -> String {
-    let Report { baseline, guided, pictures, real_pictures, .. } = report;
+    let Report { baseline, guided, images, real_images, .. } = report;
     let mut lines = vec![
-        format!("inter-scale consistency of {pictures} pictures, of {real_pictures} real ones; higher is better"),
+        format!("inter-scale consistency of {images} generated and {real_images} real images; higher is better"),
         format!("{:<6}{:>12}{:>12}", "scale", "baseline", if guided.is_some() { "guided" } else { "" }),
     ];
     let line = |name: String, of: &dyn Fn(&IscsScore) -> f64| {

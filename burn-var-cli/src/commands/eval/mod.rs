@@ -15,23 +15,23 @@ use burn::tensor::Device;
 
 use crate::output::Output;
 
-/// What to measure.
+/// An evaluation.
 #[derive(Debug, clap::Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
 pub(crate) enum Command {
-    /// Pictures, of the model or of a file: how far are they from real ones, are they recognised, are they copies.
+    /// Evaluate images, of the model or of a file: distance to real ones, recognized classes, near copies.
     Generated(generated::Args),
-    /// Do pictures change from scale to scale as real ones do: the inter-scale consistency score of AID-VAR.
+    /// Measure whether images change from scale to scale as real ones do: AID-VAR's inter-scale consistency score.
     Iscs(iscs::Args),
-    /// Which frequencies of the logits guidance strengthens.
+    /// Measure which frequencies of the logits guidance strengthens.
     Spectra(spectra::Args),
-    /// The tokenizer: how near reconstructed test pictures come to the originals, and how its codes are used.
+    /// Evaluate the tokenizer: quality of reconstructed test images, and use of the codebook.
     Tokenizer(tokenizer::Args),
-    /// Many ways to draw pictures from one model, measured alike: tune settings, compare methods.
+    /// Evaluate many settings of one model alike: tune settings, compare methods.
     Sweep(sweep::Args),
-    /// Whether two evaluated sets of pictures differ by more than chance.
+    /// Compare two evaluated sets of images: do they differ by more than chance?
     Compare(compare::Args),
-    /// A page about one evaluated set of pictures or several.
+    /// Write a page about one or several evaluated sets of images.
     Report(report::Args),
 }
 

@@ -13,16 +13,17 @@ use crate::generator::{DrawArgs, Generator, Plain, Wanted};
 use crate::models::check_target;
 use crate::output::{Output, usage};
 
-/// Which frequencies of the logits guidance strengthens: figure 4a of the paper of Scaled Spatial Guidance.
+/// Measure which frequencies of the logits guidance strengthens, as figure 4a of the Scaled Spatial Guidance paper.
 ///
-/// Pictures are drawn with classifier-free guidance alone. Then the same tokens are given to the guided model, so that
-/// both see the same at every scale, and the logarithms of their logits' magnitudes are compared, frequency by frequency.
+/// Images are generated with classifier-free guidance alone. The guided model is then teacher-forced with the same
+/// tokens, so that both have the same input at every scale. The logarithms of the magnitudes of their logits are compared
+/// for each frequency.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Pictures to draw, all classes in equal parts.
-    #[arg(long, value_name = "PICTURES", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images to generate, in equal parts of all classes.
+    #[arg(long, value_name = "IMAGES", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Draw the changes, an SVG file.
+    /// Plot the changes, an SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     #[command(flatten)]
@@ -31,19 +32,20 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    pictures: usize,
+    #[serde(rename = "pictures")]
+    images: usize,
     scales: Vec<Change>,
     settings: serde_json::Value,
 }
 
-/// What guidance does to the logits of one scale.
+/// The change of the logits of one scale by guidance.
 #[derive(Debug, Serialize)]
 struct Change {
     scale: usize,
     side: usize,
-    /// Frequencies below it are those that the scale before has too.
+    /// Side of the scale before, which has the frequencies below it too.
     side_before: usize,
-    /// Guided less plain mean log-magnitude, from frequency 0 on.
+    /// Mean log-magnitude of the guided logits minus that of the plain ones, from frequency 0 on.
     change: Vec<f64>,
 }
 
@@ -53,16 +55,16 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let generator = Generator::new(&args.draw, Plain::Too, device)?;
     if !generator.is_guided() {
-        return Err(usage("nothing to compare: name some guidance, --ssg for instance"));
+        return Err(usage("nothing to compare: name a guidance, such as --ssg"));
     }
     let sizes = generator.pair.tokenizer.scales().sizes();
     let empty: Vec<Spectrum> = sizes.iter().map(|size| Spectrum::new(*size)).collect();
     let (mut plain, mut guided) = (empty.clone(), empty);
     let labels = generator.pair.classes().in_turn(args.count as usize);
-    let bar = output.bar(labels.len(), "pictures");
+    let bar = output.bar(labels.len(), "images");
     generator.run(&labels, Wanted { logits: true, plain: true, ..Default::default() }, |batch| {
-        let taught = generator.taught(batch.labels, batch.first, batch.tokens)?;
-        for (spectra, logits) in [(&mut plain, batch.logits), (&mut guided, taught)] {
+        let teacher_forced = generator.taught(batch.labels, batch.first, batch.tokens)?;
+        for (spectra, logits) in [(&mut plain, batch.logits), (&mut guided, teacher_forced)] {
             spectra.iter_mut().zip(logits).try_for_each(|(spectrum, logits)| spectrum.push(logits))?;
         }
         bar.inc(batch.labels.len() as u64);
@@ -74,11 +76,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let pairs = guided[k].by_frequency().into_iter().zip(plain[k].by_frequency());
         Change { scale: k, side: side(k), side_before: side(k - 1), change: pairs.map(|(a, b)| a - b).collect() }
     };
-    let report = Report {
-        pictures: labels.len(),
-        scales: (1..sizes.len()).map(change).collect(),
-        settings: generator.settings(),
-    };
+    let report =
+        Report { images: labels.len(), scales: (1..sizes.len()).map(change).collect(), settings: generator.settings() };
     if let Some(path) = &args.plot {
         let line = |Change { side, side_before, change, .. }: &Change| Series {
             name: format!("{side_before} to {side}"),
@@ -86,13 +85,13 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         };
         let lines: Vec<Series> = report.scales.iter().map(line).collect();
         let chart =
-            Chart { smoothing: 0.0, ..Chart::new("What guidance does to logits, scale by scale", "change of ln") };
-        Chart { across: "frequency, half waves across the map".to_owned(), ..chart }.write(path, &lines)?;
+            Chart { smoothing: 0.0, ..Chart::new("Change of the logits by guidance, for each scale", "change of ln") };
+        Chart { across: "frequency, half-waves across the map".to_owned(), ..chart }.write(path, &lines)?;
     }
     output.result(&report, || text(&report))
 }
 
-/// A table in Markdown.
+/// Returns a table in Markdown.
 fn text(report: &Report) -> String {
     let most = report.scales.iter().map(|change| change.side).max().unwrap_or_default();
     let head: String = (0..most).map(|frequency| format!(" {frequency} |")).collect();
@@ -106,9 +105,9 @@ fn text(report: &Report) -> String {
         format!("| {side_before} to {side} |{}", (0..most).map(value).collect::<String>())
     };
     format!(
-        "change of the mean ln magnitude of {} pictures' logits, by frequency; bold: beyond those of the scale before\n\n\
+        "change of the mean ln magnitude of the logits of {} images, by frequency; bold: frequencies that the scale before lacks\n\n\
          | sides |{head}\n| --- |{rule}\n{}",
-        report.pictures,
+        report.images,
         report.scales.iter().map(row).collect::<Vec<_>>().join("\n")
     )
 }

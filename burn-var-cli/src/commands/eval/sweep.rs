@@ -11,7 +11,8 @@ use burn_var_train::config::{put, read_toml};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{Fingerprint, PictureOptions, PictureShape, Split, open_pictures};
 use burn_var_train::eval::{
-    DataPictures, FeatureSource, FeatureTable, Options, PictureSet, Recognition, Reference, Scores, score,
+    DataPictures, FeatureExtractor, FeatureTable, NetworkIdentity, Options, PictureSet, Recognition, Reference, Scores,
+    score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
@@ -22,58 +23,57 @@ use crate::models::{Pair, PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
 use crate::settings::Settings;
 
-/// The figures of one setting and seed, in its folder.
+/// The file of measures in the folder of one setting and seed.
 const FIGURES: &str = "figures.json";
 
-/// Many ways to draw pictures from one model, measured alike: tune settings, compare methods.
+/// Evaluate many settings of one model alike: tune settings, compare methods.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The settings, a TOML file: `count`, `seeds`, and for each `[[method]]` its `name`, the `settings` that --settings
-    /// takes too, and what to `vary` of them, `temperature = [0.7, 1.0]` for instance.
+    /// The settings, a TOML file: `count`, `seeds`, and for each `[[method]]` its `name`, the `settings` as in a file for
+    /// --settings, and those to `vary`, such as `temperature = [0.7, 1.0]`.
     file: PathBuf,
-    /// Real pictures: a folder of IDX files, or one with a sub-folder a class. Its test pictures are the reference.
+    /// Real images: a folder of IDX files, or one with a sub-folder per class. Its test images are the reference.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
     #[command(flatten)]
     network: NetworkArgs,
-    /// Keep figures in this folder: the same command goes on where it was interrupted, and measures only what is new.
+    /// Save measures in this folder. The same command resumes an interrupted sweep, and measures only what is new.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Draw the Frechet distance of each method over the share of pictures that are recognised, an SVG file.
+    /// Plot the Frechet distance of each method over the share of recognized images, an SVG file.
     #[arg(long, value_name = "FILE", requires = "classifier")]
     plot: Option<PathBuf>,
-    /// Pictures that are drawn and looked at, at a time. It changes speed and memory, not the pictures: 50 suit a CPU,
-    /// 500 a GPU.
-    #[arg(long, value_name = "PICTURES", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images generated and measured at a time. It changes speed and memory, not the images: 50 suit a CPU, 500 a GPU.
+    #[arg(long, value_name = "IMAGES", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     #[command(flatten)]
     model: PairArgs,
 }
 
-/// What to measure.
+/// The file of settings.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sweep {
-    /// Pictures of each setting and seed, all classes in equal parts.
+    /// Images for each setting and seed, in equal parts of all classes.
     count: usize,
     seeds: Vec<u64>,
     method: Vec<Method>,
 }
 
-/// One way to draw pictures, or several that vary in some settings.
+/// One method, with fixed settings and some that vary.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Method {
     name: String,
     #[serde(default)]
     settings: toml::Table,
-    /// By the dotted name of a setting; all combinations are measured.
+    /// Values by the dotted name of a setting; all combinations are measured.
     #[serde(default)]
     vary: BTreeMap<String, Vec<toml::Value>>,
 }
 
 impl Method {
-    /// The settings that vary, in words, and all of them.
+    /// Returns all combinations: a description of the settings that vary, and all settings.
     fn variants(&self) -> Result<Vec<(String, Settings)>> {
         let mut variants = vec![(Vec::new(), self.settings.clone())];
         for (key, values) in &self.vary {
@@ -98,18 +98,22 @@ impl Method {
     }
 }
 
-/// The figures of one setting and seed.
+/// The measures of one setting and seed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Figures {
+    /// The identity of the network.
+    network: NetworkIdentity,
     seed: u64,
     scores: Scores,
-    /// Share in which the classifier sees the class that was asked for, if the network is one.
-    recognised: Option<f64>,
-    /// To draw a picture and look at it.
-    seconds_a_picture: f64,
+    /// Share of images in which the classifier recognizes the requested class, if the network is a classifier.
+    #[serde(rename = "recognised")]
+    recognized: Option<f64>,
+    /// Time to generate an image and compute its features.
+    #[serde(rename = "seconds_a_picture")]
+    seconds_per_image: f64,
 }
 
-/// A setting with the figures of all seeds.
+/// A setting with the measures of all seeds.
 #[derive(Debug, Serialize)]
 struct Measured {
     method: String,
@@ -132,19 +136,18 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let sweep: Sweep = read_toml(&args.file)?;
     if sweep.count < 2 || sweep.seeds.is_empty() || sweep.method.is_empty() {
-        return Err(usage(format!("`{}`: at least 2 pictures, a seed and a method", args.file.display())));
+        return Err(usage(format!("`{}`: expected at least 2 images, a seed and a method", args.file.display())));
     }
     let variants: Vec<(&Method, Vec<(String, Settings)>)> =
         sweep.method.iter().map(|method| Ok((method, method.variants()?))).collect::<Result<_>>()?;
-    let network =
-        args.network.load(device)?.ok_or_else(|| usage("name a network: --inception, --classifier or --dino"))?;
+    let network = args.network.require(device)?;
     let pair = args.model.load(device)?;
     let [channels, height, width] = pair.tokenizer.picture_shape();
     let test = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let mut test = DataPictures::new(test, PictureShape::new(height, width, channels)?);
-    let stage = Stage { args, network: &*network, pair: &pair, count: sweep.count, device };
-    let bar = output.bar(test.count(), "test pictures");
-    let reference = stage.features(&mut test, &args.out.join("test"), &bar)?;
+    let inputs = SweepInputs { args, network: &*network, pair: &pair, count: sweep.count, device };
+    let bar = output.bar(test.count(), "test images");
+    let reference = inputs.features(&mut test, &args.out.join("test"), &bar)?;
     bar.finish_and_clear();
     let reference = Reference::of(reference)?;
 
@@ -156,10 +159,10 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                 Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
                 Err(error) => error.context(format!("the method `{name}`")),
             };
-            let first = stage.generator(&settings, 0).map_err(named)?;
+            let first = inputs.generator(&settings, 0).map_err(named)?;
             let figures = sweep.seeds.iter().map(|seed| {
                 let bar = output.bar(sweep.count, &format!("{name}, seed {seed}"));
-                let figures = stage.measure(&settings, *seed, &reference, &bar);
+                let figures = inputs.measure(&settings, *seed, &reference, &bar);
                 bar.finish_and_clear();
                 figures
             });
@@ -171,23 +174,24 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             measured.push(Measured { method: method.name.clone(), varied, settings, figures });
         }
     }
-    let report = Report { network: network.describe(), reference: test.describe(), count: sweep.count, measured };
+    let report =
+        Report { network: network.identity().to_string(), reference: test.describe(), count: sweep.count, measured };
     if let Some(path) = &args.plot {
         plot(path, &report)?;
     }
     output.result(&report, || text(&report))
 }
 
-/// What all measurements share.
-struct Stage<'a> {
+/// The inputs that all measurements share.
+struct SweepInputs<'a> {
     args: &'a Args,
-    network: &'a dyn FeatureSource,
+    network: &'a dyn FeatureExtractor,
     pair: &'a Pair,
     count: usize,
     device: &'a Device,
 }
 
-impl Stage<'_> {
+impl SweepInputs<'_> {
     fn generator(&self, settings: &Settings, seed: u64) -> Result<Generator> {
         Generator::with(self.pair.clone(), settings, seed, Some(self.args.batch as usize), Plain::Never)
     }
@@ -208,40 +212,52 @@ impl Stage<'_> {
         let classes = self.pair.classes();
         let labels = classes.in_turn(self.count);
         let mut set = Generated::new(self.generator(settings, seed)?, labels.clone())?;
-        // Named by what is in it, so that a changed file of settings measures only what it changed.
-        let identity = format!("{}, seen by {}", set.identity()?, self.network.describe());
-        let folder = self.args.out.join(&Fingerprint::new().field(identity.as_bytes()).finish()[..16]);
+        // Named by its content, so that a changed file of settings measures only what it changed.
+        let network = self.network.identity();
+        let key = Fingerprint::new().field(set.identity()?.as_bytes());
+        let key = [&network.kind, &network.weights, &network.preprocessing]
+            .into_iter()
+            .fold(key, |key, part| key.field(part.as_bytes()));
+        let folder = self.args.out.join(&key.finish()[..16]);
         let file = folder.join(FIGURES);
         if file.is_file() {
             let text = std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
-            return serde_json::from_slice(&text)
-                .with_context(|| format!("`{}` is not what this command writes: remove it", file.display()));
+            let figures: Figures = serde_json::from_slice(&text).with_context(|| {
+                format!(
+                    "`{}` is not a file of this version of `eval sweep`: remove it to measure again",
+                    file.display()
+                )
+            })?;
+            let name = format!("the measures in `{}`", file.display());
+            NetworkIdentity::check_same(("the new measures", network), (&name, &figures.network))?;
+            return Ok(figures);
         }
         let start = Instant::now();
         let table = self.features(&mut set, &folder, bar)?;
         let seconds = start.elapsed().as_secs_f64();
         let known = self.args.network.classifier.is_some() && classes.count <= table.dims[2];
-        let recognised = known.then(|| Recognition::of(&table, &labels)).transpose()?;
+        let recognized = known.then(|| Recognition::of(&table, &labels)).transpose()?;
         let options = Options { splits: self.network.splits(), seed, ..Default::default() };
         let figures = Figures {
+            network: network.clone(),
             seed,
             scores: score(&table, reference, &options, self.device)?,
-            recognised: recognised.map(|found| found.share),
-            seconds_a_picture: seconds / self.count as f64,
+            recognized: recognized.map(|found| found.share),
+            seconds_per_image: seconds / self.count as f64,
         };
-        atomic_write(&file, &serde_json::to_vec_pretty(&figures).context("figures as JSON")?)?;
+        atomic_write(&file, &serde_json::to_vec_pretty(&figures).context("measures as JSON")?)?;
         Ok(figures)
     }
 }
 
-/// Mean and, of two or more, standard deviation.
+/// Returns the mean and, for two or more values, the standard deviation.
 fn spread(values: &[f64]) -> (f64, Option<f64>) {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
     (mean, (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt()))
 }
 
-/// A figure of all seeds; none if a seed has none.
+/// Returns mean and standard deviation of a measure over the seeds; `None` if a seed has no such measure.
 fn over_seeds(figures: &[Figures], of: impl Fn(&Figures) -> Option<f64>) -> Option<(f64, Option<f64>)> {
     figures.iter().map(of).collect::<Option<Vec<f64>>>().map(|values| spread(&values))
 }
@@ -249,43 +265,45 @@ fn over_seeds(figures: &[Figures], of: impl Fn(&Figures) -> Option<f64>) -> Opti
 fn plot(path: &Path, report: &Report) -> Result<()> {
     let mut lines: Vec<Series> = Vec::new();
     for Measured { method, figures, .. } in &report.measured {
-        let Some((recognised, _)) = over_seeds(figures, |figures| figures.recognised) else {
-            return Err(usage("--plot wants the shares that --classifier recognises"));
+        let Some((recognized, _)) = over_seeds(figures, |figures| figures.recognized) else {
+            return Err(usage(
+                "--plot needs the share of recognized images: name a --classifier with the model's classes",
+            ));
         };
         let Some((frechet, _)) = over_seeds(figures, |figures| Some(figures.scores.frechet)) else { continue };
-        let point = (100.0 * recognised, frechet);
+        let point = (100.0 * recognized, frechet);
         match lines.iter_mut().find(|line| line.name == *method) {
             Some(line) => line.points.push(point),
             None => lines.push(Series { name: method.clone(), points: vec![point] }),
         }
     }
-    let chart = Chart { smoothing: 0.0, ..Chart::new("Nearer to real pictures is lower", "Frechet distance") };
-    Ok(Chart { across: "recognised as asked, %".to_owned(), ..chart }.write(path, &lines)?)
+    let chart = Chart { smoothing: 0.0, ..Chart::new("Lower is nearer to real images", "Frechet distance") };
+    Ok(Chart { across: "recognized class, %".to_owned(), ..chart }.write(path, &lines)?)
 }
 
-/// A table in Markdown.
+/// Returns a table in Markdown.
 fn text(report: &Report) -> String {
     let number = |digits: usize, factor: f64, found: Option<(f64, Option<f64>)>| match found {
         None => "-".to_owned(),
         Some((mean, None)) => format!("{:.digits$}", factor * mean),
-        Some((mean, Some(deviation))) => format!("{:.digits$} ± {:.digits$}", factor * mean, factor * deviation),
+        Some((mean, Some(std))) => format!("{:.digits$} ± {:.digits$}", factor * mean, factor * std),
     };
     let row = |Measured { method, varied, figures, .. }: &Measured| {
         let of = |value: fn(&Figures) -> Option<f64>| over_seeds(figures, value);
         format!(
             "| {method} | {varied} | {} | {} | {} | {} | {} | {} |",
             number(4, 1.0, of(|found| Some(found.scores.frechet))),
-            number(2, 100.0, of(|found| found.recognised)),
+            number(2, 100.0, of(|found| found.recognized)),
             number(3, 1.0, of(|found| found.scores.precision)),
             number(3, 1.0, of(|found| found.scores.recall)),
             number(2, 1.0, of(|found| found.scores.inception_score.map(|[mean, _]| mean))),
-            number(1, 1e3, of(|found| Some(found.seconds_a_picture))),
+            number(1, 1e3, of(|found| Some(found.seconds_per_image))),
         )
     };
     let seeds = report.measured.first().map_or(0, |measured| measured.figures.len());
     let head = format!(
-        "{} pictures for each of {seeds} seeds, mean and standard deviation over the seeds, against the test pictures of {}\n\n\
-         | method | varied | Frechet distance | recognised, % | precision | recall | Inception Score | ms a picture |\n\
+        "{} images for each of {seeds} seeds, mean and standard deviation over the seeds, against the test images of {}\n\n\
+         | method | varied | Frechet distance | recognized, % | precision | recall | Inception Score | ms per image |\n\
          | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         report.count, report.reference
     );
@@ -308,12 +326,12 @@ mod tests {
         assert_eq!(words.len(), 6, "{words:?}");
         assert_eq!(words[1], "ssg.schedule.decay 0.1, temperature 1.0");
         let wrong = Method { vary: [("temprature".to_owned(), vec![1.0.into()])].into(), ..method };
-        let error = wrong.variants().expect_err("a misspelt setting").to_string();
+        let error = wrong.variants().expect_err("a misspelled setting").to_string();
         assert!(error.contains("SSG") && error.contains("temprature"), "{error}");
     }
 
     #[test]
-    fn spreads_are_sample_deviations() {
+    fn spreads_are_sample_standard_deviations() {
         assert_eq!(spread(&[2.0]), (2.0, None));
         assert_eq!(spread(&[1.0, 3.0]), (2.0, Some(2f64.sqrt())));
     }

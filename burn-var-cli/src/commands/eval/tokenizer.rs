@@ -9,7 +9,7 @@ use burn_var::pretrained::StateDict;
 use burn_var::{MapSize, TokenPyramid, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
 use burn_var_train::eval::{FeatureTable, Options, Reference, score};
-use burn_var_train::grid::{Range, pictures};
+use burn_var_train::grid::{ValueRange, pictures};
 use image::RgbImage;
 use serde::Serialize;
 
@@ -18,13 +18,13 @@ use crate::commands::reconstruct::planes;
 use crate::models::ModelArgs;
 use crate::output::Output;
 
-/// Pictures reconstructed at a time.
+/// Images reconstructed at a time.
 const BATCH: usize = 50;
 
-/// A tokenizer on the test pictures.
+/// Evaluate a tokenizer on the test images.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A folder of IDX files, or one with a sub-folder a class; its test pictures are reconstructed.
+    /// A folder of IDX files, or one with a sub-folder per class. Its test images are reconstructed.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
     /// torchvision's VGG16, `vgg16-397923af.pth`, for LPIPS.
@@ -38,21 +38,22 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    pictures: usize,
-    /// Mean over pictures that were changed at all, dB.
+    #[serde(rename = "pictures")]
+    images: usize,
+    /// Mean over the images with any error, dB.
     psnr: f64,
-    /// Mean over pictures (11x11 Gaussian window).
+    /// Mean over the images (11x11 Gaussian window).
     ssim: f64,
-    /// Mean over pictures.
+    /// Mean over the images.
     lpips: Option<f64>,
-    /// Frechet distance of reconstructions and originals: rFID, with FID's network.
+    /// Frechet distance between reconstructions and originals: rFID, with FID's network.
     frechet: Option<f64>,
     network: Option<String>,
-    /// Share of all codes that at least one token of the test pictures is.
+    /// Share of the codes that occur in the tokens of the test images.
     codes_in_use: f64,
     /// The same for each scale.
     codes_in_use_by_scale: Vec<f64>,
-    /// `exp(-sum p log p)` of the codes of each scale: as many codes, used alike, would be as varied.
+    /// Perplexity of the codes of each scale, `exp(-sum p log p)`: the number of equally frequent codes with this entropy.
     perplexity_by_scale: Vec<f64>,
 }
 
@@ -68,11 +69,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let all: Vec<usize> = (0..loader.source().len()).collect();
-    let bar = output.bar(all.len(), "pictures");
+    let bar = output.bar(all.len(), "images");
     let scales = tokenizer.scales();
     let mut used = vec![vec![0_usize; tokenizer.vocab_size()]; scales.len()];
     let (mut mean, mut similarity, mut distance) = (MeanPsnr::default(), 0.0, 0.0);
-    let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(network.dims())));
+    let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(&**network)));
     for indices in all.chunks(BATCH) {
         let images = loader.load(indices, View::Fixed { mirrored: false }, device)?.images;
         let tokens: TokenPyramid = tokenizer.tokenize(images.clone())?;
@@ -82,22 +83,22 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             }
         }
         let Some(canvas) = tokenizer.canvases(&tokens).pop() else { continue };
-        // In 256 steps, as files have them.
-        let sides = [images, tokenizer.decode(canvas)].map(|images| pictures(images, Range::Signed));
-        let [originals, made] = sides;
-        let (originals, made) = (originals?, made?);
-        for (a, b) in originals.iter().zip(&made) {
-            let [a, b] = [a, b].map(|picture| planes(picture, channels));
+        // As 8-bit images, like files.
+        let sides = [images, tokenizer.decode(canvas)].map(|images| pictures(images, ValueRange::Signed));
+        let [originals, reconstructions] = sides;
+        let (originals, reconstructions) = (originals?, reconstructions?);
+        for (a, b) in originals.iter().zip(&reconstructions) {
+            let [a, b] = [a, b].map(|image| planes(image, channels));
             mean.push(psnr(&a, &b, 255.0)?);
             similarity += ssim(&a, &b, shape, 255.0)?;
         }
         if let Some(lpips) = &lpips {
-            let [a, b] = [&originals, &made].map(|side| tensor(side, shape, device));
+            let [a, b] = [&originals, &reconstructions].map(|side| tensor(side, shape, device));
             let distances = lpips.distance(a, b)?.try_into_vec_as::<f64>();
             distance += distances.map_err(burn_var::Error::device("read distances"))?.iter().sum::<f64>();
         }
         if let (Some(network), Some(tables)) = (&network, &mut tables) {
-            for (table, side) in tables.iter_mut().zip([originals, made]) {
+            for (table, side) in tables.iter_mut().zip([originals, reconstructions]) {
                 let pixels: Vec<u8> = side.into_iter().flat_map(RgbImage::into_raw).collect();
                 table.add(&**network, &pixels, size)?;
             }
@@ -107,18 +108,21 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     bar.finish_and_clear();
     let frechet = match tables {
         None => None,
-        Some([originals, made]) => Some(score(&made, &Reference::of(originals)?, &Options::default(), device)?.frechet),
+        Some([originals, reconstructions]) => {
+            let reference = Reference::of(originals)?;
+            Some(score(&reconstructions, &reference, &Options::default(), device)?.frechet)
+        }
     };
     let share = |counts: &[usize]| counts.iter().filter(|count| **count > 0).count() as f64 / counts.len() as f64;
     let anywhere: Vec<usize> =
         (0..tokenizer.vocab_size()).map(|code| used.iter().map(|used| used[code]).sum()).collect();
     let report = Report {
-        pictures: all.len(),
+        images: all.len(),
         psnr: mean.mean(),
         ssim: similarity / all.len() as f64,
         lpips: lpips.map(|_| distance / all.len() as f64),
         frechet,
-        network: network.map(|network| network.describe()),
+        network: network.map(|network| network.identity().to_string()),
         codes_in_use: share(&anywhere),
         codes_in_use_by_scale: used.iter().map(|used| share(used)).collect(),
         perplexity_by_scale: used.iter().map(|used| perplexity(used)).collect(),
@@ -128,7 +132,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 
 fn text(report: &Report) -> String {
     let mut lines = vec![
-        format!("pictures          {}", report.pictures),
+        format!("images            {}", report.images),
         format!("PSNR              {:.2} dB", report.psnr),
         format!("SSIM              {:.4}", report.ssim),
     ];
@@ -136,7 +140,7 @@ fn text(report: &Report) -> String {
     lines.extend(report.frechet.map(|frechet| format!("Frechet distance  {frechet:.4}")));
     lines.push(format!("codes in use      {:.1}%", 100.0 * report.codes_in_use));
     let perplexities: Vec<String> = report.perplexity_by_scale.iter().map(|value| format!("{value:.0}")).collect();
-    lines.push(format!("perplexity        {} (scale by scale)", perplexities.join(", ")));
+    lines.push(format!("perplexity        {} (for each scale)", perplexities.join(", ")));
     lines.join("\n")
 }
 
@@ -149,10 +153,10 @@ fn perplexity(counts: &[usize]) -> f64 {
     counts.iter().map(entropy).sum::<f64>().exp()
 }
 
-/// Pictures in `[-1, 1]`.
-fn tensor(pictures: &[RgbImage], [channels, height, width]: [usize; 3], device: &Device) -> Tensor<4> {
-    let values: Vec<f32> = pictures.iter().flat_map(|picture| planes(picture, channels)).collect();
-    let data = TensorData::new(values, [pictures.len(), channels, height, width]);
+/// Converts images to a batch in `[-1, 1]`.
+fn tensor(images: &[RgbImage], [channels, height, width]: [usize; 3], device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = images.iter().flat_map(|image| planes(image, channels)).collect();
+    let data = TensorData::new(values, [images.len(), channels, height, width]);
     Tensor::from_data(data, device) / 127.5 - 1.0
 }
 
@@ -161,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn perplexity_counts_codes_that_are_used_alike() {
+    fn perplexity_counts_equally_frequent_codes() {
         assert!((perplexity(&[5, 5, 0, 5]) - 3.0).abs() < 1e-12, "three codes");
         assert_eq!(perplexity(&[0, 9]), 1.0, "one code");
         assert!(perplexity(&[99, 1]) < 1.1, "one code, nearly");
