@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Aid, AidWeight, Guidance, GuidanceConfig, Keep, Schedule};
-use burn_var::pretrained::{StateDict, injector_config, injector_weight, load_injector, load_lora};
-use burn_var::sampler::Sampler;
-use burn_var::transformer::{Label, Var};
+use burn_var::weights::{Pretrained, StateDict};
+use burn_var::sampling::Sampler;
+use burn_var::models::var::Var;
 use burn_var::{MapSize, Request, TokenPyramid, Tokenizer, generate};
 use burn_var_train::data::Fingerprint;
 use burn_var_train::eval::PictureSet;
@@ -118,12 +118,12 @@ impl Generator {
         let aid = settings.aid.as_ref().map(|aid| injected(aid, &pair, &device)).transpose()?.flatten();
         let (mut without, mut lora) = (None, None);
         if let Some(file) = &settings.lora {
-            let change = load_lora(&StateDict::open(file)?, &device)?;
+            let change = Lora::load(&StateDict::open(file)?, &device)?;
             lora = Some(Fingerprint::new().module(&change)?.finish());
             without = (plain == Plain::Too).then(|| pair.transformer.clone());
             pair.transformer = change.merge(pair.transformer)?;
         }
-        let [_, height, _] = pair.tokenizer.picture_shape();
+        let [_, height, _] = pair.tokenizer.image_shape();
         let batch = batch.unwrap_or(if height > 64 { 8 } else { 32 });
         let generator = Self { pair, plain: without, lora, guidance, aid, sampler, seed, batch };
         let scales = generator.pair.tokenizer.scales();
@@ -253,8 +253,8 @@ fn injected(settings: &AidSettings, pair: &Pair, device: &Device) -> Result<Opti
         (None, None) if settings.if_any => return Ok(None),
         (None, None) => return Err(usage("the model has no injector of its own: name one with --aid")),
     };
-    let injector = load_injector(&dict, &injector_config(&dict)?, device)?;
-    let weight = settings.weight(injector_weight(&dict)?)?;
+    let injector = Injector::load(&dict, device)?;
+    let weight = settings.weight(AidWeight::of(&dict)?)?;
     let weights = Fingerprint::new().module(&injector)?.finish();
     let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
     Ok(Some((aid, Injected { file: dict.origin().to_owned(), weights, weight })))
@@ -298,12 +298,12 @@ impl PictureSet for Generated {
     }
 
     fn size(&self) -> MapSize {
-        let [_, height, width] = self.generator.pair.tokenizer.picture_shape();
+        let [_, height, width] = self.generator.pair.tokenizer.image_shape();
         MapSize { height, width }
     }
 
     fn channels(&self) -> usize {
-        self.generator.pair.tokenizer.picture_shape()[0]
+        self.generator.pair.tokenizer.image_shape()[0]
     }
 
     fn labels(&self) -> Option<&[usize]> {

@@ -4,11 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::pretrained::{
-    LoadOptions, ModelConfig, StateDict, Usage, WeightType, load_var_with, load_vqvae, var_config, vqvae_config,
-};
-use burn_var::tokenizer::VqVae;
-use burn_var::transformer::{Var, VarConfig};
+use burn_var::weights::{FloatType, GenerationConfig, LoadOptions, Pretrained, StateDict};
+use burn_var::models::var::VqVae;
+use burn_var::models::var::{Var, VarConfig};
 use burn_var::{Scales, check_pair};
 use clap::{Args, ValueEnum};
 
@@ -54,7 +52,7 @@ pub(crate) struct PairArgs {
     pub(crate) weights: Weights,
 }
 
-/// [`WeightType`], as the command line names it.
+/// [`FloatType`], as the command line names it.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Weights {
     #[default]
@@ -63,7 +61,7 @@ pub(crate) enum Weights {
     Bf16,
 }
 
-impl From<Weights> for WeightType {
+impl From<Weights> for FloatType {
     fn from(weights: Weights) -> Self {
         match weights {
             Weights::F32 => Self::F32,
@@ -78,7 +76,7 @@ impl From<Weights> for WeightType {
 pub(crate) struct Pair {
     pub(crate) tokenizer: VqVae,
     pub(crate) transformer: Var,
-    pub(crate) usage: Usage,
+    pub(crate) usage: GenerationConfig,
     /// Its own injector, if it has one.
     pub(crate) injector: Option<StateDict>,
 }
@@ -117,7 +115,7 @@ impl ModelArgs {
     /// The tokenizer alone.
     pub(crate) fn load_tokenizer(&self, device: &Device) -> Result<VqVae> {
         let dict = self.open(self.tokenizer.as_ref(), TOKENIZER, SHIPPED_TOKENIZER)?;
-        Ok(load_vqvae(&dict, &vqvae_config(&dict, self.scales()?.as_ref())?, device)?)
+        Ok(load_vqvae(&dict, &VqVae::config_of(&dict, self.scales()?.as_ref())?, device)?)
     }
 }
 
@@ -131,15 +129,15 @@ impl PairArgs {
         let tokenizer = self.model.open(self.model.tokenizer.as_ref(), TOKENIZER, SHIPPED_TOKENIZER)?;
         let transformer = self.model.open(self.transformer.as_ref(), TRANSFORMER, SHIPPED_TRANSFORMER)?;
         let scales = self.model.scales()?;
-        let config = var_config(&transformer, scales.as_ref())?;
+        let config = Var::config_of(&transformer, scales.as_ref())?;
         // A public tokenizer's file does not tell the ladder: it is the transformer's.
         let scales = scales.or_else(|| ladder_of(&tokenizer, &config));
-        let tokenizer_config = vqvae_config(&tokenizer, scales.as_ref())?;
+        let tokenizer_config = VqVae::config_of(&tokenizer, scales.as_ref())?;
         let options = LoadOptions { linear: self.weights.into(), ..Default::default() };
         let pair = Pair {
-            tokenizer: load_vqvae(&tokenizer, &tokenizer_config, device)?,
-            transformer: load_var_with(&transformer, &config, options, device)?,
-            usage: Usage::of(&transformer)?.unwrap_or_default(),
+            tokenizer: VqVae::load_with(&tokenizer, &tokenizer_config, LoadOptions::default(), device)?,
+            transformer: Var::load_with(&transformer, &config, options, device)?,
+            usage: GenerationConfig::of(&transformer)?.unwrap_or_default(),
             injector: self.injector()?,
         };
         check_pair(&pair.tokenizer, &pair.transformer)

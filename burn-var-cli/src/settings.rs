@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn_var::guidance::{AidWeight, GuidanceConfig, Schedule, SsgConfig, SsgOrder, Uncertainty, VpgConfig};
-use burn_var::pretrained::Usage;
-use burn_var::sampler::Sampler;
+use burn_var::weights::GenerationConfig;
+use burn_var::sampling::Sampler;
 use burn_var_train::config::read_toml;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -224,7 +224,7 @@ impl SamplingArgs {
 
 impl Settings {
     /// How tokens are drawn from a model with this usage.
-    pub(crate) fn sampler(&self, known: &Usage) -> Sampler {
+    pub(crate) fn sampler(&self, known: &GenerationConfig) -> Sampler {
         let known = known.sampler;
         Sampler {
             top_k: self.top_k.unwrap_or(known.top_k),
@@ -235,7 +235,7 @@ impl Settings {
     }
 
     /// The guidance of a model with this usage, but for the injector.
-    pub(crate) fn guidance(&self, known: &Usage) -> GuidanceConfig {
+    pub(crate) fn guidance(&self, known: &GenerationConfig) -> GuidanceConfig {
         let cfg = self.cfg.clone().unwrap_or_else(|| known.cfg.clone());
         GuidanceConfig { cfg, vpg: self.vpg.clone(), ssg: self.ssg.clone() }
     }

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use burn_var::classifier::ClassifierConfig;
-use burn_var::pretrained::save_classifier;
+use burn_var::models::classifier::ClassifierConfig;
+use burn_var::weights::Pretrained;
 use burn_var_train::eval::{NpzBuilder, NpzFile};
 use serde_json::Value;
 use support::{fails, json, ok, tiny_model};

@@ -13,18 +13,15 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use burn_var::aid::{
-    Augment, Heads, HeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss,
-};
+use burn_var::models::aid::{Augment, DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss};
 use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance, Keep};
 use burn_var::ops;
-use burn_var::pretrained::{
-    StateDict, load_var, load_vit, load_vqvae, save_heads, save_injector, save_lora, var_config, vit_config,
-    vqvae_config,
-};
+use burn_var::weights::{Pretrained, StateDict};
 use burn_var::rng::Rng;
-use burn_var::tokenizer::VqVae;
-use burn_var::transformer::{Lora, LoraConfig, NextScale, Truncated, Var};
+use burn_var::models::var::VqVae;
+use burn_var::generation::NextScale;
+use burn_var::models::common::{DetachCache, Lora, LoraConfig};
+use burn_var::models::var::Var;
 use burn_var::{Generated, Request, ScaleDone, TokenPyramid, Tokenizer, check_pair, generate};
 
 pub use config::{
@@ -66,16 +63,16 @@ impl Backbone {
         let device = &device.clone().autodiff();
         let tokenizer = StateDict::open(&config.tokenizer)?;
         let transformer = StateDict::open(&config.transformer)?;
-        let tokenizer = load_vqvae(&tokenizer, &vqvae_config(&tokenizer, None)?, device)?.no_grad();
-        let sizes = var_config(&transformer, Some(tokenizer.scales()))?;
-        let transformer = load_var(&transformer, &sizes, device)?.no_grad();
+        let tokenizer = VqVae::load(&tokenizer, device)?.no_grad();
+        let sizes = Var::config_of(&transformer, Some(tokenizer.scales()))?;
+        let transformer = Var::load_with(&transformer, &sizes, LoadOptions::default(), device)?.no_grad();
         check_pair(&tokenizer, &transformer)?;
         let Some(encoder) = &config.encoder else { return Ok(Self { tokenizer, transformer, encoder: None }) };
         let encoder = StateDict::open(encoder)?;
-        let encoder = load_vit(&encoder, &vit_config(&encoder)?, device)?.no_grad();
+        let encoder = Vit::load(&encoder, device)?.no_grad();
         let channels = encoder.config().image_channels;
-        if tokenizer.picture_shape()[0] != channels {
-            let expected = format!("{}, as the tokenizer's pictures", tokenizer.picture_shape()[0]);
+        if tokenizer.image_shape()[0] != channels {
+            let expected = format!("{}, as the tokenizer's pictures", tokenizer.image_shape()[0]);
             return Err(Error::config("channels of the encoder", channels, expected));
         }
         let encoder = match &config.discriminator.blocks {
@@ -141,7 +138,7 @@ pub struct AidTrainer {
     tokens: TokenCache,
     order: BatchOrder,
     correction: Learner<Correction>,
-    heads: Learner<Heads>,
+    heads: Learner<DiscriminatorHeads>,
     /// Measured steps in a row in which the discriminator was never wrong.
     beaten: u32,
 }
@@ -224,7 +221,7 @@ impl AidTrainer {
         let correction = Learner::new(correction, own_rules).named("correction-");
         let DiscriminatorConfig { variant, virtual_batch, optimizer, learning_rate, .. } = config.discriminator.clone();
         let [layers, channels] = backbone.seen();
-        let heads = HeadsConfig { heads: layers, variant, virtual_batch, ..HeadsConfig::aid(channels) };
+        let heads = DiscriminatorHeadsConfig { heads: layers, variant, virtual_batch, ..DiscriminatorHeadsConfig::aid(channels) };
         let heads = heads.init(config.run.seed, &autodiff)?;
         let heads = Learner::new(heads, rules(optimizer, learning_rate)).named("heads-");
         let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
@@ -261,7 +258,7 @@ impl AidTrainer {
             _ => None,
         };
         let whole: &dyn NextScale = adapted.as_ref().map_or(transformer as &dyn NextScale, |adapted| adapted);
-        let truncated = Truncated(whole);
+        let truncated = DetachCache(whole);
         let transformer: &dyn NextScale = if self.config.loss.truncate { &truncated } else { whole };
         Ok(generate(tokenizer, transformer, &mut chain, request, &mut |done| {
             observer(done);
@@ -481,7 +478,7 @@ impl Trainer for AidTrainer {
         let first = self.config.loss.first_scale;
 
         let learns = step >= self.config.discriminator.head_start;
-        // Truncated gradients are taken scale by scale, each scale's graph gone before the next: there is none here.
+        // DetachCache gradients are taken scale by scale, each scale's graph gone before the next: there is none here.
         let correction = match self.config.loss.truncate || !learns {
             true => self.correction.model.clone().no_grad(),
             false => self.correction.model.clone(),
@@ -569,7 +566,7 @@ impl Trainer for AidTrainer {
     }
 
     fn export(&self) -> Result<PathBuf> {
-        save_heads(&self.heads.average, self.folder.join(HEADS), false)?;
+        self.heads.average.save(self.folder.join(HEADS), &SaveOptions::default())?;
         match &self.correction.average {
             Correction::Injector(injector) => {
                 let path = self.folder.join(INJECTOR);
@@ -579,7 +576,7 @@ impl Trainer for AidTrainer {
             }
             Correction::Lora(lora) => {
                 let path = self.folder.join(LORA);
-                save_lora(lora, &path, false)?;
+                lora.save(&path, &SaveOptions::default())?;
                 Ok(path)
             }
         }

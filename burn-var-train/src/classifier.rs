@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_var::classifier::{Classifier, ClassifierConfig};
-use burn_var::pretrained::save_classifier;
+use burn_var::models::classifier::{Classifier, ClassifierConfig};
+use burn_var::weights::Pretrained;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -60,7 +60,7 @@ impl ClassifierTrainConfig {
     }
 
     fn loader(&self, split: Split) -> Result<BatchLoader> {
-        let [channels, height, width] = self.model.picture_shape();
+        let [channels, height, width] = self.model.image_shape();
         let source = self.data.open(split)?;
         let classes = source.class_names().len();
         if classes != self.model.classes {

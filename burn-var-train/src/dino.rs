@@ -10,9 +10,9 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
-use burn_var::encoder::{Vit, VitConfig};
+use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::metrics::NeighbourIndex;
-use burn_var::pretrained::save_vit;
+use burn_var::weights::Pretrained;
 use serde::{Deserialize, Serialize};
 
 pub use crops::CropsConfig;

@@ -8,7 +8,7 @@
 use burn::module::Module;
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::{Device, Tensor};
-use burn_var::init::{Start, initialise};
+use burn_var::init::{Init, initialize};
 use burn_var::nn::{Conv2d, GroupNorm};
 use burn_var::ops::ConvSpec;
 use serde::{Deserialize, Serialize};
@@ -78,10 +78,10 @@ impl PatchGanConfig {
         };
         // Every parameter is filled: one that Burn has yet to fill shares its state with its clones, and to freeze a
         // clone, as the tokenizer's term does, would freeze the discriminator as well.
-        Ok(initialise(network, seed, |slot| match slot.path {
-            path if path.ends_with("norm.weight") => Start::Constant(1.0),
-            path if path.ends_with("weight") => Start::Normal(0.02),
-            _ => Start::Constant(0.0),
+        Ok(initialize(network, seed, |slot| match slot.path {
+            path if path.ends_with("norm.weight") => Init::Constant(1.0),
+            path if path.ends_with("weight") => Init::Normal(0.02),
+            _ => Init::Constant(0.0),
         }))
     }
 }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
-use burn_var::pretrained::save_vqvae;
+use burn_var::weights::Pretrained;
 use burn_var::rng::Rng;
-use burn_var::tokenizer::{VqVae, VqVaeConfig};
+use burn_var::models::var::{VqVae, VqVaeConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::adversary::{Adversary, Judgement};
@@ -100,7 +100,7 @@ impl TokenizerConfig {
         self.optimizer.validate()?;
         self.learning_rate.validate()?;
         self.ema.validate()?;
-        let picture = self.model.picture_shape();
+        let picture = self.model.image_shape();
         self.loss.validate(picture)?;
         self.gan.validate(self.run.steps, picture)
     }
@@ -128,7 +128,7 @@ impl TokenizerTrainer {
     /// A configuration or data that no run can be made of.
     pub fn new(config: TokenizerConfig, folder: &Path, device: &Device) -> Result<Self> {
         config.validate()?;
-        let picture = config.model.picture_shape();
+        let picture = config.model.image_shape();
         let [channels, height, width] = picture;
         let shape = PictureShape::new(height, width, channels)?;
         let train = BatchLoader::new(config.data.open(Split::Train)?, shape);
@@ -305,7 +305,7 @@ impl Trainer for TokenizerTrainer {
 
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join("tokenizer.safetensors");
-        save_vqvae(self.average(), &path, false)?;
+        self.average().save(&path, &SaveOptions::default())?;
         Ok(path)
     }
 

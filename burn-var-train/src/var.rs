@@ -7,11 +7,11 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::ops;
-use burn_var::pretrained::{StateDict, Usage, load_vqvae, save_var, vqvae_config};
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
 use burn_var::rng::Rng;
-use burn_var::sampler::Sampler;
-use burn_var::tokenizer::VqVae;
-use burn_var::transformer::{Var, VarConfig, VarInit, drop_labels};
+use burn_var::sampling::Sampler;
+use burn_var::models::var::VqVae;
+use burn_var::models::var::{Var, VarConfig, VarInit, drop_labels};
 use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -323,7 +323,7 @@ impl Trainer for VarTrainer {
 
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join("transformer.safetensors");
-        let usage = Usage {
+        let usage = GenerationConfig {
             class_names: self.tokens.spec().class_names.clone(),
             cfg: Schedule::Ramp(self.config.preview.cfg),
             sampler: self.config.preview.sampler,
@@ -355,7 +355,7 @@ pub fn train_var(
 ) -> Result<Option<PathBuf>> {
     config.validate()?;
     let dict = StateDict::open(&config.tokenizer)?;
-    let tokenizer = load_vqvae(&dict, &vqvae_config(&dict, None)?, device)?;
+    let tokenizer = VqVae::load(&dict, device)?;
     let source = config.data.open(Split::Train)?;
     // Only now: a wrong path is not to be kept as the run's configuration.
     settle(folder, &config, &RunConfig::MAY_CHANGE)?;
@@ -378,7 +378,7 @@ pub(crate) fn cached_tokens(
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<TokenCache> {
-    let [channels, height, width] = tokenizer.picture_shape();
+    let [channels, height, width] = tokenizer.image_shape();
     let shape = PictureShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;

@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use burn_var::Scales;
-use burn_var::aid::Injector;
-use burn_var::encoder::VitConfig;
+use burn_var::models::aid::Injector;
+use burn_var::models::dino::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::pretrained::{
-    StateDict, injector_config, injector_weight, load_heads, load_injector, load_lora, save_vit,
-};
-use burn_var::sampler::Sampler;
-use burn_var::tokenizer::VqVae;
-use burn_var::transformer::LowRankConfig;
+use burn_var::weights::{Pretrained, StateDict};
+use burn_var::sampling::Sampler;
+use burn_var::models::var::VqVae;
+use burn_var::models::common::LowRankConfig;
 use burn_var_train::aid::{
     AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Judges, LoraSize, Reconstruction, SoftDecode, train_aid,
 };
@@ -233,18 +231,18 @@ fn an_injector_goes_on_to_the_bit_and_learns() {
     let device = Device::default();
     let open = |file: &str| StateDict::open(whole.join(file)).expect("written");
     let dict = open("injector.safetensors");
-    let sizes = injector_config(&dict).expect("its configuration");
-    assert_eq!(injector_weight(&dict).expect("readable"), Some(AidWeight::Constant(0.1)), "the weight at the end");
+    let sizes = Injector::config_of(&dict, None).expect("its configuration");
+    assert_eq!(AidWeight::of(&dict).expect("readable"), Some(AidWeight::Constant(0.1)), "the weight at the end");
     let untrained = sizes.init(config.run.seed, &device).expect("valid");
     let weights = |module: &Injector| {
         let mut collect = Collect(Vec::new());
         module.visit(&mut collect);
         collect.0
     };
-    let (before, after) = (weights(&untrained), weights(&load_injector(&dict, &sizes, &device).expect("fits")));
+    let (before, after) = (weights(&untrained), weights(&Injector::load_with(&dict, &sizes, LoadOptions::default(), &device).expect("fits")));
     let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
     assert!(moved > before.len() / 2, "{moved} of {} weights have moved", before.len());
-    load_heads(&open("heads.safetensors"), &device).expect("the heads are kept too");
+    DiscriminatorHeads::load(&open("heads.safetensors"), &device).expect("the heads are kept too");
     for record in read_log(whole.join("log.jsonl")).expect("a log") {
         assert!(record["grad_norm"].as_f64() > Some(0.0), "the injector gets a gradient: {record:?}");
         for name in ["adversarial", "reconstruction", "d_loss", "d_grad_norm", "d_real_2", "d_made_1", "tokens_changed"]
@@ -267,7 +265,7 @@ fn a_lora_goes_on_to_the_bit_and_learns() {
         train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
     });
     let dict = StateDict::open(whole.join("lora.safetensors")).expect("written");
-    let lora = load_lora(&dict, &Device::default()).expect("its configuration and weights");
+    let lora = Lora::load(&dict, &Device::default()).expect("its configuration and weights");
     let mut collect = Collect(Vec::new());
     lora.visit(&mut collect);
     let zeros = collect.0.iter().filter(|weight| **weight == 0.0).count();

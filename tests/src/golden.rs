@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor};
-use burn_var::pretrained::StateDict;
+use burn_var::weights::StateDict;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Gradients as Graph;
 use burn::tensor::Tensor;
-use burn_var::pretrained::{KeyMap, export};
+use burn_var::weights::{KeyMap, export};
 
 use crate::golden::Array;
 

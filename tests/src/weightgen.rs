@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn_var::pretrained::{KeyMap, StateDict, export};
+use burn_var::weights::{KeyMap, StateDict, export};
 use serde::Deserialize;
 
 /// The numbers t of the tensor called `key`.

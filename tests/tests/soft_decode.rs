@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Gradients, Tensor};
-use burn_var::aid::{Injector, InjectorConfig, SoftCanvas};
+use burn_var::models::aid::{Injector, InjectorConfig, SoftCanvas};
 use burn_var::guidance::{Aid, AidWeight, Guidance, Keep};
-use burn_var::init::{Start, initialise};
-use burn_var::tokenizer::{VqVae, VqVaeConfig};
-use burn_var::transformer::{Var, VarConfig};
+use burn_var::init::{Init, initialize};
+use burn_var::models::var::{VqVae, VqVaeConfig};
+use burn_var::models::var::{Var, VarConfig};
 use burn_var::{Request, TokenPyramid, Tokenizer, generate};
 use serde_json::json;
 
@@ -36,7 +36,7 @@ impl Models {
         let rows: Vec<Vec<u32>> = (0..2).map(|picture| (0..14).map(|i| (i * 7 + picture * 3) % 11).collect()).collect();
         Self {
             tokenizer: tokenizer.init(3, device).expect("valid").no_grad(),
-            transformer: initialise(transformer, 4, |_| Start::Normal(0.25)).no_grad(),
+            transformer: initialize(transformer, 4, |_| Init::Normal(0.25)).no_grad(),
             tokens: TokenPyramid::from_rows(tokenizer.patch_nums.clone(), &rows, device).expect("fits"),
         }
     }
@@ -87,7 +87,7 @@ fn the_gradient_is_that_of_finite_differences() {
     let device = Device::default().autodiff();
     let models = Models::new(&device);
     let injector = InjectorConfig { num_heads: 2, ..InjectorConfig::paper(16) }.init(5, &device).expect("valid");
-    let injector = initialise(injector, 6, |_| Start::Normal(0.3));
+    let injector = initialize(injector, 6, |_| Init::Normal(0.3));
     let graph = models.loss(&injector).backward();
     let mut still = Along { graph: &graph, by: 0.0, square: 0.0 };
     let _ = injector.clone().map(&mut still);

@@ -5,11 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::pretrained::{
-    ModelConfig, Section, StateDict, Usage, injector_config, injector_weight, load_classifier, load_heads,
-    load_injector, load_lora, load_var, load_vqvae, save_classifier, save_heads, save_injector, save_var, save_vqvae,
-    var_config, vqvae_config,
-};
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -77,37 +73,37 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     let (path, half) = (&args.output, args.half);
     let config = match part {
         Part::Tokenizer => {
-            let config = vqvae_config(&dict, scales.as_ref())?;
-            save_vqvae(&load_vqvae(&dict, &config, &device)?, path, half)?;
+            let config = VqVae::config_of(&dict, scales.as_ref())?;
+            save_vqvae(&VqVae::load_with(&dict, &config, LoadOptions::default(), &device)?, path, half)?;
             ModelConfig::VqVae(config)
         }
         Part::Transformer => {
-            let config = var_config(&dict, scales.as_ref())?;
-            let mut usage = Usage::of(&dict)?.unwrap_or_default();
+            let config = Var::config_of(&dict, scales.as_ref())?;
+            let mut usage = GenerationConfig::of(&dict)?.unwrap_or_default();
             if let Some(file) = &args.class_names {
                 usage.class_names = class_names(file, config.num_classes)?;
             }
-            let transformer = load_var(&dict, &config, &device)?;
+            let transformer = Var::load_with(&dict, &config, LoadOptions::default(), &device)?;
             let transformer = match &args.lora {
-                Some(file) => load_lora(&StateDict::open(file)?, &device)?.merge(transformer)?,
+                Some(file) => Lora::load(&StateDict::open(file)?, &device)?.merge(transformer)?,
                 None => transformer,
             };
             save_var(&transformer, &usage, path, half)?;
             ModelConfig::Var(config)
         }
         Part::Classifier => {
-            let classifier = load_classifier(&dict, &device)?;
+            let classifier = Classifier::load(&dict, &device)?;
             save_classifier(&classifier, path, half)?;
             ModelConfig::Classifier(classifier.config().clone())
         }
         Part::Injector => {
-            let config = injector_config(&dict)?;
-            let weight = injector_weight(&dict)?;
-            save_injector(&load_injector(&dict, &config, &device)?, weight.as_ref(), path, half)?;
+            let config = Injector::config_of(&dict, None)?;
+            let weight = AidWeight::of(&dict)?;
+            save_injector(&Injector::load_with(&dict, &config, LoadOptions::default(), &device)?, weight.as_ref(), path, half)?;
             ModelConfig::Injector(config)
         }
         Part::Heads => {
-            let heads = load_heads(&dict, &device)?;
+            let heads = DiscriminatorHeads::load(&dict, &device)?;
             save_heads(&heads, path, half)?;
             ModelConfig::Heads(heads.config().clone())
         }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::guidance::Keep;
-use burn_var::transformer::Label;
+
 use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::data::{PictureShape, load_picture};
 use burn_var_train::grid::{Range, pictures, write_png};
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         chosen => chosen.into_iter().map(Some).collect(),
     };
     let tokenizer = &generator.pair.tokenizer;
-    let [channels, height, width] = tokenizer.picture_shape();
+    let [channels, height, width] = tokenizer.image_shape();
     let values = load_picture(&args.picture, PictureShape::new(height, width, channels)?)?;
     let original: Tensor<4> = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
     let tokens = tokenizer.tokenize(original.clone())?;

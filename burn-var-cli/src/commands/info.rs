@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn_var::Scales;
-use burn_var::pretrained::{ModelConfig, Section, StateDict, Usage, var_config, vqvae_config};
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
 use burn_var_train::checkpoint::Checkpoint;
 use serde::Serialize;
 
@@ -51,7 +51,7 @@ struct ModelInfo {
     config: Option<ModelConfig>,
     /// Why there is no configuration.
     problem: Option<String>,
-    usage: Option<Usage>,
+    usage: Option<GenerationConfig>,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +154,7 @@ fn dtype(dict: &StateDict, key: &str) -> String {
 /// The models in a file: those of a trainer's sections, or the one that it is.
 fn models(dict: &StateDict, scales: Option<&Scales>) -> Result<Vec<ModelInfo>> {
     let inside = ModelConfig::of(dict)?;
-    let usage = Usage::of(dict)?;
+    let usage = GenerationConfig::of(dict)?;
     let model = |name: String, dict: &StateDict, config: Option<burn_var::Result<ModelConfig>>| {
         let (config, problem) = match config {
             Some(Ok(config)) => (Some(config), None),
@@ -166,8 +166,8 @@ fn models(dict: &StateDict, scales: Option<&Scales>) -> Result<Vec<ModelInfo>> {
         ModelInfo { name, tensors, elements, config_in_file, config, problem, usage: usage.clone() }
     };
     let inferred = |section: Section, dict: &StateDict| match section {
-        Section::Var => Some(var_config(dict, scales).map(ModelConfig::Var)),
-        Section::VqVae => Some(vqvae_config(dict, scales).map(ModelConfig::VqVae)),
+        Section::Var => Some(Var::config_of(dict, scales).map(ModelConfig::Var)),
+        Section::VqVae => Some(VqVae::config_of(dict, scales).map(ModelConfig::VqVae)),
         _ => None,
     };
     if let Some(config) = &inside {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::Tokenizer;
 use burn_var::metrics::{MeanPsnr, psnr, ssim};
-use burn_var::tokenizer::VqVae;
+use burn_var::models::var::VqVae;
 use burn_var_train::data::{PictureShape, load_picture};
 use burn_var_train::grid::{Range, pictures, write_png};
 use image::RgbImage;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-reconstruction.png");
     check_target(&png)?;
     let tokenizer = args.model.load_tokenizer(device)?;
-    let [channels, height, width] = tokenizer.picture_shape();
+    let [channels, height, width] = tokenizer.image_shape();
     let shape = PictureShape::new(height, width, channels)?;
     let bar = output.bar(args.pictures.len(), "pictures");
     let (mut rows, mut found, mut mean) = (Vec::new(), Vec::new(), MeanPsnr::default());

@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let mut sheets = empty();
     match &args.npz {
         Some(path) => {
-            let [_, height, width] = generator.pair.tokenizer.picture_shape();
+            let [_, height, width] = generator.pair.tokenizer.image_shape();
             write_samples(path, &labels, MapSize { height, width }, |take| make(&mut sheets, false, take))?;
         }
         None => make(&mut sheets, args.compare, &mut |_| Ok(()))?,

@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::pretrained::{StateDict, Usage, save_var, save_vqvae};
-use burn_var::tokenizer::VqVaeConfig;
-use burn_var::transformer::{VarConfig, VarInit};
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
+use burn_var::models::var::VqVaeConfig;
+use burn_var::models::var::{VarConfig, VarInit};
 use image::{Rgb, RgbImage};
 
 /// The command, in a folder of its own.
@@ -62,7 +62,7 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
     let mut tokenizer = tokenizer.init(1, &device).expect("valid");
     // Codes of a trained size, so that pictures differ.
     tokenizer.quantize.embedding.weight = tokenizer.quantize.embedding.weight.map(|codes| codes * 24.0);
-    save_vqvae(&tokenizer, folder.join("tokenizer.safetensors"), false).expect("written");
+    tokenizer.save(folder.join("tokenizer.safetensors"), &SaveOptions::default()).expect("written");
     let transformer = VarConfig {
         depth: 2,
         embed_dim: 64,
@@ -78,7 +78,7 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
         drop_path_rate: 0.0,
     };
     let class_names = ["red fox", "Red panda", "newt"].map(str::to_owned).to_vec();
-    let usage = Usage { class_names, ..Usage::default() };
+    let usage = GenerationConfig { class_names, ..GenerationConfig::default() };
     let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
     save_var(&transformer, &usage, folder.join("transformer.safetensors"), false).expect("written");
 }

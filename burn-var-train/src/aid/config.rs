@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
 use burn_var::Scales;
-use burn_var::aid::{Augment, HeadVariant, HingeReduction, InjectorResize};
-use burn_var::sampler::Sampler;
-use burn_var::transformer::LowRankConfig;
+use burn_var::models::aid::{Augment, HeadVariant, HingeReduction, InjectorResize};
+use burn_var::sampling::Sampler;
+use burn_var::models::common::LowRankConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use burn_var::init::{Start, initialise};
+use burn_var::init::{Init, initialize};
 use burn_var::ops;
 use serde::{Deserialize, Serialize};
 
@@ -48,9 +48,9 @@ impl HeadConfig {
             bias: Param::from_tensor(Tensor::zeros([pair[1]], device)),
         });
         let head = ProjectionHead { layers: layers.collect(), last: zeros([self.bottleneck, self.outputs]) };
-        initialise(head, seed, |slot| match slot.shape {
-            [inputs, _] => Start::Normal((*inputs as f64).powf(-0.5)),
-            _ => Start::Constant(0.0),
+        initialize(head, seed, |slot| match slot.shape {
+            [inputs, _] => Init::Normal((*inputs as f64).powf(-0.5)),
+            _ => Init::Constant(0.0),
         })
     }
 }

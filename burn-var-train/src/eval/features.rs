@@ -2,8 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use burn_var::classifier::Classifier;
-use burn_var::encoder::{Inception, InceptionInput, Vit};
+use burn_var::models::classifier::Classifier;
+use burn_var::models::dino::Vit;
+use burn_var::models::inception::{Inception, InceptionInput};
 use burn_var::metrics::Splits;
 use burn_var::{Error as ModelError, MapSize};
 
@@ -100,7 +101,7 @@ impl ClassifierExtractor {
     /// If the weights cannot be read back.
     pub fn new(classifier: Classifier, device: &Device) -> Result<Self> {
         let config = classifier.config();
-        let [channels, height, width] = config.picture_shape();
+        let [channels, height, width] = config.image_shape();
         let kind = format!("classifier (classes {}, width {})", config.classes, config.features());
         let preprocessing = format!("{width}x{height} without resize, channels {channels}, range -1 to 1");
         let identity = NetworkIdentity::new(kind, fingerprint(&classifier)?, preprocessing);
@@ -194,8 +195,8 @@ fn read(tensor: Tensor<2>) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use burn_var::classifier::ClassifierConfig;
-    use burn_var::encoder::VitConfig;
+    use burn_var::models::classifier::ClassifierConfig;
+    use burn_var::models::dino::VitConfig;
 
     use super::*;
 

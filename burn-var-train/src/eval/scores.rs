@@ -1,7 +1,7 @@
 //! Measures of a set of images against a reference.
 
 use burn::tensor::Device;
-use burn_var::metrics::{Coverage, FeatureStats, InceptionScore, Kid, Splits, Subsets, frechet_distance};
+use burn_var::metrics::{PrecisionRecall, FeatureStats, InceptionScore, Kid, Splits, Subsets, frechet_distance};
 use burn_var::rng::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            neighbors: Coverage::NEIGHBOURS,
+            neighbors: PrecisionRecall::NEIGHBOURS,
             splits: Splits::Count(10),
             kid: Subsets::default(),
             resamples: 0,
@@ -90,7 +90,7 @@ pub struct Scores {
     pub recall: Option<f64>,
     /// Density.
     pub density: Option<f64>,
-    /// Coverage.
+    /// PrecisionRecall.
     pub coverage: Option<f64>,
     /// Kernel distance: mean over the subsets, and their standard deviation.
     pub kid: Option<[f64; 2]>,
@@ -116,7 +116,7 @@ pub fn score(images: &FeatureTable, reference: &Reference, options: &Options, de
     let (mut coverage, mut kid) = (None, None);
     if let Some(FeatureTable { count, features: real, .. }) = &reference.table {
         let (real, generated) = (&real.features, &images.features.features);
-        coverage = Some(Coverage::of(real, generated, dim, options.neighbors, device)?);
+        coverage = Some(PrecisionRecall::of(real, generated, dim, options.neighbors, device)?);
         let size = options.kid.size.min(images.count).min(*count);
         kid = Some(Kid::of(generated, real, dim, Subsets { size, ..options.kid }, device)?);
     }

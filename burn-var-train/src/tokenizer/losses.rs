@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Gradients, Tensor};
 use burn_var::metrics::Lpips;
 use burn_var::nn::Conv2d;
-use burn_var::pretrained::StateDict;
-use burn_var::tokenizer::{Quantized, VqVae};
+use burn_var::weights::StateDict;
+use burn_var::models::var::{Quantized, VqVae};
 use serde::{Deserialize, Serialize};
 
 use super::adversary::Adversary;

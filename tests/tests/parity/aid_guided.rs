@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Aid, AidWeight, Cfg, Entering, Guidance};
-use burn_var::sampler::Sampler;
+use burn_var::sampling::Sampler;
 use burn_var::{Request, Result, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;

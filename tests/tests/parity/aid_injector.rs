@@ -2,8 +2,8 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use burn_var::aid::{Injector, InjectorConfig, InjectorResize, SafeLayerNorm};
-use burn_var::pretrained::{injector_keys, load_injector};
+use burn_var::models::aid::{Injector, InjectorConfig, InjectorResize, SafeLayerNorm};
+use burn_var::weights::Pretrained;
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Case, Tolerance};
@@ -35,7 +35,7 @@ pub(super) fn config(case: &Case, pointer: &str) -> InjectorConfig {
 /// The injector with made-up weights, through the loader of real checkpoints.
 pub(super) fn made(config: &InjectorConfig, recipe: &WeightGen, device: &Device) -> Result<Injector> {
     let weights = recipe.for_module(&config.init_zeros(device)?, &injector_keys());
-    load_injector(&weights, config, device)
+    Injector::load_with(&weights, config, LoadOptions::default(), device)
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Files of the original's own trainers, read unchanged.
 
 use burn::tensor::Device;
-use burn_var::pretrained::{Section, StateDict, load_var, load_vqvae, var_config, vqvae_config};
-use burn_var::tokenizer::VqVae;
+use burn_var::weights::{Pretrained, StateDict};
+use burn_var::models::var::VqVae;
 use burn_var::{Result, TokenPyramid, Tokenizer};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -75,9 +75,9 @@ fn is_cache(key: &str) -> bool {
 fn tokenizer_of(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<VqVae> {
     let config = format!("{about}/config");
     let expected = vqvae::config(case, &[&format!("{config}/vae"), &config]);
-    let found = vqvae_config(dict, Some(&expected.patch_nums))?;
+    let found = VqVae::config_of(dict, Some(&expected.patch_nums))?;
     checks.require(found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
-    load_vqvae(dict, &expected, device)
+    VqVae::load_with(dict, &expected, LoadOptions::default(), device)
 }
 
 fn bare_tokenizer(
@@ -120,10 +120,10 @@ fn sizes(
     dict: &StateDict,
     about: &str,
     checks: &mut Checks<'_>,
-) -> Result<burn_var::transformer::VarConfig> {
+) -> Result<burn_var::models::var::VarConfig> {
     let expected = var::config(case, &format!("{about}/config"));
-    let found = var_config(dict, None)?;
-    let found = burn_var::transformer::VarConfig { drop_path_rate: expected.drop_path_rate, ..found };
+    let found = Var::config_of(dict, None)?;
+    let found = burn_var::models::var::VarConfig { drop_path_rate: expected.drop_path_rate, ..found };
     checks.require(found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
     Ok(found)
 }

@@ -2,8 +2,8 @@
 //! guided-diffusion evaluator.
 
 use burn::tensor::{Device, Tensor};
-use burn_var::encoder::{Inception, InceptionInput};
-use burn_var::pretrained::{inception_keys, load_inception};
+use burn_var::models::inception::{Inception, InceptionInput};
+use burn_var::weights::Pretrained;
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -12,7 +12,7 @@ use burn_var_tests::weightgen::WeightGen;
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let recipe: WeightGen = case.get("/weightgen");
     let weights = recipe.for_module(&Inception::init_zeros(device), &inception_keys());
-    let network = load_inception(&weights, device)?;
+    let network = Inception::load(&weights, device)?;
     for image in case.arrays_of_role("input") {
         let Some(name) = image.strip_suffix(".image") else { continue };
         let Array { shape, values } = case.array(&image);

@@ -1,7 +1,7 @@
 //! Resizing, against `torch.nn.functional.interpolate`.
 
 use burn::tensor::{Device, Tensor};
-use burn_var::resize::Resize;
+use burn_var::math::Resize;
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;

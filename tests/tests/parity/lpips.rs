@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor};
 use burn_var::Result;
 use burn_var::metrics::Lpips;
-use burn_var::pretrained::StateDict;
+use burn_var::weights::StateDict;
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
 use burn_var_tests::weightgen::WeightGen;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use burn_var::Result;
-use burn_var::tokenizer::phi_index;
+use burn_var::models::var::phi_index;
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 

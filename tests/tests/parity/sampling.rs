@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use burn_var::Result;
-use burn_var::sampler::{Sampler, softmax};
+use burn_var::sampling::{Sampler, softmax};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use serde::Deserialize;

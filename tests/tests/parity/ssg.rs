@@ -1,10 +1,9 @@
 //! Scaled Spatial Guidance, against scipy's transforms and torch's interpolation.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use burn_var::guidance::{
-    Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder, dct_matrix,
-};
-use burn_var::resize::Resize;
+use burn_var::guidance::{Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder};
+use burn_var::math::dct_matrix;
+use burn_var::math::Resize;
 use burn_var::{MapSize, Result, Scales};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Cfg, Guidance};
-use burn_var::pretrained::{load_var, var_keys};
-use burn_var::sampler::Sampler;
-use burn_var::tokenizer::VqVae;
-use burn_var::transformer::{Label, Var, VarConfig};
+use burn_var::weights::Pretrained;
+use burn_var::sampling::Sampler;
+use burn_var::models::var::VqVae;
+use burn_var::models::var::{Var, VarConfig};
 use burn_var::{Generated, Request, Result, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Case, Tolerance};
@@ -66,7 +66,7 @@ pub(super) fn made(case: &Case, device: &Device) -> Result<Var> {
     let config = config(case, "/config");
     let recipe: WeightGen = case.get("/weightgen/var");
     let weights = recipe.for_module(&config.init_zeros(device)?, &var_keys());
-    load_var(&weights, &config, device)
+    Var::load_with(&weights, &config, LoadOptions::default(), device)
 }
 
 /// The labels in an array.

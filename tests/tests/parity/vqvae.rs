@@ -1,8 +1,8 @@
 //! The multi-scale tokenizer, against `models/vqvae.py` of VAR.
 
 use burn::tensor::{Device, Tensor};
-use burn_var::pretrained::{load_vqvae, vqvae_keys};
-use burn_var::tokenizer::{VqVae, VqVaeConfig, phi_index};
+use burn_var::weights::Pretrained;
+use burn_var::models::var::{VqVae, VqVaeConfig, phi_index};
 use burn_var::{Result, Scales, TokenPyramid, Tokenizer};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
@@ -33,7 +33,7 @@ pub(super) fn config(case: &Case, pointers: &[&str]) -> VqVaeConfig {
 /// A tokenizer with made-up weights, through the loader of real checkpoints.
 pub(super) fn made(config: &VqVaeConfig, recipe: &WeightGen, device: &Device) -> Result<VqVae> {
     let weights = recipe.for_module(&config.init_zeros(device)?, &vqvae_keys(config));
-    load_vqvae(&weights, config, device)
+    VqVae::load_with(&weights, config, LoadOptions::default(), device)
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {

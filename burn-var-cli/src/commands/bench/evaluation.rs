@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use burn::tensor::{Distribution, Tensor};
-use burn_var::encoder::Inception;
-use burn_var::metrics::{Coverage, FeatureStats, frechet_distance};
+use burn_var::models::inception::Inception;
+use burn_var::metrics::{PrecisionRecall, FeatureStats, frechet_distance};
 use burn_var::rng::Rng;
 
 use super::Bench;
@@ -37,7 +37,7 @@ impl Bench<'_> {
         let [real, made] = [0, 1].map(|stream| features(COMPARED, stream));
         let device = self.device.clone();
         self.seconds("precision and recall", COMPARED, |_| {
-            Ok(Coverage::of(&real, &made, FEATURES, Coverage::NEIGHBOURS, &device)?)
+            Ok(PrecisionRecall::of(&real, &made, FEATURES, PrecisionRecall::NEIGHBOURS, &device)?)
         })
     }
 }

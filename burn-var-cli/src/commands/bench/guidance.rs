@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{Distribution, Tensor};
 use burn_var::Tokenizer;
-use burn_var::aid::InjectorConfig;
+use burn_var::models::aid::InjectorConfig;
 use burn_var::guidance::{Guidance, Logits, Ssg, SsgConfig};
 
 use super::Bench;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::pretrained::{Usage, WeightType, cast_linear, save_vqvae};
+use burn_var::weights::{FloatType, GenerationConfig, Pretrained, cast_linear};
 use burn_var::rng::Rng;
-use burn_var::tokenizer::{VqVae, VqVaeConfig};
-use burn_var::transformer::{VarInit, VarPreset};
+use burn_var::models::var::{VqVae, VqVaeConfig};
+use burn_var::models::var::{VarInit, VarPreset};
 use burn_var::{Scales, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use burn_var_train::grid::write_png;
@@ -18,13 +18,13 @@ use image::{Rgb, RgbImage};
 use crate::models::Pair;
 
 /// A published size with random weights, over its own ladder or another.
-pub(super) fn pair(preset: VarPreset, scales: Option<Scales>, weights: WeightType, device: &Device) -> Result<Pair> {
+pub(super) fn pair(preset: VarPreset, scales: Option<Scales>, weights: FloatType, device: &Device) -> Result<Pair> {
     let mut config = preset.config()?;
     config.patch_nums = scales.unwrap_or(config.patch_nums);
     Ok(Pair {
         tokenizer: VqVaeConfig::public(config.patch_nums.clone()).init(1, device)?,
         transformer: cast_linear(config.init(VarInit::default(), 1, device)?, weights),
-        usage: Usage::default(),
+        usage: GenerationConfig::default(),
         injector: None,
     })
 }
@@ -54,7 +54,7 @@ fn training(batch: usize, data: &Path, rest: &str) -> String {
 pub(super) fn var_trainer(pair: &Pair, folder: &Path, batch: usize, device: &Device) -> Result<VarTrainer> {
     let data = pictures(folder, &pair.tokenizer, batch)?;
     let file = folder.join("tokenizer.safetensors");
-    save_vqvae(&pair.tokenizer, &file, false)?;
+    pair.tokenizer.save(&file, &SaveOptions::default())?;
     let sizes = pair.transformer.config();
     let model = format!(
         "[model]\ndepth = {}\nembed_dim = {}\nnum_heads = {}\nmlp_ratio = {}\nshared_aln = {}\nattn_l2_norm = {}",
@@ -71,7 +71,7 @@ pub(super) fn var_trainer(pair: &Pair, folder: &Path, batch: usize, device: &Dev
 /// Tokens drawn at random: which ones makes no difference to the time.
 fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
     let source = burn_var_train::data::open_pictures(data, Split::Train, &Default::default())?;
-    let [channels, height, width] = tokenizer.picture_shape();
+    let [channels, height, width] = tokenizer.image_shape();
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
     let length = scales.tokens();
@@ -90,7 +90,7 @@ fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
 fn pictures(folder: &Path, tokenizer: &VqVae, batch: usize) -> Result<PathBuf> {
     // A batch of each class, so that one is left for training when some are set aside for tests.
     let pictures = batch.max(2);
-    let [_, height, width] = tokenizer.picture_shape();
+    let [_, height, width] = tokenizer.image_shape();
     let data = folder.join("pictures");
     for class in ["a", "b"] {
         let class_folder = data.join(class);

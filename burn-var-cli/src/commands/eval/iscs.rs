@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
-use burn_var::encoder::Vit;
+use burn_var::models::dino::Vit;
 use burn_var::metrics::{Iscs, IscsScore, Side};
-use burn_var::pretrained::{StateDict, load_vit, vit_config};
-use burn_var::transformer::Var;
+use burn_var::weights::{Pretrained, StateDict};
+use burn_var::models::var::Var;
 use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
@@ -80,7 +80,7 @@ impl ScaleFeatures {
             (Feature::DinoCls, None) => Err(usage("--feature dino-cls needs a network: name one with --dino")),
             (Feature::DinoCls, Some(file)) => {
                 let dict = StateDict::open(file)?;
-                Ok(Self::Dino(Box::new(load_vit(&dict, &vit_config(&dict)?, device)?)))
+                Ok(Self::Dino(Box::new(Vit::load(&dict, device)?)))
             }
             (Feature::VaeTokens, Some(_)) => Err(usage("--dino applies to --feature dino-cls only")),
             (Feature::VaeTokens, None) => Ok(Self::Tokens),
@@ -127,7 +127,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let stages = matches!(features, ScaleFeatures::Dino(_));
     let mut empty = Iscs::new(tokenizer.scales().len(), features.dim(transformer))?;
 
-    let [channels, height, width] = tokenizer.picture_shape();
+    let [channels, height, width] = tokenizer.image_shape();
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let chosen = evenly(loader.source().len(), args.count as usize);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::encoder::InceptionInput;
-use burn_var::pretrained::{StateDict, load_classifier, load_inception, load_vit, vit_config};
+use burn_var::models::inception::InceptionInput;
+use burn_var::weights::{Pretrained, StateDict};
 use burn_var_train::eval::{ClassifierExtractor, FeatureExtractor, InceptionExtractor, VitExtractor};
 use clap::ValueEnum;
 
@@ -52,16 +52,16 @@ impl NetworkArgs {
     /// Loads the network, if one is named.
     pub(super) fn load(&self, device: &Device) -> Result<Option<Box<dyn FeatureExtractor>>> {
         if let Some(file) = &self.inception {
-            let network = load_inception(&StateDict::open(file)?, device)?;
+            let network = Inception::load(&StateDict::open(file)?, device)?;
             return Ok(Some(Box::new(InceptionExtractor::new(network, self.protocol.into(), device)?)));
         }
         if let Some(file) = &self.classifier {
-            let classifier = load_classifier(&StateDict::open(file)?, device)?;
+            let classifier = Classifier::load(&StateDict::open(file)?, device)?;
             return Ok(Some(Box::new(ClassifierExtractor::new(classifier, device)?)));
         }
         if let Some(file) = &self.dino {
             let dict = StateDict::open(file)?;
-            let vit = load_vit(&dict, &vit_config(&dict)?, device)?;
+            let vit = Vit::load(&dict, device)?;
             return Ok(Some(Box::new(VitExtractor::new(vit, device)?)));
         }
         Ok(None)

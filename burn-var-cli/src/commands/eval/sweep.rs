@@ -142,7 +142,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         sweep.method.iter().map(|method| Ok((method, method.variants()?))).collect::<Result<_>>()?;
     let network = args.network.require(device)?;
     let pair = args.model.load(device)?;
-    let [channels, height, width] = pair.tokenizer.picture_shape();
+    let [channels, height, width] = pair.tokenizer.image_shape();
     let test = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let mut test = DataPictures::new(test, PictureShape::new(height, width, channels)?);
     let inputs = SweepInputs { args, network: &*network, pair: &pair, count: sweep.count, device };

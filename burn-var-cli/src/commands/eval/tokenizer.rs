@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::metrics::{Lpips, MeanPsnr, psnr, ssim};
-use burn_var::pretrained::StateDict;
+use burn_var::weights::StateDict;
 use burn_var::{MapSize, TokenPyramid, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
 use burn_var_train::eval::{FeatureTable, Options, Reference, score};
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         Some(file) => Some(Lpips::load(&StateDict::open(file)?, &Lpips::published_heads()?, device)?),
         None => None,
     };
-    let shape @ [channels, height, width] = tokenizer.picture_shape();
+    let shape @ [channels, height, width] = tokenizer.image_shape();
     let size = MapSize { height, width };
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);

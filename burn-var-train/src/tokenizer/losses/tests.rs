@@ -2,7 +2,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::TensorData;
 use burn_var::rng::Rng;
-use burn_var::tokenizer::VqVaeConfig;
+use burn_var::models::var::VqVaeConfig;
 
 use super::*;
 use crate::patch_gan::PatchGanConfig;
