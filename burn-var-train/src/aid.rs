@@ -14,15 +14,18 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use burn_var::models::aid::{Augment, DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss};
-use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance, Keep};
+use burn_var::editing::KnownTokens;
+use burn_var::generation::{Generated, ScaleDone, check_pair};
+use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance};
 use burn_var::ops;
-use burn_var::weights::{Pretrained, StateDict};
+use burn_var::weights::{LoadOptions, Pretrained, SaveOptions, StateDict};
+use burn_var::models::dino::Vit;
 use burn_var::rng::Rng;
 use burn_var::models::var::VqVae;
 use burn_var::generation::NextScale;
 use burn_var::models::common::{DetachCache, Lora, LoraConfig};
 use burn_var::models::var::Var;
-use burn_var::{Generated, Request, ScaleDone, TokenPyramid, Tokenizer, check_pair, generate};
+use burn_var::{BatchRequest, TokenPyramid, Tokenizer, generate};
 
 pub use config::{
     AidLossConfig, AidTrainConfig, CollapseConfig, DiscriminatorConfig, InjectorSize, Judges, LoraSize, Reconstruction,
@@ -71,8 +74,8 @@ impl Backbone {
         let encoder = StateDict::open(encoder)?;
         let encoder = Vit::load(&encoder, device)?.no_grad();
         let channels = encoder.config().image_channels;
-        if tokenizer.image_shape()[0] != channels {
-            let expected = format!("{}, as the tokenizer's pictures", tokenizer.image_shape()[0]);
+        if tokenizer.config().image_shape()[0] != channels {
+            let expected = format!("{}, as the tokenizer's pictures", tokenizer.config().image_shape()[0]);
             return Err(Error::config("channels of the encoder", channels, expected));
         }
         let encoder = match &config.discriminator.blocks {
@@ -200,7 +203,7 @@ impl AidTrainer {
         let sizes = backbone.transformer.config();
         let correction = match config.lora {
             Some(LoraSize { attention, feed_forward }) => {
-                let sizes = LoraConfig { attention, feed_forward, ..LoraConfig::released(sizes) };
+                let sizes = LoraConfig { attention, feed_forward, ..LoraConfig::released(&backbone.transformer) };
                 Correction::Lora(sizes.init(config.run.seed, &autodiff)?)
             }
             None => {
@@ -239,37 +242,48 @@ impl AidTrainer {
         &self,
         correction: Option<&Correction>,
         step: u64,
-        kept: Option<Keep>,
-        request: &Request,
-        observer: &mut dyn FnMut(ScaleDone<'_>),
+        kept: Option<KnownTokens>,
+        request: &BatchRequest,
+        observer: &mut dyn FnMut(&ScaleDone),
     ) -> Result<Generated> {
-        let Backbone { tokenizer, transformer, .. } = &self.backbone;
+        let Backbone { transformer, .. } = &self.backbone;
         let mut chain: Vec<Box<dyn Guidance>> = Vec::new();
         if let Some(Correction::Injector(injector)) = correction {
             let weight = AidWeight::Constant(self.config.guidance.weight_at(step));
-            chain.push(Box::new(Aid::new(injector.clone(), transformer, weight)?));
+            chain.push(Box::new(Aid::new(injector.clone(), transformer.word_embed(), weight)?));
         }
-        match kept {
-            Some(kept) => chain.push(Box::new(kept)),
-            None => chain.push(Box::new(Cfg::ramp(self.config.guidance.cfg))),
+        if kept.is_none() {
+            chain.push(Box::new(Cfg::ramp(self.config.guidance.cfg)));
         }
-        let adapted = match correction {
-            Some(Correction::Lora(lora)) => Some(lora.adapt(transformer)?),
-            _ => None,
-        };
-        let whole: &dyn NextScale = adapted.as_ref().map_or(transformer as &dyn NextScale, |adapted| adapted);
-        let truncated = DetachCache(whole);
-        let transformer: &dyn NextScale = if self.config.loss.truncate { &truncated } else { whole };
-        Ok(generate(tokenizer, transformer, &mut chain, request, &mut |done| {
-            observer(done);
-            ControlFlow::Continue(())
-        })?)
+        let request = BatchRequest { known: kept, ..request.clone() };
+        match correction {
+            Some(Correction::Lora(lora)) => self.roll(&lora.adapt(transformer)?, chain, request, observer),
+            _ => self.roll(transformer, chain, request, observer),
+        }
     }
 
-    fn request(&self, labels: &[usize], step: u64) -> Request {
+    fn roll<M: NextScale>(
+        &self,
+        transformer: &M,
+        chain: Vec<Box<dyn Guidance>>,
+        request: BatchRequest,
+        observer: &mut dyn FnMut(&ScaleDone),
+    ) -> Result<Generated> {
+        let tokenizer = &self.backbone.tokenizer;
+        let mut observe = |done: &ScaleDone| {
+            observer(done);
+            ControlFlow::Continue(())
+        };
+        Ok(match self.config.loss.truncate {
+            true => generate(tokenizer, &DetachCache(transformer), chain, request, &mut observe)?,
+            false => generate(tokenizer, transformer, chain, request, &mut observe)?,
+        })
+    }
+
+    fn request(&self, labels: &[usize], step: u64) -> BatchRequest {
         let first = step * self.config.run.batch_size as u64;
         let sampler = self.config.guidance.sampler;
-        Request { first, sampler, ..Request::new(labels, self.config.run.seed) }
+        BatchRequest { first, sampler, ..BatchRequest::classes(labels, self.config.run.seed) }
     }
 
     /// The rollout of a step; `take` gets of every scale that is judged its number, its canvas, softly decoded, and its
@@ -277,14 +291,14 @@ impl AidTrainer {
     fn rollout(
         &self,
         correction: &Correction,
-        request: &Request,
+        request: &BatchRequest,
         step: u64,
         take: &mut dyn FnMut(usize, Tensor<4>, Tensor<3>),
     ) -> Result<TokenPyramid> {
         let AidLossConfig { first_scale, temperature, decode, truncate, .. } = self.config.loss;
-        let mut canvas = SoftCanvas::new(&self.backbone.tokenizer, request.labels.len(), temperature);
+        let mut canvas = SoftCanvas::new(&self.backbone.tokenizer, request.conditions.len(), self.backbone.tokenizer.scales(), temperature);
         let made = self.generate(Some(correction), step, None, request, &mut |done| {
-            let soft = canvas.paint(done.k, done.logits.clone());
+            let soft = canvas.paint(self.backbone.tokenizer.scales().at(done.k), done.logits.clone());
             if truncate {
                 canvas.detach();
             }
@@ -300,7 +314,7 @@ impl AidTrainer {
     }
 
     /// The share of tokens that the correction has changed, from those of the same seeds without it.
-    fn changed(&self, corrected: &TokenPyramid, request: &Request) -> Result<f64> {
+    fn changed(&self, corrected: &TokenPyramid, request: &BatchRequest) -> Result<f64> {
         let plain = self.generate(None, 0, None, request, &mut |_| ())?;
         share(corrected.sequence().not_equal(plain.tokens.sequence()).float())
     }
@@ -354,7 +368,7 @@ impl AidTrainer {
         &self,
         rollout: Option<Rollout>,
         real: &TokenPyramid,
-        request: &Request,
+        request: &BatchRequest,
         rng: &mut Rng,
         step: u64,
     ) -> Result<(GradientsParams, Learnt)> {
@@ -419,7 +433,7 @@ impl AidTrainer {
             }
         }
         if lambda_rec > 0.0 && reconstruction == Reconstruction::TeacherForced {
-            let kept = Some(Keep::all(real.clone()));
+            let kept = Some(KnownTokens::all(real.clone()));
             self.generate(Some(correction), step, kept, request, &mut |done| {
                 if done.k >= first_scale {
                     let entropy = entropy(done.k, done.logits.clone());
@@ -552,7 +566,7 @@ impl Trainer for AidTrainer {
         let classes = self.tokens.spec().class_names.len().min(self.config.guidance.preview_classes);
         let labels: Vec<usize> = (0..classes).collect();
         let sampler = self.config.guidance.sampler;
-        let request = Request { sampler, ..Request::new(&labels, self.config.run.seed) };
+        let request = BatchRequest { sampler, ..BatchRequest::classes(&labels, self.config.run.seed) };
         let make = |correction: Option<&Correction>| -> Result<Vec<image::RgbImage>> {
             let made = self.generate(correction, step, None, &request, &mut |_| ())?;
             pictures(self.backbone.tokenizer.decode(made.canvas).inner(), Range::Signed)
@@ -571,7 +585,9 @@ impl Trainer for AidTrainer {
             Correction::Injector(injector) => {
                 let path = self.folder.join(INJECTOR);
                 let weight = AidWeight::Constant(self.config.guidance.weight_at(self.config.run.steps));
-                save_injector(injector, Some(&weight), &path, false)?;
+                let mut options = SaveOptions::default();
+                weight.insert(&mut options.metadata)?;
+                injector.save(&path, &options)?;
                 Ok(path)
             }
             Correction::Lora(lora) => {

@@ -6,7 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::models::classifier::{Classifier, ClassifierConfig};
-use burn_var::weights::Pretrained;
+use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -177,7 +177,8 @@ impl Trainer for ClassifierTrainer {
 
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join(FILE);
-        save_classifier(self.average(), &path, true)?;
+        let options = SaveOptions { precision: Some(FloatType::F16), ..SaveOptions::default() };
+        self.average().save(&path, &options)?;
         Ok(path)
     }
 

@@ -12,7 +12,7 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
 use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::metrics::NeighbourIndex;
-use burn_var::weights::Pretrained;
+use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
 pub use crops::CropsConfig;
@@ -245,7 +245,7 @@ struct Network {
 impl Network {
     /// Scores of crops of one size, `[crops, outputs]`.
     fn forward(&self, crops: Tensor<4>) -> Result<Tensor<2>> {
-        let crops = self.vit.normalise(crops)?;
+        let crops = self.vit.normalize(crops)?;
         Ok(self.head.forward(self.vit.forward(crops)?))
     }
 }
@@ -370,7 +370,8 @@ impl Trainer for DinoTrainer {
 
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join(FILE);
-        save_vit(self.teacher(), &path, true)?;
+        let options = SaveOptions { precision: Some(FloatType::F16), ..SaveOptions::default() };
+        self.teacher().save(&path, &options)?;
         Ok(path)
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
-use burn_var::weights::Pretrained;
+use burn_var::weights::{Pretrained, SaveOptions};
 use burn_var::rng::Rng;
 use burn_var::models::var::{VqVae, VqVaeConfig};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -293,7 +293,7 @@ impl Trainer for TokenizerTrainer {
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let model = self.average();
-        let tokens = model.tokenize(self.shown.clone())?;
+        let tokens = model.encode(self.shown.clone(), model.scales())?;
         // The originals, then each picture as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
         rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));

@@ -7,12 +7,12 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::ops;
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
+use burn_var::weights::{GenerationConfig, Pretrained, SaveOptions, StateDict};
 use burn_var::rng::Rng;
 use burn_var::sampling::Sampler;
 use burn_var::models::var::VqVae;
 use burn_var::models::var::{Var, VarConfig, VarInit, drop_labels};
-use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
+use burn_var::{BatchRequest, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -126,7 +126,7 @@ impl VarSize {
             norm_eps: 1e-6,
             shared_aln: self.shared_aln,
             attn_l2_norm: self.attn_l2_norm,
-            vocab_size: tokenizer.vocab_size(),
+            vocab_size: tokenizer.vocabulary().size,
             z_channels: tokenizer.z_channels(),
             num_classes,
             patch_nums: tokenizer.scales().clone(),
@@ -235,12 +235,12 @@ impl VarTrainer {
     }
 
     /// Forward and backward of one micro-batch; its share of the loss, and its numbers.
-    fn backward(&self, batch: &TokenBatch, rng: &mut Rng, measure: bool) -> Result<(GradientsParams, Metrics)> {
+    fn backward(&self, batch: &TokenBatch, rngs: &mut [Rng], measure: bool) -> Result<(GradientsParams, Metrics)> {
         let TokenBatch { tokens: rows, labels } = batch;
         let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
         let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
-        let labels = drop_labels(labels, self.config.class_dropout, rng);
-        let logits = self.learner.model.forward(&labels, input, Some(rng))?;
+        let labels = drop_labels(labels, self.config.class_dropout, rngs);
+        let logits = self.learner.model.teacher_forced(&labels, input, Some(rngs))?;
         let targets = tokens.sequence();
         let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing).mean();
         let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
@@ -271,12 +271,14 @@ impl Trainer for VarTrainer {
     fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
         let indices = self.order.batch(step as usize);
         let choice = VariantChoice::Random { seed: self.config.run.seed, epoch: self.order.epoch(step as usize) };
-        let mut rng = Rng::new(self.config.run.seed, "var dropout", step);
+        let stream = |image: usize| Rng::new(self.config.run.seed, "var dropout", step << 32 | image as u64);
+        let mut rngs: Vec<Rng> = (0..indices.len()).map(stream).collect();
+        let piece = self.config.run.batch_size / self.config.accumulate;
         let mut sum = GradientsAccumulator::new();
         let mut metrics = Metrics::new();
-        for part in indices.chunks(self.config.run.batch_size / self.config.accumulate) {
+        for (part, rngs) in indices.chunks(piece).zip(rngs.chunks_mut(piece)) {
             let batch = self.tokens.batch(part, choice)?;
-            let (grads, part) = self.backward(&batch, &mut rng, measure)?;
+            let (grads, part) = self.backward(&batch, rngs, measure)?;
             sum.accumulate(&self.learner.model, grads);
             // Every part has the same names in the same order.
             match metrics.is_empty() {
@@ -309,10 +311,10 @@ impl Trainer for VarTrainer {
         let preview = &self.config.preview;
         let classes = preview.classes.min(self.tokens.spec().class_names.len());
         let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
-        let mut request = Request::new(&labels, self.config.run.seed);
+        let mut request = BatchRequest::classes(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
-        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
-        let made = generate(&self.tokenizer, self.average(), &mut guidance, &request, &mut |_| {
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
+        let made = generate(&self.tokenizer, self.average(), guidance, request, &mut |_| {
             std::ops::ControlFlow::Continue(())
         })?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
@@ -328,7 +330,9 @@ impl Trainer for VarTrainer {
             cfg: Schedule::Ramp(self.config.preview.cfg),
             sampler: self.config.preview.sampler,
         };
-        save_var(self.average(), &usage, &path, false)?;
+        let mut options = SaveOptions::default();
+        usage.insert(&mut options.metadata)?;
+        self.average().save(&path, &options)?;
         Ok(path)
     }
 
@@ -378,7 +382,7 @@ pub(crate) fn cached_tokens(
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<TokenCache> {
-    let [channels, height, width] = tokenizer.image_shape();
+    let [channels, height, width] = tokenizer.config().image_shape();
     let shape = PictureShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
@@ -388,8 +392,8 @@ pub(crate) fn cached_tokens(
         .filter(|&mirrored| !mirrored || mirror)
         .map(|mirrored| View::Fixed { mirrored })
         .collect();
-    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
-    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales, vocab, fingerprint);
+    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocabulary().size);
+    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales.clone(), vocab, fingerprint);
     if path.exists() {
         return TokenCache::open_matching(path, &spec);
     }
@@ -400,7 +404,7 @@ pub(crate) fn cached_tokens(
     for part in indices.chunks(ENCODE_BATCH) {
         let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
         for &view in &variants {
-            let tokens = tokenizer.tokenize(loader.load(part, view, device)?.images)?.to_rows()?;
+            let tokens = tokenizer.encode(loader.load(part, view, device)?.images, &scales)?.to_rows()?;
             rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
         }
         for (index, rows) in part.iter().zip(&rows) {

@@ -94,7 +94,7 @@ impl Pass {
     /// Pictures, off the graph, through the tokenizer.
     pub(super) fn new(model: &VqVae, images: Tensor<4>) -> Result<Self> {
         let images = Tensor::from_inner(images);
-        let quantized = model.quantize.forward_train(model.encode(images.clone())?, &model.config().patch_nums);
+        let quantized = model.quantize.forward_train(model.latent(images.clone())?, &model.config().patch_nums);
         let features = model.post_quant_conv.forward(quantized.canvas.clone());
         let (trunk, reconstruction) = model.decoder.forward_with_trunk(features);
         Ok(Self { images, trunk, reconstruction, quantized })

@@ -32,7 +32,7 @@ fn default_ch() -> usize {
 
 impl ClassifierConfig {
     /// Shape of the pictures, `[channels, height, width]`.
-    pub fn picture_shape(&self) -> [usize; 3] {
+    pub fn image_shape(&self) -> [usize; 3] {
         [self.image_channels, self.image_size[0], self.image_size[1]]
     }
 
@@ -113,7 +113,7 @@ impl Classifier {
     /// Class scores before softmax, `[batch, classes]`, of pictures `[batch, channels, height, width]` in `[-1, 1]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::picture_shape`].
+    /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::image_shape`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         Ok(self.scores(self.features(images)?))
     }
@@ -129,7 +129,7 @@ impl Classifier {
     /// As for [`Classifier::forward`].
     pub fn features(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         let [batch, shape @ ..] = images.dims();
-        let expected @ [channels, height, width] = self.config.picture_shape();
+        let expected @ [channels, height, width] = self.config.image_shape();
         if shape != expected {
             let expected = format!("[batch, {channels}, {height}, {width}]");
             return Err(Error::shape("images", expected, images.dims()));
