@@ -11,7 +11,7 @@ use burn_var_tests::weightgen::WeightGen;
 
 use super::vqvae::number;
 
-/// The singular vectors of the spectral norms.
+/// Returns true for the singular vectors of the spectral norms.
 fn is_vector(key: &str) -> bool {
     key.ends_with("weight_u") || key.ends_with("weight_v")
 }
@@ -30,7 +30,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
 
     // In use.
     let recipe: WeightGen = case.get("/weightgen");
-    let heads = made(case, &config, &recipe, "uv_eval", device)?;
+    let heads = from_recipe(case, &config, &recipe, "uv_eval", device)?;
     checks.floats("eval.logits_real", "logits", judge(&heads, &real)?);
     let tracked: Vec<Tensor<3>> = fake.iter().map(|features| features.clone().require_grad()).collect();
     let logits = judge(&heads, &tracked)?;
@@ -50,7 +50,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     checks.gradients("/grads/r1", &Gradients::of(&heads, &r1.backward(), &heads_keys()));
 
     // In training: a step of the power iteration before each pass.
-    let first = made(case, &config, &recipe, "uv_init", device)?.iterated();
+    let first = from_recipe(case, &config, &recipe, "uv_init", device)?.iterated();
     vectors(&first, "uv_after_real", checks)?;
     let second = first.clone().iterated();
     vectors(&second, "uv_after_fake", checks)?;
@@ -81,8 +81,8 @@ fn config(case: &Case) -> HeadsConfig {
     }
 }
 
-/// Heads with made-up weights, and the case's singular vectors.
-pub(super) fn made(
+/// Builds heads with weights from the recipe and the case's singular vectors.
+pub(super) fn from_recipe(
     case: &Case,
     config: &HeadsConfig,
     recipe: &WeightGen,
