@@ -195,7 +195,7 @@ fn an_adaptive_weight_is_nothing_where_the_model_is_certain() {
     scale_head(at, "certain.safetensors", 1e4);
     let sample = |transformer: &str, settings: &[&str]| {
         let pair = ["sample", "--tokenizer", "tokenizer.safetensors", "--transformer", transformer];
-        ok(at, &[&pair, &["--cfg", "0", "--count", "6", "--npz", "sample.npz"], settings].concat());
+        ok(at, &[&pair[..], &["--cfg", "0", "--count", "6", "--npz", "sample.npz"], settings].concat());
         arrays(&at.join("sample.npz")).1
     };
     let certain = sample("certain.safetensors", &[]);
