@@ -8,14 +8,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use burn_var::models::aid::{DiscriminatorHeadsConfig, InjectorConfig};
-use burn_var::models::classifier::ClassifierConfig;
-use burn_var::models::dino::VitConfig;
+use burn_var::aid::{HeadsConfig, InjectorConfig};
+use burn_var::classifier::ClassifierConfig;
+use burn_var::encoder::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::init::{Init, initialize};
-use burn_var::weights::{Pretrained, StateDict, save};
+use burn_var::init::{Start, initialise};
+use burn_var::pretrained::{
+    StateDict, Usage, load_var, load_vqvae, save, save_classifier, save_heads, save_injector, save_lora, save_var,
+    save_vit, var_config, vqvae_config,
+};
 use burn_var::rng::Rng;
-use burn_var::models::common::LoraConfig;
+use burn_var::transformer::LoraConfig;
 use serde_json::Value;
 use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
 
@@ -87,26 +90,82 @@ fn pictures_do_not_depend_on_the_batch() {
 }
 
 #[test]
-fn settings_change_the_pictures() {
+fn each_setting_does_what_it_says() {
     let folder = folder();
     let at = folder.path();
-    let sample = |name: &str, settings: &[&str]| {
-        ok(at, &[&["sample", "--model", ".", "--count", "3", "--npz", name], settings].concat());
-        arrays(&at.join(name)).1
+    let sample = |settings: &str| {
+        let settings: Vec<&str> = settings.split_whitespace().collect();
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--npz", "sample.npz"], &settings[..]].concat());
+        arrays(&at.join("sample.npz")).1
     };
-    let plain = sample("plain.npz", &[]);
-    for settings in [
-        &["--cfg", "6"][..],
-        &["--cfg-schedule", "0,4,9"],
-        &["--top-k", "1"],
-        &["--top-p", "0.2"],
-        &["--temperature", "3"],
-        &["--smooth"],
-        &["--ssg", "4"],
-        &["--vpg", "4", "--vpg-share", "0.5"],
-    ] {
-        assert_ne!(sample("other.npz", settings), plain, "{settings:?} must matter");
+    let write = |text: &str| fs::write(at.join("settings.toml"), text).expect("written");
+    let plain = sample("");
+    assert_eq!(sample(""), plain, "a function of model, seed and settings");
+
+    // Classifier-free guidance: a ramp from 0 at the first of the three scales to its strength at the last.
+    let guided = sample("--cfg 6");
+    assert_ne!(guided, plain, "--cfg matters");
+    assert_eq!(sample("--cfg-schedule 0,3,6"), guided, "the ramp");
+    assert_eq!(sample("--cfg-schedule 0,0,0"), sample("--cfg 0"), "no guidance");
+    assert_ne!(sample("--cfg-schedule 0,4,9"), guided, "--cfg-schedule matters");
+
+    // One code alone may be drawn: the same images for every seed.
+    let greedy = sample("--top-k 1");
+    assert_ne!(greedy, plain, "--top-k matters");
+    for settings in ["--top-k 1 --seed 9", "--top-p 1e-9 --seed 9", "--temperature 1e-6 --seed 9"] {
+        assert_eq!(sample(settings), greedy, "{settings} leaves the most likely code");
     }
+    // The model has 24 codes.
+    let all = sample("--top-k 0 --top-p 0");
+    assert_eq!(sample("--top-k 24 --top-p 1"), all, "as many as there are, with all of the probability");
+    assert_eq!(sample("--top-k 24 --top-p 0 --temperature 1"), all, "a temperature of 1");
+    assert_ne!(sample("--top-k 2 --top-p 0"), all, "--top-k 2 matters");
+    assert_ne!(sample("--top-k 0 --top-p 0.3"), all, "--top-p 0.3 matters");
+    assert_ne!(sample("--top-k 0 --top-p 0 --temperature 3"), all, "--temperature matters");
+    // All codes are equally likely at an infinite temperature, whatever the class and the guidance.
+    let hot = sample("--top-k 0 --top-p 0 --temperature 1e30 --class newt");
+    assert_ne!(hot, sample("--top-k 0 --top-p 0 --class newt"), "a class matters otherwise");
+    for settings in ["--class 0", "--class 1 --cfg 9"] {
+        assert_eq!(sample(&format!("--top-k 0 --top-p 0 --temperature 1e30 {settings}")), hot, "{settings}");
+    }
+
+    // A mixture of codes, which is a code where one alone is left; the images come nearer to it as few are left.
+    let smooth = sample("--smooth");
+    assert_ne!(smooth, plain, "--smooth matters");
+    assert_eq!(sample("--smooth --top-k 1"), greedy, "a mixture of one code");
+    assert_ne!(sample("--smooth --seed 1"), smooth, "the noise of the mixture has a seed");
+    assert_eq!(sample("--smooth --batch 1"), smooth, "and is the same in every batch");
+
+    // Strengths scale by scale: 4 (1 - k / 3) of Scaled Spatial Guidance, 4 everywhere of visual prefix guidance.
+    assert_eq!(sample("--ssg 0"), plain, "no Scaled Spatial Guidance");
+    let ssg = sample("--ssg 4");
+    assert_ne!(ssg, plain, "--ssg matters");
+    write(&format!(
+        "[ssg]\nschedule = {{ per-scale = [4.0, {:?}, {:?}] }}",
+        4.0 * (2.0 / 3.0),
+        4.0 * (1.0 - 2.0 / 3.0)
+    ));
+    assert_eq!(sample("--settings settings.toml"), ssg, "the decay");
+    assert_eq!(sample("--ssg 4 --ssg-order post-cfg"), ssg, "after classifier-free guidance");
+    assert_ne!(sample("--ssg 4 --ssg-order cond-only"), ssg, "before it");
+    assert_eq!(
+        sample("--cfg 0 --ssg 4 --ssg-order cond-only"),
+        sample("--cfg 0 --ssg 4"),
+        "the order matters only beside classifier-free guidance"
+    );
+    assert_eq!(sample("--vpg 0"), plain, "no visual prefix guidance");
+    let vpg = sample("--vpg 4 --vpg-share 0.5");
+    assert_ne!(vpg, plain, "--vpg matters");
+    write("[vpg]\nschedule = { per-scale = [0.0, 4.0, 4.0] }\nshare = 0.5");
+    assert_eq!(sample("--settings settings.toml"), vpg, "the same strength at every scale, the first has no prefix");
+    assert_eq!(sample("--vpg 4 --vpg-share 0.1"), sample("--vpg 4"), "a tenth of the prefix is the default");
+    assert_ne!(sample("--vpg 4"), vpg, "--vpg-share matters");
+}
+
+#[test]
+fn impossible_settings_are_named() {
+    let folder = folder();
+    let at = folder.path();
     for (settings, expected) in [
         (["--top-p", "1.5"], "top_p"),
         (["--cfg-schedule", "1,2"], "3, one a scale"),
@@ -122,6 +181,45 @@ fn settings_change_the_pictures() {
         let message = fails(at, 2, &[&["sample", "--model", "."], &settings[..]].concat());
         assert!(message.contains(expected), "{message}");
     }
+}
+
+/// The adaptive weight of an injector is its largest weight times the uncertainty of the scale before, so nothing where
+/// the model is certain. The formula itself has a test of its own, in the crate of tests.
+#[test]
+fn an_adaptive_weight_is_nothing_where_the_model_is_certain() {
+    let folder = folder();
+    let at = folder.path();
+    let injector = InjectorConfig::paper(64).init(1, &Device::flex()).expect("valid");
+    save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join("aid.safetensors"), false).expect("written");
+    // Logits that are so far apart that one code has all of the probability.
+    scale_head(at, "certain.safetensors", 1e4);
+    let sample = |transformer: &str, settings: &[&str]| {
+        let pair = ["sample", "--tokenizer", "tokenizer.safetensors", "--transformer", transformer];
+        ok(at, &[&pair[..], &["--cfg", "0", "--count", "6", "--npz", "sample.npz"], settings].concat());
+        arrays(&at.join("sample.npz")).1
+    };
+    let certain = sample("certain.safetensors", &[]);
+    assert_ne!(sample("certain.safetensors", &["--aid", "aid.safetensors"]), certain, "the fixed weight matters");
+    for measure in ["entropy", "margin", "entropy-map", "margin-map"] {
+        let adaptive = sample("certain.safetensors", &["--aid", "aid.safetensors", "--aid-adaptive", measure]);
+        assert_eq!(adaptive, certain, "a certain model needs no correction by {measure}");
+    }
+}
+
+/// Writes the transformer with its head multiplied by a factor.
+fn scale_head(folder: &Path, name: &str, factor: f32) {
+    let dict = StateDict::open(folder.join("transformer.safetensors")).expect("a checkpoint");
+    let config = var_config(&dict, None).expect("sizes");
+    let usage = Usage::of(&dict).expect("readable").expect("inside");
+    let shapes: Vec<_> =
+        dict.keys().map(|key| (key.to_owned(), dict.shape(key).unwrap_or_default().to_vec())).collect();
+    let scaled = StateDict::generated("scaled", shapes, move |key, _| {
+        let factor = if key.starts_with("head.") { factor } else { 1.0 };
+        let values = dict.tensor(key).expect(key).try_into_vec_as::<f32>().expect("numbers");
+        values.into_iter().map(|value| value * factor).collect()
+    });
+    let model = load_var(&scaled.expect("tensors"), &config, &Device::flex()).expect("fits");
+    save_var(&model, &usage, folder.join(name), false).expect("written");
 }
 
 #[test]
@@ -284,9 +382,9 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     let folder = folder();
     let at = folder.path();
     let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
-    let transformer = Var::config_of(&dict, None).expect("its configuration");
+    let transformer = var_config(&dict, None).expect("its configuration");
     let lora = LoraConfig::released(&transformer).init(1, &Device::flex()).expect("valid");
-    save_lora(&initialize(lora, 2, |_| Init::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
+    save_lora(&initialise(lora, 2, |_| Start::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
     let sample = |settings: &[&str]| {
         ok(at, &[&["sample", "--count", "3", "--npz", "made.npz"], settings].concat());
         arrays(&at.join("made.npz")).1
@@ -416,13 +514,13 @@ fn converts_there_and_back() {
     let message = ok(at, &["convert", "bare.safetensors", "again.safetensors", "--patch-nums", "1,2,4"]);
     assert!(message.contains("again.safetensors"), "{message}");
     assert_same_weights(&at.join("tokenizer.safetensors"), &at.join("again.safetensors"), "converted");
-    let heads = DiscriminatorHeadsConfig::aid(4).init(1, &Device::flex()).expect("valid");
-    heads.save(at.join("heads.safetensors"), &SaveOptions::default()).expect("written");
+    let heads = HeadsConfig::aid(4).init(1, &Device::flex()).expect("valid");
+    save_heads(&heads, at.join("heads.safetensors"), false).expect("written");
     assert_eq!(json(at, &["convert", "heads.safetensors", "heads-2.safetensors"])["part"], "heads");
     assert_same_weights(&at.join("heads.safetensors"), &at.join("heads-2.safetensors"), "converted heads");
     let again = StateDict::open(at.join("again.safetensors")).expect("a checkpoint");
-    let config = VqVae::config_of(&again, None).expect("inside");
-    assert_eq!(config, VqVae::config_of(&dict, None).expect("inside"), "the configuration");
+    let config = vqvae_config(&again, None).expect("inside");
+    assert_eq!(config, vqvae_config(&dict, None).expect("inside"), "the configuration");
     load_vqvae(&again, &config, &Device::flex()).expect("loads");
 
     fs::write(at.join("names.txt"), "a\nb\nc\n").expect("written");
@@ -550,7 +648,7 @@ fn measures_generated_pictures() {
     let interval = &resumed["scores"]["frechet_interval"];
     assert!(interval["low"].as_f64() < interval["high"].as_f64(), "{interval}");
     let page = fs::read_to_string(at.join("page.html")).expect("a page");
-    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("lowest confidence"));
+    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("most doubtful"));
 
     generated(&["--out", "b", "--seed", "1"]);
     let same = json(at, &["eval", "compare", "a", "b"]);
@@ -580,7 +678,7 @@ fn sweeps_over_settings_and_seeds() {
     let names: Vec<&str> = measured.iter().filter_map(|found| found["varied"].as_str()).collect();
     assert_eq!(names, ["temperature 1.0", "temperature 3.0", ""], "{report}");
     let plot = fs::read_to_string(at.join("frontier.svg")).expect("a plot");
-    assert!(plot.contains("SSG") && plot.contains("recognized class"), "both methods by name");
+    assert!(plot.contains("SSG") && plot.contains("recognised as asked"), "both methods by name");
 
     // The same figures as of the command for one setting, and a second time without drawing anything.
     let one =

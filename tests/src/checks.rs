@@ -1,4 +1,4 @@
-//! Comparing with a case, and collecting everything that differs.
+//! Comparison with a case, which collects every difference.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::golden::{Array, Case, Tolerance, is_default_folder};
 use crate::gradients::Gradients;
 use crate::weightgen::unit;
 
-/// A gradient in single precision that should be 0, beside the largest one of the same pass.
+/// The largest share of the largest gradient that a gradient of 0 may have in single precision.
 const ROUNDING: f64 = 1e-6;
 
 /// The comparisons of one case on one device.
@@ -20,12 +20,12 @@ pub struct Checks<'a> {
 }
 
 impl<'a> Checks<'a> {
-    /// Nothing compared yet.
+    /// Starts without any comparison.
     pub fn new(case: &'a Case) -> Self {
         Self { case, failures: Vec::new(), compared: BTreeSet::new() }
     }
 
-    /// Notes a failure of its own kind.
+    /// Notes a failure.
     pub fn fail(&mut self, message: impl Into<String>) {
         self.failures.push(message.into());
     }
@@ -37,7 +37,7 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Compares with the float array `name`, whose tolerance is its own or its group's.
+    /// Compares with the float array `name`; see [`Case::tolerance`] for `group`.
     pub fn floats<const D: usize>(&mut self, name: &str, group: &str, found: Tensor<D>) {
         let shape = found.dims().to_vec();
         match found.try_into_data().map(|data| data.try_into_vec_as::<f64>()) {
@@ -67,7 +67,7 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Leaves an array that the case expects to another reader.
+    /// Marks an expected array as compared elsewhere.
     pub fn skip(&mut self, name: impl Into<String>) {
         self.compared.insert(name.into());
     }
@@ -85,9 +85,9 @@ impl<'a> Checks<'a> {
         });
     }
 
-    /// Compares with entries of `l2` (Euclidean norm) and `dot` (with a vector of the name's own), which catches
-    /// transposed and permuted values. `null`, and a norm of 0, expect that none arrives or that it is 0. What is 0 but
-    /// for rounding, as behind a norm, may be any number that is nothing beside the largest gradient.
+    /// Compares gradients with entries of `l2` (Euclidean norm) and `dot` (product with a vector derived from the name),
+    /// which catches transposed and permuted values. An entry of `null` or of norm 0 expects no gradient, or one of zeros.
+    /// A gradient that is 0 except for rounding, such as one behind a norm, may be as large as 1e-6 of the largest.
     pub fn gradients(&mut self, pointer: &str, found: &Gradients) {
         let entries: serde_json::Map<String, Value> = self.case.get(pointer);
         let norm = |entry: &Value| entry.get("l2").and_then(Value::as_f64);
@@ -111,8 +111,8 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Compares shape, `l2` and `dot` of one array. The dot product is small against the norm by chance, so its error
-    /// is measured against the norm.
+    /// Compares shape, `l2` and `dot` of one array. The dot product may be small by chance, so its error is measured
+    /// against the norm.
     pub fn fingerprint(&mut self, name: &str, vector: &str, found: &Array, expected: &Value, tolerance: Tolerance) {
         let shape: Option<Vec<usize>> =
             expected.get("shape").and_then(|shape| serde_json::from_value(shape.clone()).ok());
@@ -137,10 +137,10 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// All failures, among them, for the repository's own cases, every expected array that nothing compared.
+    /// Ends the comparison. For the cases in the repository, an expected array that was not compared is a failure too.
     ///
     /// # Errors
-    /// The failures, in one text.
+    /// Returns all failures in one text.
     pub fn finish(mut self) -> Result<(), String> {
         let unseen: Vec<_> =
             self.case.arrays_of_role("expected").into_iter().filter(|name| !self.compared.contains(name)).collect();
@@ -151,7 +151,10 @@ impl<'a> Checks<'a> {
     }
 }
 
-/// Compares two arrays element by element; the text names the worst element.
+/// Compares two arrays element by element.
+///
+/// # Errors
+/// Names the number of elements that differ, and the worst.
 fn compare(expected: &Array, found: &Array, tolerance: Tolerance) -> Result<(), String> {
     if expected.shape != found.shape {
         return Err(format!("expected shape {:?}, found {:?}", expected.shape, found.shape));
@@ -184,7 +187,7 @@ fn compare(expected: &Array, found: &Array, tolerance: Tolerance) -> Result<(), 
     ))
 }
 
-/// The indices of element `i`.
+/// Returns the indices of element `i`.
 fn position(mut i: usize, shape: &[usize]) -> Vec<usize> {
     let mut indices: Vec<usize> = shape
         .iter()

@@ -9,11 +9,11 @@ use burn_var::weights::{KeyMap, export};
 
 use crate::golden::Array;
 
-/// The gradient of every float parameter; none where none arrived.
+/// The gradient of every float parameter that one reached.
 pub struct Gradients(BTreeMap<String, Option<Array>>);
 
 impl Gradients {
-    /// Reads the gradients that a backward pass left for `module`.
+    /// Reads the gradients of `module` from the graph of a backward pass.
     pub fn of<M: Module>(module: &M, graph: &Graph, keys: &KeyMap) -> Self {
         let mut swap = Swap { graph, keys, path: Vec::new(), without: Vec::new() };
         let swapped = module.clone().map(&mut swap);
@@ -30,23 +30,24 @@ impl Gradients {
         Self(dict.keys().map(|key| (key.to_owned(), (!without.iter().any(|w| w == key)).then(|| read(key)))).collect())
     }
 
-    /// The gradient called `key`: nothing if there is no such parameter, `Some(None)` if nothing arrived.
+    /// Returns the gradient of the parameter `key`: `None` if there is no such parameter, `Some(None)` if no gradient
+    /// reached it.
     pub fn get(&self, key: &str) -> Option<Option<&Array>> {
         self.0.get(key).map(Option::as_ref)
     }
 
-    /// Names of parameters that no gradient reached.
+    /// Returns the names of the parameters that no gradient reached.
     pub fn without(&self) -> Vec<&str> {
         self.0.iter().filter(|(_, gradient)| gradient.is_none()).map(|(key, _)| key.as_str()).collect()
     }
 
-    /// The Euclidean norm of all gradients together.
+    /// Returns the Euclidean norm of all gradients together.
     pub fn norm(&self) -> f64 {
         self.0.values().flatten().flat_map(|gradient| &gradient.values).map(|x| x * x).sum::<f64>().sqrt()
     }
 }
 
-/// Puts a module's gradients in the place of its parameters.
+/// Replaces a module's parameters by their gradients.
 struct Swap<'a> {
     graph: &'a Graph,
     keys: &'a KeyMap,

@@ -1,6 +1,7 @@
-//! What the parity tests share: the golden cases, the recipe for their weights, and comparing with tolerances.
+//! Shared parts of the parity tests: the golden cases, the recipe for their weights, and comparison with tolerances.
 
 pub mod checks;
+pub mod coverage;
 pub mod golden;
 pub mod gradients;
 pub mod weightgen;

@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn_var::weights::{KeyMap, StateDict, export};
 use serde::Deserialize;
 
-/// The numbers t of the tensor called `key`.
+/// Returns the numbers t of the tensor called `key`, without end.
 pub fn unit(key: &str) -> impl Iterator<Item = f64> {
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
     let seed = key.bytes().fold(0xCBF2_9CE4_8422_2325, hash);
@@ -22,30 +22,30 @@ pub fn unit(key: &str) -> impl Iterator<Item = f64> {
     })
 }
 
-/// `offset + scale * t`, instead of what the recipe says.
+/// An exception from the recipe: `offset + scale * t`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Override {
-    /// Factor of t.
+    /// The factor of t.
     #[serde(default = "one")]
     pub scale: f64,
-    /// What is added.
+    /// The number that is added.
     #[serde(default)]
     pub offset: f64,
 }
 
-/// How the weights of a module are made, as a case writes it under `weightgen`.
+/// The recipe for the weights of a module, as cases write it under `weightgen`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct WeightGen {
-    /// Factor of tensors with two axes or more.
+    /// The factor of tensors with two axes or more.
     #[serde(default = "one")]
     pub gain: f64,
-    /// What stands before every key of the module.
+    /// The text before every key of the module.
     #[serde(default)]
     pub prefix: String,
     /// Exceptions by full key.
     #[serde(default)]
     pub overrides: BTreeMap<String, Override>,
-    /// Ends of keys that are not filled.
+    /// Suffixes of the keys that are left out.
     #[serde(default)]
     pub skip_suffixes: Vec<String>,
 }
@@ -61,31 +61,31 @@ impl Default for WeightGen {
 }
 
 impl WeightGen {
-    /// The values of the module's tensor `key`.
+    /// Returns the values of the tensor `key`.
     pub fn tensor(&self, key: &str, shape: &[usize]) -> Vec<f32> {
         let key = format!("{}{key}", self.prefix);
         let count = shape.iter().product();
-        let made = |value: &dyn Fn(f64) -> f64| unit(&key).take(count).map(|t| value(t) as f32).collect();
+        let fill = |value: &dyn Fn(f64) -> f64| unit(&key).take(count).map(|t| value(t) as f32).collect();
         if let Some(Override { scale, offset }) = self.overrides.get(&key) {
-            made(&|t| offset + scale * t)
+            fill(&|t| offset + scale * t)
         } else if key.ends_with("running_var") {
-            made(&|t| 1.0 + 0.5 * t.abs())
+            fill(&|t| 1.0 + 0.5 * t.abs())
         } else if key.ends_with("running_mean") {
-            made(&|t| 0.1 * t)
+            fill(&|t| 0.1 * t)
         } else if let [_, rest @ ..] = shape
             && !rest.is_empty()
         {
             let factor = self.gain * (3.0 / rest.iter().product::<usize>() as f64).sqrt();
-            made(&|t| factor * t)
+            fill(&|t| factor * t)
         } else if key.ends_with("weight") {
-            made(&|t| 1.0 + 0.1 * t)
+            fill(&|t| 1.0 + 0.1 * t)
         } else {
-            made(&|t| 0.1 * t)
+            fill(&|t| 0.1 * t)
         }
     }
 
-    /// Made-up weights for tensors of these names and shapes, one made when it is read. Names that the recipe skips
-    /// are left out.
+    /// Returns weights for tensors of these names and shapes, each computed when it is read. Names that the recipe
+    /// skips are left out.
     pub fn state_dict(&self, tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> StateDict {
         let filled = |key: &str| !self.skip_suffixes.iter().any(|suffix| key.ends_with(suffix));
         let tensors: Vec<_> = tensors.into_iter().filter(|(key, _)| filled(key)).collect();
@@ -94,7 +94,7 @@ impl WeightGen {
             .expect("a module has parameters")
     }
 
-    /// Made-up weights for every parameter of a module.
+    /// Returns weights for every parameter of a module.
     pub fn for_module<M: Module>(&self, module: &M, keys: &KeyMap) -> StateDict {
         let names = export(module, keys).expect("a module has parameters, each of its own name");
         self.state_dict(names.keys().map(|key| (key.to_owned(), names.shape(key).unwrap_or_default().to_vec())))

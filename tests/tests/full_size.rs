@@ -1,33 +1,32 @@
-//! The published sizes in full: names and shapes as the original's state dicts have them, written here from their
-//! specification, not taken from our modules. The weights are made up.
+//! The published sizes in full: names and shapes of the original's state dicts, written here from their specification and
+//! not taken from our modules. The weights come from the recipe.
 
 use std::sync::Mutex;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_var::weights::{Pretrained, StateDict, export};
-use burn_var::models::var::VqVaeConfig;
-use burn_var::generation::NextScale;
-use burn_var::models::var::{VarConfig, VarPreset};
+use burn_var::pretrained::{StateDict, export, load_var, load_vqvae, var_config, var_keys, vqvae_config};
+use burn_var::tokenizer::VqVaeConfig;
+use burn_var::transformer::{NextScale, VarConfig, VarPreset};
 use burn_var::{MapSize, Scales, Tokenizer};
 use burn_var_tests::weightgen::WeightGen;
 
 type Entries = Vec<(String, Vec<usize>)>;
 
-/// One test at a time: each measures the memory of the process.
+/// Runs one test at a time: each measures the memory of the process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn add(entries: &mut Entries, key: &str, shape: &[usize]) {
     entries.push((key.to_owned(), shape.to_vec()));
 }
 
-/// A weight and a bias as long as the weight's first axis.
+/// Adds a weight, and a bias as long as the weight's first axis.
 fn layer(entries: &mut Entries, key: &str, shape: &[usize]) {
     add(entries, &format!("{key}.weight"), shape);
     add(entries, &format!("{key}.bias"), &shape[..1]);
 }
 
-/// `models/var.py`: parameters and buffers of the transformer.
+/// Lists the parameters and buffers of the transformer (`models/var.py`).
 fn var_entries(config: &VarConfig) -> Entries {
     let (width, heads, tokens) = (config.embed_dim, config.num_heads, config.patch_nums.tokens());
     let mut entries = Vec::new();
@@ -71,7 +70,7 @@ fn parameters(entries: &Entries) -> usize {
     entries.iter().filter(|(key, _)| !is_buffer(key)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
-/// `models/vqvae.py`: parameters and buffers of the public tokenizer.
+/// Lists the parameters and buffers of the public tokenizer (`models/vqvae.py`).
 fn vqvae_entries() -> Entries {
     const CHANNELS: [usize; 5] = [160, 160, 320, 320, 640];
     fn res_block(e: &mut Entries, key: &str, input: usize, output: usize) {
@@ -133,7 +132,7 @@ fn vqvae_entries() -> Entries {
     entries
 }
 
-/// A file of these tensors, each made up when it is read.
+/// Creates a file of these tensors, each computed when it is read.
 fn file(entries: Entries, scales: &Scales) -> StateDict {
     let (recipe, levels) = (WeightGen::default(), scales.levels());
     StateDict::generated("full size", entries, move |key, shape| match key {
@@ -143,7 +142,7 @@ fn file(entries: Entries, scales: &Scales) -> StateDict {
     .expect("there are tensors")
 }
 
-/// Bytes of memory at the peak since the last call with `reset`; nothing where the system does not tell.
+/// Returns the peak memory in bytes since the last call with `reset`, or nothing where the system does not report it.
 fn peak_memory(reset: bool) -> Option<usize> {
     if reset {
         std::fs::write("/proc/self/clear_refs", "5").ok()?;
@@ -153,7 +152,7 @@ fn peak_memory(reset: bool) -> Option<usize> {
     Some(line.trim().trim_end_matches(" kB").parse::<usize>().ok()? * 1024)
 }
 
-/// Fails if loading took more memory than the weights once, and a few of the largest tensors on the way.
+/// Fails if loading took more memory than the weights once plus a few of the largest tensors.
 fn assert_once_in_memory(before: Option<usize>, entries: &Entries) {
     let Some((before, after)) = before.zip(peak_memory(false)) else { return };
     let largest = entries.iter().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
@@ -169,16 +168,16 @@ fn d16_loads_strictly_and_runs() {
     let entries = var_entries(&config);
     assert_eq!(format!("{:.1}", parameters(&entries) as f64 / 1e6), "310.3", "million parameters");
     let dict = file(entries.clone(), &config.patch_nums);
-    assert_eq!(Var::config_of(&dict, None).expect("sizes"), config, "sizes from the shapes");
+    assert_eq!(var_config(&dict, None).expect("sizes"), config, "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = Var::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
+    let model = load_var(&dict, &config, &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
 
     let mut session = model.begin(&[Some(7)]).expect("a class");
     let hidden = model.embed(&session, 0, Tensor::zeros([1, 32, 1, 1], &device));
     let logits = model.step(&mut session, hidden).into_data().try_into_vec_as::<f32>().expect("logits");
-    assert_eq!(logits.len(), 4096, "one logit a code");
+    assert_eq!(logits.len(), 4096, "one logit per code");
     assert!(logits.iter().all(|logit| logit.is_finite()), "finite logits");
 }
 
@@ -189,26 +188,26 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     assert_eq!(entries.len(), 324, "entries of the public file");
     let elements: usize = entries.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     assert_eq!(format!("{:.1}", elements as f64 / 1e6), "109.0", "million numbers, the counts of codes among them");
-    let scales = Scales::square(&Scales::VAR_256).expect("a published ladder");
+    let scales = Scales::square(&Scales::VAR_256).expect("a published scale schedule");
     let dict = file(entries.clone(), &scales);
-    let config = VqVae::config_of(&dict, None).expect("sizes");
+    let config = vqvae_config(&dict, None).expect("sizes");
     assert_eq!(config, VqVaeConfig::public(scales), "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = VqVae::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
+    let model = load_vqvae(&dict, &config, &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
     assert_eq!(model.num_params(), 108_948_355, "parameters");
 
-    // One token: the smallest picture that passes through every layer.
-    let one = Scales::new(vec![MapSize::square(1)]).expect("a ladder");
+    // One token: the smallest image that passes through every layer.
+    let one = Scales::new(vec![MapSize::square(1)]).expect("a scale schedule");
     let tokens = model.tokenize_with(Tensor::ones([1, 3, 16, 16], &device), &one).expect("tokens");
     assert_eq!(tokens.sequence().dims(), [1, 1], "one token");
-    let picture = model.decode(Tensor::ones([1, 32, 1, 1], &device));
-    assert_eq!(picture.dims(), [1, 3, 16, 16], "its picture");
+    let image = model.decode(Tensor::ones([1, 32, 1, 1], &device));
+    assert_eq!(image.dims(), [1, 3, 16, 16], "the image of one token");
 
-    let finer = Scales::square(&Scales::VAR_512).expect("a published ladder");
-    let finer = VqVae::config_of(&dict, Some(&finer)).expect("sizes");
-    assert_eq!(finer.image_shape(), [3, 512, 512], "one file serves 512 pixels too");
+    let finer = Scales::square(&Scales::VAR_512).expect("a published scale schedule");
+    let finer = vqvae_config(&dict, Some(&finer)).expect("sizes");
+    assert_eq!(finer.picture_shape(), [3, 512, 512], "one file serves 512 pixels too");
 }
 
 #[test]
@@ -219,7 +218,7 @@ fn every_preset_has_the_originals_names_and_parameters() {
         let entries = var_entries(&config);
         let found = format!("{:.1}", parameters(&entries) as f64 / 1e6);
         assert_eq!(found, expected, "million parameters of {}", preset.name());
-        // Nothing is allocated: parameters stay uninitialised until they are read.
+        // Nothing is allocated: parameters stay uninitialized until they are read.
         let model = config.init_zeros(&Device::flex()).expect("a valid size");
         let ours = export(&model, &var_keys()).expect("parameters");
         let mut wanted: Entries = entries.into_iter().filter(|(key, _)| !is_buffer(key)).collect();

@@ -1,5 +1,5 @@
-//! The gradient from pictures to the injector, through decoder, codebook, logits and the frozen transformer with its
-//! cache, against finite differences of the whole.
+//! The gradient from images to the injector, through decoder, codebook, logits and the frozen transformer with its cache,
+//! against finite differences.
 
 use std::ops::ControlFlow;
 
@@ -20,7 +20,7 @@ struct Models {
 }
 
 impl Models {
-    /// Weights of one size everywhere, so that what the injector adds is seen in the pictures.
+    /// Builds models with weights of one size everywhere, so that the injector's map shows in the images.
     fn new(device: &Device) -> Self {
         let tokenizer: VqVaeConfig = serde_json::from_value(json!({
             "image_channels": 1, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 6, "vocab_size": 11,
@@ -33,7 +33,7 @@ impl Models {
         }))
         .expect("sizes");
         let transformer = transformer.init_zeros(device).expect("valid");
-        let rows: Vec<Vec<u32>> = (0..2).map(|picture| (0..14).map(|i| (i * 7 + picture * 3) % 11).collect()).collect();
+        let rows: Vec<Vec<u32>> = (0..2).map(|image| (0..14).map(|i| (i * 7 + image * 3) % 11).collect()).collect();
         Self {
             tokenizer: tokenizer.init(3, device).expect("valid").no_grad(),
             transformer: initialize(transformer, 4, |_| Init::Normal(0.25)).no_grad(),
@@ -41,15 +41,15 @@ impl Models {
         }
     }
 
-    /// A number that depends on every pixel of the pictures as of all scales; the tokens themselves stay.
+    /// Computes a number from every pixel of the images after each scale; the tokens are given.
     fn loss(&self, injector: &Injector) -> Tensor<1> {
         let aid = Aid::new(injector.clone(), &self.transformer, AidWeight::Constant(0.5)).expect("fits");
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(aid), Box::new(Keep::all(self.tokens.clone()))];
         let mut canvas = SoftCanvas::new(&self.tokenizer, 2, 1.0);
         let mut loss: Option<Tensor<1>> = None;
         generate(&self.tokenizer, &self.transformer, &mut guidance, &Request::new(&[0, 1], 0), &mut |done| {
-            let pictures = self.tokenizer.decode(canvas.paint(done.k, done.logits.clone()));
-            let term = (pictures + 0.3).square().sum();
+            let images = self.tokenizer.decode(canvas.paint(done.k, done.logits.clone()));
+            let term = (images + 0.3).square().sum();
             loss = Some(match loss.take() {
                 Some(loss) => loss + term,
                 None => term,

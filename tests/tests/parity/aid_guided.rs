@@ -13,7 +13,7 @@ use burn_var_tests::golden::Case;
 
 use super::{aid_injector, var, vqvae};
 
-/// Keeps the maps that an injector makes.
+/// Keeps the maps that an injector computes.
 struct Watched {
     aid: Aid,
     maps: Rc<RefCell<Vec<Tensor<3>>>>,
@@ -32,11 +32,11 @@ impl Guidance for Watched {
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let tokenizer = vqvae::config(case, &["/config/vae", "/config"]);
-    let tokenizer = vqvae::made(&tokenizer, &case.get("/weightgen/vae"), device)?;
-    let transformer = var::made(case, device)?;
+    let tokenizer = vqvae::from_recipe(&tokenizer, &case.get("/weightgen/vae"), device)?;
+    let transformer = var::from_recipe(case, device)?;
     let config = aid_injector::config(case, "/config/injector");
-    let injector = aid_injector::made(&config, &case.get("/weightgen/planner"), device)?;
-    let labels = var::labels(case, "labels");
+    let injector = aid_injector::from_recipe(&config, &case.get("/weightgen/planner"), device)?;
+    let labels = case.labels("labels", transformer.config().num_classes);
     let strength: f64 = case.get("/cfg");
 
     let plain = var::greedy(&tokenizer, &transformer, &labels, strength)?;
@@ -53,7 +53,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(watched), Box::new(Cfg::ramp(strength))];
         let request = Request { labels: labels.clone(), seed: 0, first: 0, sampler: Sampler::greedy() };
         let mut logits = Vec::new();
-        let made = generate(&tokenizer, &transformer, &mut guidance, &request, &mut |done| {
+        let generated = generate(&tokenizer, &transformer, &mut guidance, &request, &mut |done| {
             logits.push(done.logits.clone());
             ControlFlow::Continue(())
         })?;
@@ -62,22 +62,22 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
             checks.require(same, || "weight 0 is not bit-identical to no injector".to_owned());
             continue;
         }
-        let changed = made.tokens.sequence().not_equal(plain.result.tokens.sequence()).int().sum();
+        let changed = generated.tokens.sequence().not_equal(plain.result.tokens.sequence()).int().sum();
         let expected: i64 = case.get(&format!("/tokens_changed_vs_unguided/w{weight}"));
         let found = changed.into_scalar::<i64>();
         checks.require(found == expected, || format!("weight {weight}: {found} tokens changed, expected {expected}"));
         for (k, logits) in logits.into_iter().enumerate() {
             checks.floats(&format!("w{weight}.logits_{k}"), "logits", logits);
-            checks.ids(&format!("w{weight}.ids_{k}"), "ids", made.tokens.map(k));
+            checks.ids(&format!("w{weight}.ids_{k}"), "ids", generated.tokens.map(k));
         }
         for (map, k) in maps.borrow().iter().zip(1..) {
             checks.floats(&format!("w{weight}.guidance_{k}"), "guidance", map.clone());
         }
         let image = format!("w{weight}.image");
         let first = case.array(&image).shape[0];
-        let picture = tokenizer.decode(made.canvas.clone().narrow(0, 0, first));
-        checks.floats(&image, "image", (picture + 1.0) / 2.0);
-        checks.floats(&format!("w{weight}.f_hat"), "f_hat", made.canvas);
+        let decoded = tokenizer.decode(generated.canvas.clone().narrow(0, 0, first));
+        checks.floats(&image, "image", (decoded + 1.0) / 2.0);
+        checks.floats(&format!("w{weight}.f_hat"), "f_hat", generated.canvas);
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::vqvae;
 
-/// One pair of scales, as cases spell it.
+/// A pair of scales, with the names of the cases.
 #[derive(Deserialize)]
 struct Pair {
     #[serde(rename = "L_prev")]
@@ -21,7 +21,7 @@ struct Pair {
     target_patch_num: usize,
 }
 
-/// The configuration at a pointer, of the released form unless the case says otherwise.
+/// Reads the configuration at a pointer. The released form is the default.
 pub(super) fn config(case: &Case, pointer: &str) -> InjectorConfig {
     let mode: Option<String> = case.find(&format!("{pointer}/resize_mode"));
     let resize = match mode.as_deref() {
@@ -32,8 +32,8 @@ pub(super) fn config(case: &Case, pointer: &str) -> InjectorConfig {
     InjectorConfig { resize, ..sizes }
 }
 
-/// The injector with made-up weights, through the loader of real checkpoints.
-pub(super) fn made(config: &InjectorConfig, recipe: &WeightGen, device: &Device) -> Result<Injector> {
+/// Builds the injector with weights from the recipe, through the loader of real checkpoints.
+pub(super) fn from_recipe(config: &InjectorConfig, recipe: &WeightGen, device: &Device) -> Result<Injector> {
     let weights = recipe.for_module(&config.init_zeros(device)?, &injector_keys());
     Injector::load_with(&weights, config, LoadOptions::default(), device)
 }
@@ -41,7 +41,7 @@ pub(super) fn made(config: &InjectorConfig, recipe: &WeightGen, device: &Device)
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let device = &device.clone().autodiff();
     let config = config(case, "/config");
-    let injector = made(&config, &case.get("/weightgen"), device)?;
+    let injector = from_recipe(&config, &case.get("/weightgen"), device)?;
     let parameters: usize = case.get("/param_count");
     checks.require(burn::module::Module::num_params(&injector) == parameters, || "number of parameters".to_owned());
     for Pair { tokens, target_patch_num } in case.get::<Vec<Pair>>("/pairs") {
@@ -90,9 +90,11 @@ fn norm(case: &Case, device: &Device, checks: &mut Checks<'_>) {
     }
 }
 
-/// A row of equal numbers has no deviation but the rounding of its mean, which the norm then divides by a standard
-/// deviation of `sqrt(2e-5)`, as it does the gradient: one unit in the last place of a number moves a gradient by as
-/// much over 2e-5, times twice the square of the largest weight (2). The original's own rows are off by that.
+/// Compares the gradient of the norm's input.
+///
+/// In a row of equal numbers, the difference from the mean is rounding alone. The norm divides it by a standard deviation
+/// of `sqrt(2e-5)`, and the gradient once more. So one unit in the last place of a number moves a gradient by that unit
+/// over 2e-5, times twice the square of the largest weight (2). The original's own rows differ by as much.
 fn norm_input_gradient(case: &Case, grad: Tensor<2>, checks: &mut Checks<'_>) {
     checks.skip("sln.dx");
     let (x, expected) = (case.array("sln.x"), case.array("sln.dx"));

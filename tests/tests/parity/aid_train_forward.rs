@@ -1,4 +1,4 @@
-//! What AID-VAR's trainer computes before any discriminator: rollouts, soft decode, and the injector's gradients
+//! Forward and backward passes of AID-VAR's trainer without any discriminator: rollouts, soft decode, and the injector's gradients
 //! through the frozen transformer with its cache, and through the decoder.
 
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use burn_var_tests::gradients::Gradients;
 
 use super::{aid_injector, var, vqvae};
 
-/// Adds maps that are known beforehand, as the released trainer does.
+/// Adds maps that were computed beforehand, as the released trainer does.
 struct Fixed {
     maps: Vec<Tensor<3>>,
     weight: f64,
@@ -46,7 +46,7 @@ struct Models {
     weight: f64,
 }
 
-/// The guided rollout, and what is made of its logits.
+/// The guided rollout, and the canvases softly decoded from its logits.
 struct Rollout {
     maps: Vec<Tensor<3>>,
     logits: Vec<Tensor<3>>,
@@ -61,14 +61,14 @@ impl Models {
         seen: &mut dyn FnMut(usize, &Tensor<3>),
     ) -> Result<TokenPyramid> {
         let request = Request { labels: self.labels.clone(), seed: 0, first: 0, sampler: Sampler::greedy() };
-        let made = generate(&self.tokenizer, &self.transformer, guidance, &request, &mut |done| {
+        let generated = generate(&self.tokenizer, &self.transformer, guidance, &request, &mut |done| {
             seen(done.k, done.logits);
             ControlFlow::Continue(())
         })?;
-        Ok(made.tokens)
+        Ok(generated.tokens)
     }
 
-    /// The injector's maps of given tokens, from the second scale on.
+    /// Returns the injector's maps of given tokens, one per scale from the second on.
     fn maps(&self, tokens: &TokenPyramid) -> Result<Vec<Tensor<3>>> {
         let aid = Aid::new(self.injector.clone(), &self.transformer, AidWeight::default())?;
         let scales = self.tokenizer.scales();
@@ -98,10 +98,10 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let tokenizer = vqvae::config(case, &["/config/vae", "/config"]);
     let config = aid_injector::config(case, "/config/injector");
     let models = Models {
-        tokenizer: vqvae::made(&tokenizer, &case.get("/weightgen/vae"), device)?.no_grad(),
-        transformer: var::made(case, device)?.no_grad(),
-        injector: aid_injector::made(&config, &case.get("/weightgen/planner"), device)?,
-        labels: var::labels(case, "labels"),
+        tokenizer: vqvae::from_recipe(&tokenizer, &case.get("/weightgen/vae"), device)?.no_grad(),
+        transformer: var::from_recipe(case, device)?.no_grad(),
+        injector: aid_injector::from_recipe(&config, &case.get("/weightgen/planner"), device)?,
+        labels: case.labels("labels", var::config(case, "/config").num_classes),
         weight: case.get("/guidance_weight"),
     };
     let scales = models.tokenizer.scales().clone();
@@ -121,7 +121,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     }
     let canvases = models.tokenizer.canvases(&unguided);
     checks.floats("hard_img_1", "images", first(canvases[1].clone()));
-    // The released code fills the scales that have not come yet with the code 0.
+    // The released code fills the scales that are still to come with the code 0.
     let padded = (2..scales.len()).fold(canvases[1].clone(), |canvas, k| {
         let zeros = Tensor::<2, Int>::zeros([models.labels.len(), scales.size(k).area()], device);
         models.tokenizer.paint(canvas, k, models.tokenizer.lookup(zeros))

@@ -45,7 +45,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     Ok(())
 }
 
-/// Every tensor of a file, by name, shape and fingerprint.
+/// Compares every tensor of a file, by name, shape and fingerprint.
 fn entries(case: &Case, dict: &StateDict, pointer: &str, checks: &mut Checks<'_>) {
     let tolerance = case.tolerance("entries", "entries");
     let expected: Map<String, Value> = case.get(pointer);
@@ -65,13 +65,13 @@ fn entries(case: &Case, dict: &StateDict, pointer: &str, checks: &mut Checks<'_>
     }
 }
 
-/// The injector's cache of positions for one length (`pos_9`). A file holds those of the lengths used before it was
-/// saved; cases also list one that was used after.
+/// Returns true for the injector's cache of positions for one length (`pos_9`). A file holds those of the lengths used
+/// before it was saved; cases also list one that was used after.
 fn is_cache(key: &str) -> bool {
     key.strip_prefix("pos_").is_some_and(|length| length.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// A tokenizer whose sizes come from the file, and are those of the case.
+/// Loads a tokenizer whose sizes come from the file, and compares them with the case.
 fn tokenizer_of(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<VqVae> {
     let config = format!("{about}/config");
     let expected = vqvae::config(case, &[&format!("{config}/vae"), &config]);
@@ -106,7 +106,8 @@ fn bare_transformer(
     let device = tokenizer.codebook().device();
     let transformer = load_var(dict, &sizes(case, dict, about, checks)?, &device)?;
     let strength = guidance_strength(case);
-    let generated = var::greedy(tokenizer, &transformer, &var::labels(case, "var.labels"), strength)?;
+    let generated =
+        var::greedy(tokenizer, &transformer, &case.labels("var.labels", transformer.config().num_classes), strength)?;
     checks.ids("var.ids", "ids", generated.result.tokens.sequence());
     if let Some(last) = generated.logits.into_iter().last() {
         checks.floats("var.logits_last", "floats", last);
@@ -114,7 +115,7 @@ fn bare_transformer(
     Ok(())
 }
 
-/// The transformer's sizes come from the file, the ladder too, and are those of the case.
+/// Reads the transformer's sizes from the file, the scale schedule too, and compares them with the case.
 fn sizes(
     case: &Case,
     dict: &StateDict,
@@ -128,7 +129,7 @@ fn sizes(
     Ok(found)
 }
 
-/// The case tells the strength in words: `greedy, cfg 1.5`.
+/// Reads the strength of classifier-free guidance, which the case gives in words: `greedy, cfg 1.5`.
 fn guidance_strength(case: &Case) -> f64 {
     let words: String = case.get("/arrays/var.ids/what");
     let after = words.split("cfg ").nth(1).and_then(|rest| rest.split([' ', ',']).next()?.parse().ok());
@@ -139,7 +140,8 @@ fn trainer(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: 
     let tokenizer = tokenizer_of(case, dict, about, device, checks)?;
     let transformer = load_var(dict, &sizes(case, dict, about, checks)?, device)?;
     let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("trainer.gt_ids", device))?;
-    let logits = transformer.forward(&var::labels(case, "trainer.labels"), tokenizer.teacher_input(&tokens), None)?;
+    let labels = case.labels("trainer.labels", transformer.config().num_classes);
+    let logits = transformer.forward(&labels, tokenizer.teacher_input(&tokens), None)?;
     checks.floats("trainer.tf_logits", "floats", logits);
     Ok(())
 }

@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_var::models::aid::{DiscriminatorHeadsConfig, Projector, VitProjector, generator_loss};
-use burn_var::models::dino::{Vit, VitConfig};
-use burn_var::weights::Pretrained;
-use burn_var::math::Resize;
+use burn_var::aid::{HeadsConfig, Projector, VitProjector, generator_loss};
+use burn_var::encoder::{Vit, VitConfig};
+use burn_var::pretrained::{load_vit, vit_keys};
+use burn_var::resize::Resize;
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -13,7 +13,7 @@ use burn_var_tests::weightgen::WeightGen;
 
 use super::{disc, vqvae};
 
-/// The transformer's configuration, whose fields the case spells its own way.
+/// Reads the transformer's configuration, whose fields have other names in the case.
 fn config(case: &Case) -> VitConfig {
     VitConfig {
         image_size: case.get("/config/img"),
@@ -30,7 +30,7 @@ fn config(case: &Case) -> VitConfig {
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let vit = made(case, device)?;
+    let vit = from_recipe(case, device)?;
     let step = case.find("/subsample").unwrap_or(1);
     let image: Tensor<4> = case.tensor("image", device);
     let side = vit.config().image_size;
@@ -51,20 +51,20 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     discriminator(case, &hooks, step, &device.clone().autodiff(), checks)
 }
 
-/// The transformer with made-up weights, through the loader of real checkpoints.
-fn made(case: &Case, device: &Device) -> Result<Vit> {
+/// Builds the transformer with weights from the recipe, through the loader of real checkpoints.
+fn from_recipe(case: &Case, device: &Device) -> Result<Vit> {
     let config = config(case);
     let recipe: WeightGen = case.get("/weightgen/vit");
     let weights = recipe.for_module(&config.init_zeros(device)?, &vit_keys());
-    Vit::load_with(&weights, &config, LoadOptions::default(), device)
+    load_vit(&weights, &config, device)
 }
 
-/// The discriminator whole: features, heads, and the gradient of what it asks of a picture.
+/// Compares the whole discriminator: features, heads, and the gradient of the generator's loss in the image.
 fn discriminator(case: &Case, blocks: &[usize], step: usize, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let vit = made(case, device)?.no_grad();
-    let config = DiscriminatorHeadsConfig { heads: blocks.len() + 1, ..DiscriminatorHeadsConfig::aid(vit.config().embed_dim) };
+    let vit = from_recipe(case, device)?.no_grad();
+    let config = HeadsConfig { heads: blocks.len() + 1, ..HeadsConfig::aid(vit.config().embed_dim) };
     let projector = VitProjector::new(vit, blocks.to_vec())?;
-    let heads = disc::made(case, &config, &case.get("/weightgen/heads"), "state", device)?;
+    let heads = disc::from_recipe(case, &config, &case.get("/weightgen/heads"), "state", device)?;
     let image = case.tensor::<4>("image", device).require_grad();
     let logits = heads.forward(&projector.features(image.clone())?, None)?;
     checks.floats("logits", "logits", logits.clone());
@@ -72,17 +72,17 @@ fn discriminator(case: &Case, blocks: &[usize], step: usize, device: &Device, ch
     let logits = case.tolerance("logits", "logits");
     checks.scalar("loss_g", case.get("/scalars/loss_g"), vqvae::number(&loss), logits);
     match image.grad(&loss.backward()) {
-        // The case's picture left a clamp, and its gradient is that of what went in.
+        // The case clamps the image first, and its gradient is that of the unclamped image.
         Some(grad) => {
             let inside = case.tensor::<4>("image", &grad.device()).abs().lower_elem(1.0).float();
             checks.array("dimage", "dimage", every(step, grad * inside)?);
         }
-        None => checks.fail("dimage: no gradient reaches the picture"),
+        None => checks.fail("dimage: no gradient reaches the image"),
     }
     Ok(())
 }
 
-/// Every `step`-th value.
+/// Returns every `step`-th value.
 fn every<const D: usize>(step: usize, tensor: Tensor<D>) -> Result<Array> {
     let values = tensor.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read features"))?;
     let values: Vec<f64> = values.into_iter().step_by(step).collect();

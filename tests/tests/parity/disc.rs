@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use burn_var::Result;
-use burn_var::models::aid::{HeadVariant, DiscriminatorHeads, DiscriminatorHeadsConfig, HingeReduction, generator_loss};
-use burn_var::weights::{LoadOptions, Pretrained, StateDict, export, load};
+use burn_var::aid::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
+use burn_var::pretrained::{LoadOptions, StateDict, export, heads_keys, load};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use burn_var_tests::gradients::Gradients;
@@ -11,7 +11,7 @@ use burn_var_tests::weightgen::WeightGen;
 
 use super::vqvae::number;
 
-/// The singular vectors of the spectral norms.
+/// Returns true for the singular vectors of the spectral norms.
 fn is_vector(key: &str) -> bool {
     key.ends_with("weight_u") || key.ends_with("weight_v")
 }
@@ -24,13 +24,13 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     };
     let condition = case.has("c").then(|| case.tensor::<2>("c", device));
     let (real, fake) = (side("real"), side("fake"));
-    let judge = |heads: &DiscriminatorHeads, features: &[Tensor<3>]| heads.forward(features, condition.as_ref());
+    let judge = |heads: &Heads, features: &[Tensor<3>]| heads.forward(features, condition.as_ref());
     let scalars = case.tolerance("scalars", "scalars");
     let expected = |name: &str| case.get::<f64>(&format!("/scalars/{name}"));
 
     // In use.
     let recipe: WeightGen = case.get("/weightgen");
-    let heads = made(case, &config, &recipe, "uv_eval", device)?;
+    let heads = from_recipe(case, &config, &recipe, "uv_eval", device)?;
     checks.floats("eval.logits_real", "logits", judge(&heads, &real)?);
     let tracked: Vec<Tensor<3>> = fake.iter().map(|features| features.clone().require_grad()).collect();
     let logits = judge(&heads, &tracked)?;
@@ -50,7 +50,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     checks.gradients("/grads/r1", &Gradients::of(&heads, &r1.backward(), &heads_keys()));
 
     // In training: a step of the power iteration before each pass.
-    let first = made(case, &config, &recipe, "uv_init", device)?.iterated();
+    let first = from_recipe(case, &config, &recipe, "uv_init", device)?.iterated();
     vectors(&first, "uv_after_real", checks)?;
     let second = first.clone().iterated();
     vectors(&second, "uv_after_fake", checks)?;
@@ -69,9 +69,9 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     Ok(())
 }
 
-fn config(case: &Case) -> DiscriminatorHeadsConfig {
+fn config(case: &Case) -> HeadsConfig {
     let variant: String = case.get("/config/variant");
-    DiscriminatorHeadsConfig {
+    HeadsConfig {
         heads: case.get("/config/n_heads"),
         channels: case.get("/config/channels"),
         variant: if variant == "stable" { HeadVariant::Aid } else { HeadVariant::StyleGanT },
@@ -81,14 +81,14 @@ fn config(case: &Case) -> DiscriminatorHeadsConfig {
     }
 }
 
-/// DiscriminatorHeads with made-up weights, and the case's singular vectors.
-pub(super) fn made(
+/// Builds heads with weights from the recipe and the case's singular vectors.
+pub(super) fn from_recipe(
     case: &Case,
-    config: &DiscriminatorHeadsConfig,
+    config: &HeadsConfig,
     recipe: &WeightGen,
     vectors: &str,
     device: &Device,
-) -> Result<DiscriminatorHeads> {
+) -> Result<Heads> {
     let module = config.init_zeros(device)?;
     let recipe = recipe.clone();
     let names = export(&module, &heads_keys())?;
@@ -109,7 +109,7 @@ pub(super) fn made(
     Ok(load(module, &dict, &heads_keys(), LoadOptions::default())?.0)
 }
 
-fn vectors(heads: &DiscriminatorHeads, name: &str, checks: &mut Checks<'_>) -> Result<()> {
+fn vectors(heads: &Heads, name: &str, checks: &mut Checks<'_>) -> Result<()> {
     let dict = export(heads, &heads_keys())?;
     for key in dict.keys().filter(|key| is_vector(key)) {
         let data = dict.tensor(key)?;

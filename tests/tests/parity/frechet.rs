@@ -21,7 +21,7 @@ struct Limits {
     rtol: f64,
 }
 
-/// The distance is taken on the host: no device has a part in it.
+/// Compares distances. They are computed on the host, so the device does not matter.
 pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<()> {
     for (name, Pair { exact, tolerances }) in case.get::<BTreeMap<String, Pair>>("/expected") {
         let tolerance = Tolerance { absolute: tolerances.atol, relative: tolerances.rtol };
@@ -34,7 +34,7 @@ pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<(
     Ok(())
 }
 
-/// From feature rows, in two parts, where the case has them; otherwise as the case gives it.
+/// Fits a Gaussian to feature rows, given in two parts, where the case has rows; otherwise reads it from the case.
 fn gaussian(case: &Case, pair: &str, side: &str, checks: &mut Checks<'_>) -> Result<Gaussian> {
     let (rows, mean, covariance) =
         (format!("{pair}.{side}"), format!("{pair}.mu_{side}"), format!("{pair}.sigma_{side}"));

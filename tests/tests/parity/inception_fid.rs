@@ -1,4 +1,4 @@
-//! FID's Inception network and its two ways of preparing pictures, against pytorch-fid and the graph of the
+//! FID's Inception network and its two ways of preparing images, against pytorch-fid and the graph of the
 //! guided-diffusion evaluator.
 
 use burn::tensor::{Device, Tensor};

@@ -15,7 +15,7 @@ struct Expected {
     std: f64,
 }
 
-/// Taken on the host: no device has a part in it.
+/// Compares scores. They are computed on the host, so the device does not matter.
 pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let tolerance = case.tolerance("float64", "float64");
     let logits = case.array("logits");
@@ -28,7 +28,7 @@ pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<(
             (Some(size), _) => Splits::Size(size),
             (None, Some(count)) => Splits::Count(count),
             (None, None) => {
-                checks.fail(format!("`{name}` is no way of splitting that is known here"));
+                checks.fail(format!("`{name}` is an unknown way of splitting"));
                 continue;
             }
         };

@@ -6,7 +6,7 @@ use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
 
-/// An operation as its name tells: `bicubic_3x2_to_7x5`, `linear1d_4_to_9`.
+/// An operation, parsed from its name: `bicubic_3x2_to_7x5`, `linear1d_4_to_9`.
 struct Operation {
     resize: Resize,
     size: Vec<usize>,
@@ -44,7 +44,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     Ok(())
 }
 
-/// Result, and where the case has it, the gradient of the result's sum of squares.
+/// Compares the result and, where the case has it, the gradient of the result's sum of squares.
 fn compare<const D: usize>(
     case: &Case,
     name: &str,

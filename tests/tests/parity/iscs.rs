@@ -6,7 +6,7 @@ use burn_var::metrics::{FeatureStats, Gaussian, InceptionScore, Iscs, Side, Spli
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 
-/// Taken on the host: no device has a part in it.
+/// Compares scores. They are computed on the host, so the device does not matter.
 pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let (scales, dim): (usize, usize) = (case.get("/config/scales"), case.get("/config/feat_dim"));
     let side = |name: &str| (0..scales).map(|k| rows(case, &format!("{name}_{k}"))).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! LPIPS, against the authors' package with made-up weights in VGG16 and their own heads.
+//! LPIPS, against the authors' package with recipe weights in VGG16 and the authors' own heads.
 
 use std::collections::BTreeMap;
 

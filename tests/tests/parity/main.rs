@@ -1,7 +1,8 @@
 //! Parity with the original implementations, on every golden case and every backend of this build.
 //!
 //! `cargo test --release --workspace parity` runs these. `BURN_VAR_GOLDEN=<folder>` runs the cases of another folder,
-//! whatever their sizes and flags; a kind without a reader is named as not covered, and does not fail.
+//! whatever their sizes and flags. There, a kind without a reader is reported as not covered and a reader without a case as
+//! such; the tests fail if no case at all can be compared. The cases in the repository must cover every reader.
 
 mod aid_guided;
 mod aid_injector;
@@ -22,43 +23,70 @@ mod ssg;
 mod var;
 mod vqvae;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 
 use burn::tensor::Device;
 use burn_var_tests::checks::Checks;
+use burn_var_tests::coverage::Coverage;
 use burn_var_tests::golden::{self, Case};
 
-/// Compares a case with what this project computes on a device.
+/// Compares a case with what this crate computes on a device.
 type Reader = fn(&Case, &Device, &mut Checks<'_>) -> burn_var::Result<()>;
 
-/// Kinds of cases by name.
-const READERS: [(&str, Reader); 18] = [
-    ("interp", interp::read),
-    ("sampling", sampling::read),
-    ("phi_select", phi_select::read),
-    ("vqvae", vqvae::read),
-    ("var", var::read),
-    ("checkpoints", checkpoints::read),
-    ("frechet", frechet::read),
-    ("lpips", lpips::read),
-    ("dino", dino::read),
-    ("inception_fid", inception_fid::read),
-    ("inception_score", inception_score::read),
-    ("precision_recall", precision_recall::read),
-    ("disc", disc::read),
-    ("iscs", iscs::read),
-    ("ssg", ssg::read),
-    ("aid_injector", aid_injector::read),
-    ("aid_guided", aid_guided::read),
-    ("aid_train_forward", aid_train_forward::read),
-];
+/// Passes the kinds of cases to another macro, each as the name of its tests and the module of its reader, which is the
+/// kind's name. A new kind is a new line here.
+macro_rules! every_kind {
+    ($macro:ident $($argument:ident)?) => {
+        $macro! {
+            $($argument)?;
+            parity_interp interp,
+            parity_sampling sampling,
+            parity_phi_select phi_select,
+            parity_vqvae vqvae,
+            parity_var var,
+            parity_checkpoints checkpoints,
+            parity_frechet frechet,
+            parity_lpips lpips,
+            parity_dino dino,
+            parity_inception_fid inception_fid,
+            parity_inception_score inception_score,
+            parity_precision_recall precision_recall,
+            parity_disc disc,
+            parity_iscs iscs,
+            parity_ssg ssg,
+            parity_aid_injector aid_injector,
+            parity_aid_guided aid_guided,
+            parity_aid_train_forward aid_train_forward,
+        }
+    };
+}
 
-/// Runs all cases of a kind on a device, and fails with all that differs.
+macro_rules! readers {
+    (; $($test:ident $kind:ident,)*) => {
+        /// The reader of each kind of case.
+        const READERS: &[(&str, Reader)] = &[$((stringify!($kind), $kind::read)),*];
+    };
+}
+
+every_kind!(readers);
+
+/// Returns the kinds that have a reader.
+fn kinds() -> Vec<&'static str> {
+    READERS.iter().map(|(kind, _)| *kind).collect()
+}
+
+/// Runs all cases of a kind on a device, and fails with every difference.
 fn run(kind: &str, device: &Device) {
     let (_, reader) = READERS.iter().find(|(name, _)| *name == kind).expect("a kind with a reader");
+    let cases = golden::cases();
+    let coverage = Coverage::new(&cases, &kinds());
+    let cases: Vec<&Case> = cases.iter().filter(|case| case.kind() == kind).collect();
+    if cases.is_empty() {
+        coverage.check(golden::is_default_folder()).unwrap_or_else(|problem| panic!("{problem}\n{coverage}"));
+        report(&format!("no case of kind `{kind}` in `{}`: nothing was compared", golden::folder().display()));
+    }
     let mut failures = Vec::new();
-    for case in golden::cases().iter().filter(|case| case.kind() == kind) {
+    for case in cases {
         let mut checks = Checks::new(case);
         if let Err(error) = reader(case, device, &mut checks) {
             checks.fail(format!("error: {error}"));
@@ -70,121 +98,58 @@ fn run(kind: &str, device: &Device) {
     assert!(failures.is_empty(), "{} cases of kind `{kind}` fail\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Far too slow for use, and deprecated for it; but its arithmetic is nobody else's, which makes it a good second opinion.
+/// Writes to the terminal past the test harness, which hides the output of tests that pass.
+fn report(text: &str) {
+    let _ = std::io::stderr().write_all(format!("\n{text}\n").as_bytes());
+}
+
+/// Creates one test per kind, so that a failure names the kind and the kinds run in parallel.
+macro_rules! on_device {
+    ($device:ident; $($test:ident $kind:ident,)*) => {
+        mod $device {
+            $(
+                #[test]
+                fn $test() {
+                    super::run(stringify!($kind), &super::$device());
+                }
+            )*
+        }
+    };
+}
+
+#[cfg(feature = "flex")]
+fn flex() -> Device {
+    Device::flex()
+}
+
+/// Far too slow for use, and deprecated for it; but its arithmetic is independent of Flex's, which makes it a good
+/// second opinion.
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "only parity is tested on it")]
 fn ndarray() -> Device {
     Device::ndarray()
 }
 
-/// One test a kind, so that a failure names it and they run side by side.
-macro_rules! on_device {
-    ($module:ident, $device:expr) => {
-        mod $module {
-            #[test]
-            fn parity_interp() {
-                super::run("interp", &$device);
-            }
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Device {
+    Device::wgpu(Default::default())
+}
 
-            #[test]
-            fn parity_sampling() {
-                super::run("sampling", &$device);
-            }
-
-            #[test]
-            fn parity_phi_select() {
-                super::run("phi_select", &$device);
-            }
-
-            #[test]
-            fn parity_vqvae() {
-                super::run("vqvae", &$device);
-            }
-
-            #[test]
-            fn parity_var() {
-                super::run("var", &$device);
-            }
-
-            #[test]
-            fn parity_checkpoints() {
-                super::run("checkpoints", &$device);
-            }
-
-            #[test]
-            fn parity_frechet() {
-                super::run("frechet", &$device);
-            }
-
-            #[test]
-            fn parity_dino() {
-                super::run("dino", &$device);
-            }
-
-            #[test]
-            fn parity_lpips() {
-                super::run("lpips", &$device);
-            }
-
-            #[test]
-            fn parity_inception_fid() {
-                super::run("inception_fid", &$device);
-            }
-
-            #[test]
-            fn parity_inception_score() {
-                super::run("inception_score", &$device);
-            }
-
-            #[test]
-            fn parity_precision_recall() {
-                super::run("precision_recall", &$device);
-            }
-
-            #[test]
-            fn parity_disc() {
-                super::run("disc", &$device);
-            }
-
-            #[test]
-            fn parity_iscs() {
-                super::run("iscs", &$device);
-            }
-
-            #[test]
-            fn parity_ssg() {
-                super::run("ssg", &$device);
-            }
-
-            #[test]
-            fn parity_aid_injector() {
-                super::run("aid_injector", &$device);
-            }
-
-            #[test]
-            fn parity_aid_guided() {
-                super::run("aid_guided", &$device);
-            }
-
-            #[test]
-            fn parity_aid_train_forward() {
-                super::run("aid_train_forward", &$device);
-            }
-        }
-    };
+#[cfg(feature = "cuda")]
+fn cuda() -> Device {
+    Device::cuda(0)
 }
 
 #[cfg(feature = "flex")]
-on_device!(flex, burn::tensor::Device::flex());
+every_kind!(on_device flex);
 #[cfg(feature = "ndarray")]
-on_device!(ndarray, super::ndarray());
+every_kind!(on_device ndarray);
 #[cfg(feature = "wgpu")]
-on_device!(wgpu, burn::tensor::Device::wgpu(Default::default()));
-
+every_kind!(on_device wgpu);
 #[cfg(feature = "cuda")]
-on_device!(cuda, burn::tensor::Device::cuda(0));
+every_kind!(on_device cuda);
 
-/// Flex without its kernels, in a process of its own, for which they are off from the start.
+/// Runs the tests on Flex again with its kernels off, in a process of its own: they are switched off when it starts.
 #[cfg(feature = "flex")]
 #[test]
 fn parity_flex_without_kernels() {
@@ -196,19 +161,27 @@ fn parity_flex_without_kernels() {
     assert!(said.contains(&format!("{} passed", READERS.len())), "a test for every kind, not\n{said}");
 }
 
-/// The folder can be read, and says what it holds. Kinds without a reader are named on the terminal even though the
-/// test passes, which is why this writes past the harness.
+/// Reports every kind in the folder and every reader without a case. Fails if nothing can be compared, and in the
+/// repository's folder if a reader has no case or a kind has no reader.
 #[test]
 fn parity_coverage() {
-    let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for case in golden::cases() {
-        kinds.entry(case.kind().to_owned()).or_default().push(case.name().to_owned());
+    let coverage = Coverage::new(&golden::cases(), &kinds());
+    report(&format!("golden cases in `{}`:\n{coverage}", golden::folder().display()));
+    coverage.check(golden::is_default_folder()).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+/// A folder with cases of unknown kinds only must fail, also where one kind alone is asked for.
+#[cfg(feature = "flex")]
+#[test]
+fn parity_fails_where_nothing_is_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("other")).expect("a folder");
+    std::fs::write(folder.path().join("other/case.json"), r#"{ "kind": "other" }"#).expect("written");
+    for filter in ["parity_coverage", "flex::parity_var"] {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("the program that runs"));
+        let output = command.args([filter, "--exact"]).env(golden::FOLDER_VARIABLE, folder.path()).output();
+        let output = output.expect("the same program runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && said.contains("nothing was compared"), "{filter}: {said}");
     }
-    let mut text = format!("\ngolden cases in `{}`:\n", golden::folder().display());
-    for (kind, cases) in kinds {
-        let covered = READERS.iter().any(|(name, _)| *name == kind);
-        let note = if covered { "" } else { " not covered (no reader for this kind):" };
-        text += &format!("  {kind}:{note} {}\n", cases.join(", "));
-    }
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! Which phi convolution serves which scale, against `PhiPartiallyShared`.
+//! The choice of the phi convolution for each scale, against `PhiPartiallyShared`.
 
 use burn::tensor::Device;
 use burn_var::Result;
@@ -16,7 +16,7 @@ pub(super) fn read(case: &Case, _device: &Device, checks: &mut Checks<'_>) -> Re
                 let values = (0..scales).map(|k| phi_index(phis, k, scales) as f64).collect();
                 checks.array(&name, "ids", Array { shape: vec![scales], values });
             }
-            None => checks.fail(format!("array `{name}` is not named by its numbers of phis and scales")),
+            None => checks.fail(format!("array `{name}` does not have the numbers of phis and scales as its name")),
         }
     }
     Ok(())

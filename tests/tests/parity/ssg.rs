@@ -21,7 +21,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     pyramid(case, beta, device, checks)
 }
 
-/// The transform itself, in double precision.
+/// Compares the transform itself, in double precision.
 fn transforms(case: &Case, checks: &mut Checks<'_>) {
     for name in case.names().filter(|name| name.starts_with("dct_in_")) {
         let Array { shape, values } = case.array(name);
@@ -38,7 +38,7 @@ fn transforms(case: &Case, checks: &mut Checks<'_>) {
     }
 }
 
-/// The prior of every pair of sizes, in every variant.
+/// Compares the prior of every pair of sizes, in every variant.
 fn priors(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let resizes = [("nearest", Resize::Nearest), ("bilinear", Resize::Bilinear), ("bicubic", Resize::Bicubic)];
     let scales = [("amp", DseScale::Amplitude), ("lit", DseScale::Literal)];
@@ -68,7 +68,7 @@ fn priors(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The guidance chain over a whole ladder, in every order and variant.
+/// Compares the guidance chain over a whole scale schedule, in every order and variant.
 fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let scales = Scales::square(&case.get::<Vec<usize>>("/config/scales"))?;
     let cfg = || Box::new(Cfg::ramp(case.get("/config/cfg"))) as Box<dyn Guidance>;
@@ -99,7 +99,7 @@ fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> 
             }
             let found = logits.cond.reshape([height as i64, width as i64, -1]);
             let array = format!("pyr_{name}_{k}");
-            // Some variants are only kept from the second scale on.
+            // The case stores some variants from the second scale on only.
             if case.has(&array) || k > 0 {
                 checks.floats::<3>(&array, "*", found);
             }

@@ -17,7 +17,7 @@ use burn_var_tests::weightgen::WeightGen;
 
 use super::vqvae;
 
-/// The fields of a transformer's configuration, as cases spell them.
+/// The names of the fields of a transformer's configuration in the cases.
 const FIELDS: [&str; 11] = [
     "depth",
     "embed_dim",
@@ -32,16 +32,16 @@ const FIELDS: [&str; 11] = [
     "patch_nums",
 ];
 
-/// The transformer's configuration at a pointer.
+/// Reads the transformer's configuration at a pointer.
 pub(super) fn config(case: &Case, pointer: &str) -> VarConfig {
     case.pick(&[pointer], &FIELDS)
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let tokenizer = vqvae::config(case, &["/config/vae", "/config"]);
-    let tokenizer = vqvae::made(&tokenizer, &case.get("/weightgen/vae"), device)?;
-    let transformer = made(case, device)?;
-    let labels = labels(case, "labels");
+    let tokenizer = vqvae::from_recipe(&tokenizer, &case.get("/weightgen/vae"), device)?;
+    let transformer = from_recipe(case, device)?;
+    let labels = case.labels("labels", transformer.config().num_classes);
     for strength in case.get::<Vec<f64>>("/cfgs") {
         let generated = greedy(&tokenizer, &transformer, &labels, strength)?;
         let name = |array: &str| format!("cfg{strength}.{array}");
@@ -52,8 +52,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         let image = name("image");
         if case.has(&image) {
             let first = case.array(&image).shape[0];
-            let picture = tokenizer.decode(generated.result.canvas.clone().narrow(0, 0, first));
-            checks.floats(&image, "image", (picture + 1.0) / 2.0);
+            let decoded = tokenizer.decode(generated.result.canvas.clone().narrow(0, 0, first));
+            checks.floats(&image, "image", (decoded + 1.0) / 2.0);
         }
         checks.floats(&name("f_hat"), "f_hat", generated.result.canvas);
     }
@@ -61,20 +61,15 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     training(case, &labels, device, checks)
 }
 
-/// The transformer with made-up weights, through the loader of real checkpoints.
-pub(super) fn made(case: &Case, device: &Device) -> Result<Var> {
+/// Builds the transformer with weights from the recipe, through the loader of real checkpoints.
+pub(super) fn from_recipe(case: &Case, device: &Device) -> Result<Var> {
     let config = config(case, "/config");
     let recipe: WeightGen = case.get("/weightgen/var");
     let weights = recipe.for_module(&config.init_zeros(device)?, &var_keys());
     Var::load_with(&weights, &config, LoadOptions::default(), device)
 }
 
-/// The labels in an array.
-pub(super) fn labels(case: &Case, name: &str) -> Vec<Label> {
-    case.array(name).values.into_iter().map(|label| Some(label as usize)).collect()
-}
-
-/// A generation with the logits of every scale.
+/// The result of a generation, with the logits of every scale.
 pub(super) struct Greedy {
     pub(super) result: Generated,
     pub(super) logits: Vec<Tensor<3>>,
@@ -114,7 +109,7 @@ fn teacher_forced(
 
 fn training(case: &Case, labels: &[Label], device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let device = device.clone().autodiff();
-    let transformer = made(case, &device)?;
+    let transformer = from_recipe(case, &device)?;
     let logits = transformer.forward(labels, case.tensor("var_input", &device), None)?;
     let smoothing: f64 = case.find("/scalars/label_smoothing").unwrap_or(0.0);
     let log_probabilities = log_softmax(logits, 2);

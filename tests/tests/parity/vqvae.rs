@@ -9,7 +9,7 @@ use burn_var_tests::golden::Case;
 use burn_var_tests::gradients::Gradients;
 use burn_var_tests::weightgen::WeightGen;
 
-/// The fields of a tokenizer's configuration, as cases spell them.
+/// The names of the fields of a tokenizer's configuration in the cases.
 const FIELDS: [&str; 12] = [
     "image_channels",
     "ch",
@@ -25,13 +25,13 @@ const FIELDS: [&str; 12] = [
     "beta",
 ];
 
-/// The configuration whose fields are spread over the objects at `pointers`.
+/// Reads a tokenizer's configuration, the fields of which are spread over the objects at `pointers`.
 pub(super) fn config(case: &Case, pointers: &[&str]) -> VqVaeConfig {
     case.pick(pointers, &FIELDS)
 }
 
-/// A tokenizer with made-up weights, through the loader of real checkpoints.
-pub(super) fn made(config: &VqVaeConfig, recipe: &WeightGen, device: &Device) -> Result<VqVae> {
+/// Builds a tokenizer with weights from the recipe, through the loader of real checkpoints.
+pub(super) fn from_recipe(config: &VqVaeConfig, recipe: &WeightGen, device: &Device) -> Result<VqVae> {
     let weights = recipe.for_module(&config.init_zeros(device)?, &vqvae_keys(config));
     VqVae::load_with(&weights, config, LoadOptions::default(), device)
 }
@@ -40,9 +40,9 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let config = config(case, &["/config"]);
     let recipe: WeightGen = case.get("/weightgen");
     phis(case, &config, checks);
-    inference(case, &made(&config, &recipe, device)?, device, checks)?;
+    inference(case, &from_recipe(&config, &recipe, device)?, device, checks)?;
     let device = device.clone().autodiff();
-    training(case, &made(&config, &recipe, &device)?, &device, checks)
+    training(case, &from_recipe(&config, &recipe, &device)?, &device, checks)
 }
 
 fn phis(case: &Case, config: &VqVaeConfig, checks: &mut Checks<'_>) {
@@ -63,7 +63,7 @@ fn inference(case: &Case, model: &VqVae, device: &Device, checks: &mut Checks<'_
     for (k, canvas) in canvases.iter().enumerate() {
         checks.ids(&format!("ids_{k}"), "ids_0", tokens.map(k));
         checks.floats(&format!("f_hat_{k}"), "floats", canvas.clone());
-        first_pictures(case, &format!("rec_{k}"), canvas, checks, |canvas| model.decode(canvas));
+        first_images(case, &format!("rec_{k}"), canvas, checks, |canvas| model.decode(canvas));
         let next = if k + 1 < canvases.len() { model.next_input(canvas, k + 1) } else { canvas.clone() };
         checks.floats(&format!("next_{k}"), "floats", next);
     }
@@ -77,8 +77,8 @@ fn inference(case: &Case, model: &VqVae, device: &Device, checks: &mut Checks<'_
     Ok(())
 }
 
-/// Cases hold the pictures of the first samples only.
-fn first_pictures(
+/// Compares the decoded images of the first samples, the only ones that cases hold.
+fn first_images(
     case: &Case,
     name: &str,
     canvas: &Tensor<4>,
@@ -113,7 +113,7 @@ fn training(case: &Case, model: &VqVae, device: &Device, checks: &mut Checks<'_>
     Ok(())
 }
 
-/// A loss as a number; NaN, which no tolerance accepts, if it cannot be read.
+/// Reads a loss. Returns NaN, which no tolerance accepts, if it cannot be read.
 pub(super) fn number(loss: &Tensor<1>) -> f64 {
     let values = loss.clone().try_into_data().ok().and_then(|data| data.try_into_vec_as::<f64>().ok());
     values.and_then(|values| values.first().copied()).unwrap_or(f64::NAN)
