@@ -8,17 +8,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use burn_var::aid::{HeadsConfig, InjectorConfig};
-use burn_var::classifier::ClassifierConfig;
-use burn_var::encoder::VitConfig;
+use burn_var::models::aid::{DiscriminatorHeadsConfig, InjectorConfig};
+use burn_var::models::classifier::ClassifierConfig;
+use burn_var::models::dino::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::init::{Start, initialise};
-use burn_var::pretrained::{
-    StateDict, Usage, load_var, load_vqvae, save, save_classifier, save_heads, save_injector, save_lora, save_var,
-    save_vit, var_config, vqvae_config,
-};
+use burn_var::init::{Init, initialize};
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict, save};
 use burn_var::rng::Rng;
-use burn_var::transformer::LoraConfig;
+use burn_var::models::common::LoraConfig;
 use serde_json::Value;
 use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
 
@@ -209,8 +206,8 @@ fn an_adaptive_weight_is_nothing_where_the_model_is_certain() {
 /// Writes the transformer with its head multiplied by a factor.
 fn scale_head(folder: &Path, name: &str, factor: f32) {
     let dict = StateDict::open(folder.join("transformer.safetensors")).expect("a checkpoint");
-    let config = var_config(&dict, None).expect("sizes");
-    let usage = Usage::of(&dict).expect("readable").expect("inside");
+    let config = Var::config_of(&dict, None).expect("sizes");
+    let usage = GenerationConfig::of(&dict).expect("readable").expect("inside");
     let shapes: Vec<_> =
         dict.keys().map(|key| (key.to_owned(), dict.shape(key).unwrap_or_default().to_vec())).collect();
     let scaled = StateDict::generated("scaled", shapes, move |key, _| {
@@ -382,9 +379,9 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     let folder = folder();
     let at = folder.path();
     let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
-    let transformer = var_config(&dict, None).expect("its configuration");
+    let transformer = Var::config_of(&dict, None).expect("its configuration");
     let lora = LoraConfig::released(&transformer).init(1, &Device::flex()).expect("valid");
-    save_lora(&initialise(lora, 2, |_| Start::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
+    save_lora(&initialize(lora, 2, |_| Init::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
     let sample = |settings: &[&str]| {
         ok(at, &[&["sample", "--count", "3", "--npz", "made.npz"], settings].concat());
         arrays(&at.join("made.npz")).1
@@ -514,13 +511,13 @@ fn converts_there_and_back() {
     let message = ok(at, &["convert", "bare.safetensors", "again.safetensors", "--patch-nums", "1,2,4"]);
     assert!(message.contains("again.safetensors"), "{message}");
     assert_same_weights(&at.join("tokenizer.safetensors"), &at.join("again.safetensors"), "converted");
-    let heads = HeadsConfig::aid(4).init(1, &Device::flex()).expect("valid");
-    save_heads(&heads, at.join("heads.safetensors"), false).expect("written");
+    let heads = DiscriminatorHeadsConfig::aid(4).init(1, &Device::flex()).expect("valid");
+    heads.save(at.join("heads.safetensors"), &SaveOptions::default()).expect("written");
     assert_eq!(json(at, &["convert", "heads.safetensors", "heads-2.safetensors"])["part"], "heads");
     assert_same_weights(&at.join("heads.safetensors"), &at.join("heads-2.safetensors"), "converted heads");
     let again = StateDict::open(at.join("again.safetensors")).expect("a checkpoint");
-    let config = vqvae_config(&again, None).expect("inside");
-    assert_eq!(config, vqvae_config(&dict, None).expect("inside"), "the configuration");
+    let config = VqVae::config_of(&again, None).expect("inside");
+    assert_eq!(config, VqVae::config_of(&dict, None).expect("inside"), "the configuration");
     load_vqvae(&again, &config, &Device::flex()).expect("loads");
 
     fs::write(at.join("names.txt"), "a\nb\nc\n").expect("written");

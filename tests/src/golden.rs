@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::tensor::{Device, Int, Tensor};
-use burn_var::pretrained::StateDict;
-use burn_var::transformer::Label;
+use burn_var::weights::StateDict;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 

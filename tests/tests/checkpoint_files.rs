@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use burn_var::pretrained::{SaveOptions, Section, StateDict, load_var, load_vqvae, save, var_config, vqvae_config};
-use burn_var::transformer::VarConfig;
+use burn_var::weights::{Pretrained, SaveOptions, StateDict, save};
+use burn_var::models::var::VarConfig;
 use burn_var::{Error, Scales};
 
 fn golden(name: &str) -> PathBuf {
@@ -36,7 +36,7 @@ fn a_damaged_tensor_is_named() {
     bytes[middle] ^= 0x55;
     std::fs::write(&path, &bytes).expect("a file");
     let dict = StateDict::open(&path).expect("names and shapes are whole");
-    let config = vqvae_config(&dict, Some(&Scales::square(&[1, 2, 3, 4]).expect("a scale schedule"))).expect("sizes");
+    let config = VqVae::config_of(&dict, Some(&Scales::square(&[1, 2, 3, 4]).expect("a scale schedule"))).expect("sizes");
     let error = load_vqvae(&dict, &config, &Device::flex()).expect_err("a damaged tensor").to_string();
     assert!(error.contains("damaged.pth") && error.contains("checksum"), "{error}");
     assert!(dict.keys().any(|key| error.contains(key)), "the tensor is named: {error}");
@@ -45,9 +45,9 @@ fn a_damaged_tensor_is_named() {
 #[test]
 fn the_wrong_file_is_recognized() {
     let scales = Scales::square(&[1, 2, 3, 4]).expect("a scale schedule");
-    let error = vqvae_config(&open("var_tiny.pth"), Some(&scales)).expect_err("a transformer").to_string();
+    let error = VqVae::config_of(&open("var_tiny.pth"), Some(&scales)).expect_err("a transformer").to_string();
     assert!(error.contains("not a VQ-VAE"), "{error}");
-    let error = var_config(&open("vqvae_tiny.pth"), None).expect_err("a tokenizer").to_string();
+    let error = Var::config_of(&open("vqvae_tiny.pth"), None).expect_err("a tokenizer").to_string();
     assert!(error.contains("not a VAR transformer"), "{error}");
     let error = open("aid_checkpoint.pth").section(Section::Var).expect_err("no transformer").to_string();
     assert!(error.contains("it holds: AID injector, AID discriminator"), "{error}");
@@ -56,7 +56,7 @@ fn the_wrong_file_is_recognized() {
 #[test]
 fn another_size_is_reported_in_full() {
     let dict = open("var_tiny.pth");
-    let config = var_config(&dict, None).expect("sizes");
+    let config = Var::config_of(&dict, None).expect("sizes");
     let other = VarConfig { depth: 3, num_classes: 5, ..config };
     let Err(Error::Weights(report)) = load_var(&dict, &other, &Device::flex()) else {
         panic!("weights of another size were accepted")

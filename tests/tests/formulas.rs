@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16, f16};
-use burn_var::aid::{Injector, InjectorConfig};
+use burn_var::models::aid::{Injector, InjectorConfig};
 use burn_var::guidance::{Aid, AidWeight, Cfg, Entering, Guidance, Keep, Logits, Ssg, SsgConfig, Uncertainty};
-use burn_var::init::{Start, initialise};
-use burn_var::pretrained::{LoadOptions, StateDict, WeightType, export, load_var, load_var_with, var_keys};
+use burn_var::init::{Init, initialize};
+use burn_var::weights::{FloatType, LoadOptions, Pretrained, StateDict, export};
 use burn_var::rng::Rng;
-use burn_var::sampler::Sampler;
-use burn_var::tokenizer::{VqVae, VqVaeConfig};
-use burn_var::transformer::{Label, Var, VarConfig, drop_labels};
+use burn_var::sampling::Sampler;
+use burn_var::models::var::{VqVae, VqVaeConfig};
+use burn_var::models::var::{Var, VarConfig, drop_labels};
 use burn_var::{MapSize, Request, Scales, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::weightgen::WeightGen;
 use burn_var_train::report::read_log;
@@ -39,7 +39,7 @@ fn assert_near(found: &[f64], expected: &[f64], [absolute, relative]: [f64; 2], 
 }
 
 /// A transformer of width 8 with weights of one size everywhere, so that every branch shows in the logits.
-fn var_config(depth: usize, drop_path_rate: f64, patch_nums: serde_json::Value) -> VarConfig {
+fn Var::config_of(depth: usize, drop_path_rate: f64, patch_nums: serde_json::Value) -> VarConfig {
     serde_json::from_value(json!({
         "depth": depth, "embed_dim": 8, "num_heads": 2, "vocab_size": 7, "z_channels": 4, "num_classes": 3,
         "patch_nums": patch_nums, "drop_path_rate": drop_path_rate,
@@ -48,7 +48,7 @@ fn var_config(depth: usize, drop_path_rate: f64, patch_nums: serde_json::Value) 
 }
 
 fn var(config: &VarConfig, device: &Device) -> Var {
-    initialise(config.init_zeros(device).expect("valid"), 1, |_| Start::Normal(0.4))
+    initialize(config.init_zeros(device).expect("valid"), 1, |_| Init::Normal(0.4))
 }
 
 /// `more_smooth` of VAR: codes weighted by `softmax(((1 + r) l + g) / tau)` over the logits l that are left, with Gumbel
@@ -121,9 +121,9 @@ fn uncertainty_is_entropy_or_margin() {
 fn the_adaptive_weight_is_the_uncertainty_of_the_scale_before() {
     let device = Device::default();
     let scales = Scales::square(&[1, 2, 2]).expect("a scale schedule");
-    let transformer = var(&var_config(1, 0.0, json!([1, 2, 2])), &device);
+    let transformer = var(&Var::config_of(1, 0.0, json!([1, 2, 2])), &device);
     let injector = InjectorConfig { num_heads: 2, ..InjectorConfig::paper(8) }.init_zeros(&device).expect("valid");
-    let injector: Injector = initialise(injector, 6, |_| Start::Normal(0.4));
+    let injector: Injector = initialize(injector, 6, |_| Init::Normal(0.4));
     let codes = tensor(&(0..16).map(|i| f64::from(i % 5) - 2.0).collect::<Vec<_>>(), [1, 4, 4], &device);
     let logits: Vec<f64> = (0..28).map(|i| f64::from(i * i % 11) / 3.0).collect();
     let logits = tensor(&logits, [1, 4, 7], &device);
@@ -205,7 +205,7 @@ fn drop_path_keeps_branches_at_their_rate_and_scales_them_without_bias() {
     };
     // Depth, the block that is looked at, its rate of dropping. Blocks after it are closed, so that theirs do not show.
     for (depth, block, p) in [(2, 1, 0.4), (3, 1, 0.2), (3, 2, 0.4)] {
-        let config = var_config(depth, 0.4, json!([1, 2]));
+        let config = Var::config_of(depth, 0.4, json!([1, 2]));
         let closed: Vec<(usize, [f64; 2])> = (1..depth).filter(|i| *i != block).map(|i| (i, [0.0; 2])).collect();
         let keep = 1.0 / (1.0 - p);
         let outcomes = [[0.0, 0.0], [0.0, keep], [keep, 0.0], [keep, keep]];
@@ -232,7 +232,7 @@ fn drop_path_keeps_branches_at_their_rate_and_scales_them_without_bias() {
         let both = (1.0 - p).powi(2);
         assert!((share(counts[3]) - both).abs() <= chance(both, IMAGES), "branches are independent: {counts:?}");
     }
-    let plain = var(&var_config(3, 0.0, json!([1, 2])), &device);
+    let plain = var(&Var::config_of(3, 0.0, json!([1, 2])), &device);
     let without = forward(&plain, 4, None);
     assert_eq!(forward(&plain, 4, Some(&mut Rng::new(2, "drop path", 0))), without, "a rate of 0 drops nothing");
 }
@@ -245,8 +245,8 @@ fn non_square() -> (VqVae, Var) {
         "patch_nums": [1, [2, 3], [3, 5]],
     }))
     .expect("sizes");
-    let tokenizer = initialise(sizes.init_zeros(&device).expect("valid"), 2, |_| Start::Normal(0.3));
-    (tokenizer, var(&var_config(2, 0.0, json!([1, [2, 3], [3, 5]])), &device))
+    let tokenizer = initialize(sizes.init_zeros(&device).expect("valid"), 2, |_| Init::Normal(0.3));
+    (tokenizer, var(&Var::config_of(2, 0.0, json!([1, [2, 3], [3, 5]])), &device))
 }
 
 /// Generates, and returns the guided logits of all scales, the tokens and the canvas.
@@ -270,7 +270,7 @@ fn generated(
 fn teacher_forced_logits_are_those_of_generation_on_maps_that_are_not_square() {
     let models = non_square();
     let (tokenizer, transformer) = &models;
-    assert_eq!(tokenizer.picture_shape(), [1, 6, 10], "twice the finest map");
+    assert_eq!(tokenizer.image_shape(), [1, 6, 10], "twice the finest map");
     let labels = [Some(0), Some(2), None];
     let (logits, tokens, canvas) = generated(&models, &labels, Vec::new());
     assert_eq!(tokens.sequence().dims(), [3, 1 + 6 + 15]);
@@ -328,37 +328,37 @@ fn every_part_of_guidance_takes_maps_that_are_not_square() {
 }
 
 /// Rounds a weight as `linear` holds it.
-fn rounded(value: f32, linear: WeightType) -> f32 {
+fn rounded(value: f32, linear: FloatType) -> f32 {
     match linear {
-        WeightType::F32 => value,
-        WeightType::F16 => f16::from_f32(value).to_f32(),
-        WeightType::Bf16 => bf16::from_f32(value).to_f32(),
+        FloatType::F32 => value,
+        FloatType::F16 => f16::from_f32(value).to_f32(),
+        FloatType::Bf16 => bf16::from_f32(value).to_f32(),
     }
 }
 
 /// Weights held in half precision compute as weights rounded to it in single precision: sums stay in single precision.
 fn half_weights_are_rounded_single_weights(device: &Device) {
-    let config = var_config(2, 0.0, json!([1, 2, 3]));
+    let config = Var::config_of(2, 0.0, json!([1, 2, 3]));
     let module = config.init_zeros(device).expect("valid");
     let recipe = WeightGen::default();
     let names = export(&module, &var_keys()).expect("parameters");
-    let dict = |linear: WeightType| {
+    let dict = |linear: FloatType| {
         let recipe = recipe.clone();
         let shapes: Vec<_> =
             names.keys().map(|key| (key.to_owned(), names.shape(key).unwrap_or_default().to_vec())).collect();
         StateDict::generated("rounded", shapes, move |key, shape| {
             let is_linear = key.ends_with(".weight") && !["class_emb.weight", "lvl_embed.weight"].contains(&key);
-            let linear = if is_linear { linear } else { WeightType::F32 };
+            let linear = if is_linear { linear } else { FloatType::F32 };
             recipe.tensor(key, shape).into_iter().map(|value| rounded(value, linear)).collect()
         })
         .expect("tensors")
     };
     let input = tensor(&(0..52).map(|i| f64::from(i % 7) / 2.0 - 1.5).collect::<Vec<_>>(), [1, 13, 4], device);
     let forward = |model: Var| floats(model.forward(&[Some(1)], input.clone(), None).expect("logits"));
-    let single = forward(load_var(&dict(WeightType::F32), &config, device).expect("fits"));
-    for linear in [WeightType::F16, WeightType::Bf16] {
+    let single = forward(load_var(&dict(FloatType::F32), &config, device).expect("fits"));
+    for linear in [FloatType::F16, FloatType::Bf16] {
         let options = LoadOptions { linear, ..LoadOptions::default() };
-        let half = load_var_with(&dict(WeightType::F32), &config, options, device).expect("fits");
+        let half = Var::load_with(&dict(FloatType::F32), &config, options, device).expect("fits");
         let found = forward(half);
         let expected = forward(load_var(&dict(linear), &config, device).expect("fits"));
         assert_near(&found, &expected, [1e-5, 1e-5], &format!("{linear:?} on {device:?}"));
@@ -454,7 +454,7 @@ fn accumulated_gradients_are_those_of_the_whole_batch_with_noise() {
 fn rounding_to_half_precision_is_to_nearest_even() {
     let values = [1.0, 1.0 + 1.0 / 4096.0, 1.0 + 3.0 / 2048.0, 0.1, 65504.0];
     let device = Device::default();
-    for (linear, dtype) in [(WeightType::F16, DType::F16), (WeightType::Bf16, DType::BF16)] {
+    for (linear, dtype) in [(FloatType::F16, DType::F16), (FloatType::Bf16, DType::BF16)] {
         let cast = Tensor::<1>::from_floats(values, &device).cast(dtype).cast(DType::F32);
         let expected: Vec<f64> = values.iter().map(|value| f64::from(rounded(*value, linear))).collect();
         assert_eq!(floats(cast), expected, "{linear:?}");

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_var::pretrained::{StateDict, export, load_var, load_vqvae, var_config, var_keys, vqvae_config};
-use burn_var::tokenizer::VqVaeConfig;
-use burn_var::transformer::{NextScale, VarConfig, VarPreset};
+use burn_var::weights::{Pretrained, StateDict, export};
+use burn_var::models::var::VqVaeConfig;
+use burn_var::generation::NextScale;
+use burn_var::models::var::{VarConfig, VarPreset};
 use burn_var::{MapSize, Scales, Tokenizer};
 use burn_var_tests::weightgen::WeightGen;
 
@@ -168,10 +169,10 @@ fn d16_loads_strictly_and_runs() {
     let entries = var_entries(&config);
     assert_eq!(format!("{:.1}", parameters(&entries) as f64 / 1e6), "310.3", "million parameters");
     let dict = file(entries.clone(), &config.patch_nums);
-    assert_eq!(var_config(&dict, None).expect("sizes"), config, "sizes from the shapes");
+    assert_eq!(Var::config_of(&dict, None).expect("sizes"), config, "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = load_var(&dict, &config, &device).unwrap_or_else(|error| panic!("{error}"));
+    let model = Var::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
 
     let mut session = model.begin(&[Some(7)]).expect("a class");
@@ -190,11 +191,11 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     assert_eq!(format!("{:.1}", elements as f64 / 1e6), "109.0", "million numbers, the counts of codes among them");
     let scales = Scales::square(&Scales::VAR_256).expect("a published scale schedule");
     let dict = file(entries.clone(), &scales);
-    let config = vqvae_config(&dict, None).expect("sizes");
+    let config = VqVae::config_of(&dict, None).expect("sizes");
     assert_eq!(config, VqVaeConfig::public(scales), "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = load_vqvae(&dict, &config, &device).unwrap_or_else(|error| panic!("{error}"));
+    let model = VqVae::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
     assert_eq!(model.num_params(), 108_948_355, "parameters");
 
@@ -206,8 +207,8 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     assert_eq!(image.dims(), [1, 3, 16, 16], "the image of one token");
 
     let finer = Scales::square(&Scales::VAR_512).expect("a published scale schedule");
-    let finer = vqvae_config(&dict, Some(&finer)).expect("sizes");
-    assert_eq!(finer.picture_shape(), [3, 512, 512], "one file serves 512 pixels too");
+    let finer = VqVae::config_of(&dict, Some(&finer)).expect("sizes");
+    assert_eq!(finer.image_shape(), [3, 512, 512], "one file serves 512 pixels too");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use burn_var::Result;
-use burn_var::aid::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
-use burn_var::pretrained::{LoadOptions, StateDict, export, heads_keys, load};
+use burn_var::models::aid::{HeadVariant, DiscriminatorHeads, DiscriminatorHeadsConfig, HingeReduction, generator_loss};
+use burn_var::weights::{LoadOptions, Pretrained, StateDict, export, load};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use burn_var_tests::gradients::Gradients;
@@ -24,7 +24,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     };
     let condition = case.has("c").then(|| case.tensor::<2>("c", device));
     let (real, fake) = (side("real"), side("fake"));
-    let judge = |heads: &Heads, features: &[Tensor<3>]| heads.forward(features, condition.as_ref());
+    let judge = |heads: &DiscriminatorHeads, features: &[Tensor<3>]| heads.forward(features, condition.as_ref());
     let scalars = case.tolerance("scalars", "scalars");
     let expected = |name: &str| case.get::<f64>(&format!("/scalars/{name}"));
 
@@ -69,9 +69,9 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     Ok(())
 }
 
-fn config(case: &Case) -> HeadsConfig {
+fn config(case: &Case) -> DiscriminatorHeadsConfig {
     let variant: String = case.get("/config/variant");
-    HeadsConfig {
+    DiscriminatorHeadsConfig {
         heads: case.get("/config/n_heads"),
         channels: case.get("/config/channels"),
         variant: if variant == "stable" { HeadVariant::Aid } else { HeadVariant::StyleGanT },
@@ -84,11 +84,11 @@ fn config(case: &Case) -> HeadsConfig {
 /// Builds heads with weights from the recipe and the case's singular vectors.
 pub(super) fn from_recipe(
     case: &Case,
-    config: &HeadsConfig,
+    config: &DiscriminatorHeadsConfig,
     recipe: &WeightGen,
     vectors: &str,
     device: &Device,
-) -> Result<Heads> {
+) -> Result<DiscriminatorHeads> {
     let module = config.init_zeros(device)?;
     let recipe = recipe.clone();
     let names = export(&module, &heads_keys())?;
@@ -109,7 +109,7 @@ pub(super) fn from_recipe(
     Ok(load(module, &dict, &heads_keys(), LoadOptions::default())?.0)
 }
 
-fn vectors(heads: &Heads, name: &str, checks: &mut Checks<'_>) -> Result<()> {
+fn vectors(heads: &DiscriminatorHeads, name: &str, checks: &mut Checks<'_>) -> Result<()> {
     let dict = export(heads, &heads_keys())?;
     for key in dict.keys().filter(|key| is_vector(key)) {
         let data = dict.tensor(key)?;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use burn_var::Result;
-use burn_var::metrics::{Coverage, Manifold};
+use burn_var::metrics::{PrecisionRecall, Manifold};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case, Tolerance};
 
@@ -26,11 +26,11 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
             let located = located.into_iter().map(|balls| f64::from(u8::from(balls > 0)));
             checks.array(&about(inside), &about(inside), flat(located.collect()));
         }
-        let found = Coverage::of(&real, &fake, dim, k, device)?;
+        let found = PrecisionRecall::of(&real, &fake, dim, k, device)?;
         for (name, value) in [("precision", found.precision), ("recall", found.recall)] {
             checks.scalar(&about(name), case.get(&format!("/expected/{set}/{name}")), value, Tolerance::EXACT);
         }
-        let itself = Coverage::of(&real, &real, dim, k, device)?;
+        let itself = PrecisionRecall::of(&real, &real, dim, k, device)?;
         checks.require((itself.precision, itself.recall) == (1.0, 1.0), || format!("{set} of itself: {itself:?}"));
     }
     Ok(())
