@@ -1,12 +1,15 @@
 //! Next-scale autoregressive image generation (VAR) on Burn.
 
 pub mod aid;
+#[cfg(feature = "metrics")]
 pub mod classifier;
+#[cfg(feature = "metrics")]
 pub mod encoder;
 mod error;
 mod generate;
 pub mod guidance;
 pub mod init;
+#[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod nn;
 pub mod ops;

@@ -3,6 +3,7 @@
 mod augment;
 mod heads;
 mod injector;
+#[cfg(feature = "metrics")]
 mod projector;
 mod safe_norm;
 mod soft;
@@ -10,6 +11,7 @@ mod soft;
 pub use augment::Augment;
 pub use heads::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
 pub use injector::{Injector, InjectorConfig, InjectorResize};
+#[cfg(feature = "metrics")]
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;
 pub use soft::{SoftCanvas, soft_codes};

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::StateDict;
 use crate::aid::{HeadsConfig, InjectorConfig};
+#[cfg(feature = "metrics")]
 use crate::classifier::ClassifierConfig;
+#[cfg(feature = "metrics")]
 use crate::encoder::VitConfig;
 use crate::tokenizer::VqVaeConfig;
 use crate::transformer::{LoraConfig, VarConfig};
@@ -27,12 +29,14 @@ pub enum ModelConfig {
     /// A low-rank change of one.
     Lora(LoraConfig),
     /// A classifier that judges generated pictures.
+    #[cfg(feature = "metrics")]
     Classifier(ClassifierConfig),
     /// A guidance injector of AID-VAR.
     Injector(InjectorConfig),
     /// The heads of its discriminator.
     Heads(HeadsConfig),
     /// A vision transformer that turns pictures into features.
+    #[cfg(feature = "metrics")]
     Vit(VitConfig),
 }
 
