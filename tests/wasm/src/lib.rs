@@ -35,8 +35,7 @@ fn generate_image() -> Result<Outcome> {
 
     let request = Request { sampler: usage.sampler, ..Request::new(&[LABEL], 1) };
     let mut guidance = [Box::new(Cfg { schedule: usage.cfg }) as _];
-    let generated =
-        generate(&tokenizer, &transformer, &mut guidance, &request, &mut |_| ControlFlow::Continue(()))?;
+    let generated = generate(&tokenizer, &transformer, &mut guidance, &request, &mut |_| ControlFlow::Continue(()))?;
     let tokens = generated.tokens.to_rows()?.concat();
     let image = tokenizer.decode(generated.canvas);
     let [_, _, height, width] = image.dims();
