@@ -1,5 +1,6 @@
 //! Generates one image with the model that ships and compares it with a stored result. The native test and the
 //! WebAssembly module, which `run.mjs` loads, run the same check: inference uses no threads, files or clocks there.
+#![cfg_attr(not(any(test, target_family = "wasm")), allow(dead_code, reason = "the test and the module use it"))]
 
 use std::ops::ControlFlow;
 
