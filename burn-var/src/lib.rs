@@ -8,6 +8,7 @@ pub mod guidance;
 pub mod image;
 pub mod init;
 pub mod math;
+#[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod models;
 pub mod nn;

@@ -1,8 +1,11 @@
 //! Models: one family, one folder, with its networks, configuration, published sizes and key map side by side.
 
 pub mod aid;
+#[cfg(feature = "metrics")]
 pub mod classifier;
 pub mod common;
+#[cfg(feature = "metrics")]
 pub mod dino;
+#[cfg(feature = "metrics")]
 pub mod inception;
 pub mod var;

@@ -18,6 +18,7 @@ mod load;
 mod models;
 pub(crate) mod note;
 mod pretrained;
+#[cfg(feature = "pytorch")]
 mod pytorch;
 mod report;
 mod safetensors;

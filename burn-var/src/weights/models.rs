@@ -9,9 +9,12 @@ use serde_json::Value;
 
 use super::{Kind, LoadOptions, Pretrained, SaveOptions, StateDict};
 use crate::models::aid::{DiscriminatorHeads, Injector};
+#[cfg(feature = "metrics")]
 use crate::models::classifier::Classifier;
 use crate::models::common::Lora;
+#[cfg(feature = "metrics")]
 use crate::models::dino::Vit;
+#[cfg(feature = "metrics")]
 use crate::models::inception::Inception;
 use crate::models::var::{Var, VqVae};
 use crate::{Error, Result, Scales};
@@ -43,14 +46,17 @@ pub trait AnyModel: fmt::Debug + Send + Sync {
 }
 
 /// All models of this crate, in the order in which a checkpoint is searched for them.
-pub static MODELS: [&dyn AnyModel; 8] = [
+pub static MODELS: &[&dyn AnyModel] = &[
     &Erased::<Var>(PhantomData),
     &Erased::<VqVae>(PhantomData),
     &Erased::<Injector>(PhantomData),
     &Erased::<DiscriminatorHeads>(PhantomData),
     &Erased::<Lora>(PhantomData),
+    #[cfg(feature = "metrics")]
     &Erased::<Classifier>(PhantomData),
+    #[cfg(feature = "metrics")]
     &Erased::<Vit>(PhantomData),
+    #[cfg(feature = "metrics")]
     &Erased::<Inception>(PhantomData),
 ];
 
@@ -101,7 +107,7 @@ impl StateDict {
     /// [`Error::Format`] if the metadata is invalid, or names a kind that is not known.
     pub fn models(&self) -> Result<Vec<&'static dyn AnyModel>> {
         if let Some(name) = self.kind_name()? {
-            let Some(model) = MODELS.into_iter().find(|model| model.kind().name == name) else {
+            let Some(model) = MODELS.iter().copied().find(|model| model.kind().name == name) else {
                 let known: Vec<&str> = MODELS.iter().map(|model| model.kind().name).collect();
                 let reason = format!(
                     "its metadata says that it holds a `{name}`, expected one of {}; was it written by a newer version?",
@@ -117,7 +123,7 @@ impl StateDict {
             Some(key) => self.contains(key),
             None => false,
         };
-        Ok(MODELS.into_iter().filter(|model| holds(model.kind())).collect())
+        Ok(MODELS.iter().copied().filter(|model| holds(model.kind())).collect())
     }
 
     /// Returns the kinds of models in a trainer's checkpoint; empty for the weights of one model.

@@ -32,6 +32,10 @@ pub struct SaveOptions {
 /// [`Error::Io`] if the file cannot be written; [`Error::Format`] if a tensor cannot be read from its source.
 pub fn save(dict: &StateDict, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
     let path = path.as_ref();
+    // A browser has no files, and no process to name a temporary one after.
+    if cfg!(target_family = "wasm") {
+        return Err(Error::io("write", path)(std::io::ErrorKind::Unsupported.into()));
+    }
     // A rename would replace `/dev/null` by a file.
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file but a folder or a device");

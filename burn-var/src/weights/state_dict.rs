@@ -10,7 +10,9 @@ use std::sync::Arc;
 use burn::tensor::{DType, TensorData};
 
 use super::entry::Entry;
-use super::{pytorch, safetensors};
+#[cfg(feature = "pytorch")]
+use super::pytorch;
+use super::safetensors;
 use crate::{Error, Result};
 
 /// Segments that wrappers add to names (`torch.compile`, data-parallel training, activation checkpointing).
@@ -52,7 +54,7 @@ impl StateDict {
         let (entries, metadata) = if safetensors::is_safetensors(&head) {
             safetensors::open(path)?
         } else {
-            (pytorch::open(path)?, BTreeMap::new())
+            (open_pytorch(path)?, BTreeMap::new())
         };
         Self::new(path.into(), entries, metadata)
     }
@@ -196,6 +198,16 @@ impl StateDict {
     }
 }
 
+#[cfg(feature = "pytorch")]
+use pytorch::open as open_pytorch;
+
+/// Refuses every other format than safetensors.
+#[cfg(not(feature = "pytorch"))]
+fn open_pytorch(path: &Path) -> Result<Vec<(String, Entry)>> {
+    let reason = "it is not a safetensors file; to read PyTorch checkpoints, build with the feature `pytorch`";
+    Err(Error::format(path, reason))
+}
+
 /// Recognizes files that are often downloaded in place of a checkpoint.
 fn not_a_checkpoint(head: &[u8]) -> Option<&'static str> {
     let text = head.trim_ascii_start();
@@ -228,6 +240,17 @@ mod tests {
         assert!(error.contains("two tensors are called `a`"), "{error}");
     }
 
+    #[cfg(not(feature = "pytorch"))]
+    #[test]
+    fn other_formats_than_safetensors_name_the_feature() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pth");
+        std::fs::write(&path, b"PK\x03\x04").unwrap();
+        let error = StateDict::open(&path).unwrap_err().to_string();
+        assert!(error.contains("x.pth") && error.contains("feature `pytorch`"), "{error}");
+    }
+
+    #[cfg(feature = "pytorch")]
     #[test]
     fn what_is_no_checkpoint_is_named() {
         let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ mod guidance;
 mod heads;
 mod heads_weights;
 mod injector;
+#[cfg(feature = "metrics")]
 mod projector;
 mod safe_norm;
 mod soft;
@@ -14,6 +15,7 @@ pub use augment::Augment;
 pub use guidance::{Aid, AidWeight, Uncertainty};
 pub use heads::{DiscriminatorHeads, DiscriminatorHeadsConfig, HeadVariant, HingeReduction, generator_loss};
 pub use injector::{Dropout, Injector, InjectorConfig, InjectorResize};
+#[cfg(feature = "metrics")]
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;
 pub use soft::{SoftCanvas, soft_codes};
