@@ -97,14 +97,14 @@ fn results_of_older_versions_say_how_to_compute_them_again() {
 fn a_sweep_keeps_to_one_network() {
     let folder = folder();
     let at = folder.path();
-    for (prefix, count) in [("train", 2_u8), ("t10k", 4)] {
+    for (prefix, count) in [("train", 2_u8), ("t10k", 12)] {
         let pixels = (0..usize::from(count) * 256).map(|i| (i * i % 251) as u8).collect();
         let images = [vec![0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 16, 0, 0, 0, 16], pixels].concat();
         let labels = [vec![0, 0, 8, 1, 0, 0, 0, count], (0..count).map(|i| i % 2).collect()].concat();
         fs::write(at.join(format!("{prefix}-images-idx3-ubyte")), images).expect("written");
         fs::write(at.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("written");
     }
-    fs::write(at.join("sweep.toml"), "count = 4\nseeds = [0]\n[[method]]\nname = 'VAR'\n").expect("written");
+    fs::write(at.join("sweep.toml"), "count = 12\nseeds = [0]\n[[method]]\nname = 'VAR'\n").expect("written");
     let sweep = |classifier| {
         let network = ["eval", "sweep", "sweep.toml", "--data", ".", "--model", ".", "--classifier", classifier];
         [&network[..], &["--out", "sweep"]].concat()
