@@ -219,7 +219,7 @@ impl Block {
         by: &BlockModulation,
         context: Context<'_>,
         lora: Option<&BlockLora>,
-        drop: &mut Option<&mut Rng>,
+        drop: &mut Option<&mut [Rng]>,
     ) -> Tensor<3> {
         let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
         let x = ops::gated_residual(x, self.attn.forward(h, context, lora), self.kept(by.gamma1.clone(), drop));
@@ -229,13 +229,14 @@ impl Block {
         ops::gated_residual(x, h, self.kept(by.gamma2.clone(), drop))
     }
 
-    /// Drop path: the gates of some pictures' branches are closed, the rest opened wider by as much.
-    fn kept(&self, gate: Tensor<3>, drop: &mut Option<&mut Rng>) -> Tensor<3> {
-        let Some(rng) = drop.as_mut().filter(|_| self.drop_path > 0.0) else { return gate };
-        let batch = gate.dims()[0];
+    /// Drop path: closes the gates of some images' branches and opens the others wider by as much. The factor of image
+    /// `i` comes from stream `i`.
+    fn kept(&self, gate: Tensor<3>, drop: &mut Option<&mut [Rng]>) -> Tensor<3> {
+        let Some(rngs) = drop.as_mut().filter(|_| self.drop_path > 0.0) else { return gate };
         let keep = 1.0 - self.drop_path;
-        let factors: Vec<f32> =
-            (0..batch).map(|_| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
+        let factor = |rng: &mut Rng| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 };
+        let factors: Vec<f32> = rngs.iter_mut().map(factor).collect();
+        let batch = factors.len();
         gate.clone() * Tensor::from_data(TensorData::new(factors, [batch, 1, 1]), &gate.device())
     }
 }
@@ -281,12 +282,18 @@ impl Var {
 
     /// Teacher-forced logits of all scales at once, `[batch, L, vocab_size]`.
     ///
-    /// `input` is [`crate::Tokenizer::teacher_input`], `[batch, L - first, z_channels]`. With `drop`, drop path is on
-    /// and draws from it. Labels are dropped by the caller, see [`drop_labels`](crate::transformer::drop_labels).
+    /// `input` is [`crate::Tokenizer::teacher_input`], `[batch, L - first, z_channels]`. With `drop`, drop path is on;
+    /// it takes one random stream per image. Labels are dropped by the caller, see
+    /// [`drop_labels`](crate::transformer::drop_labels).
     ///
     /// # Errors
-    /// [`Error::Label`], [`Error::Shape`].
-    pub fn forward(&self, labels: &[Label], input: Tensor<3>, mut drop: Option<&mut Rng>) -> Result<Tensor<3>> {
+    /// [`Error::Label`]; [`Error::Shape`] if the input or the number of streams does not fit the labels.
+    pub fn forward(&self, labels: &[Label], input: Tensor<3>, mut drop: Option<&mut [Rng]>) -> Result<Tensor<3>> {
+        if let Some(rngs) = &drop
+            && rngs.len() != labels.len()
+        {
+            return Err(Error::shape("random streams of drop path", format!("[{}]", labels.len()), [rngs.len()]));
+        }
         let session = self.begin(labels)?;
         let scales = &self.config.patch_nums;
         let first = scales.size(0).area();
@@ -385,7 +392,7 @@ fn block_causal_mask(scales: &Scales, device: &Device) -> Tensor<4> {
 }
 
 /// Class dropout: each label becomes the null class with probability `rate` (0.1 in the published recipe), so that the
-/// model learns both branches of classifier-free guidance.
-pub fn drop_labels(labels: &[usize], rate: f64, rng: &mut Rng) -> Vec<Label> {
-    labels.iter().map(|&label| (rng.uniform() >= rate).then_some(label)).collect()
+/// model learns both branches of classifier-free guidance. The draw for image `i` comes from stream `i`.
+pub fn drop_labels(labels: &[usize], rate: f64, rngs: &mut [Rng]) -> Vec<Label> {
+    labels.iter().zip(rngs).map(|(&label, rng)| (rng.uniform() >= rate).then_some(label)).collect()
 }
