@@ -56,7 +56,7 @@ fn default_heads() -> usize {
 }
 
 impl InjectorConfig {
-    /// Share of values that training drops.
+    /// Share of values that training drops in the papers.
     pub const DROPOUT: f64 = 0.1;
 
     /// The paper's injector for a transformer of `width`: 12.6 million parameters for d16.
@@ -136,18 +136,18 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let channels = width / self.heads;
         let scale = (channels as f64).powf(-0.5);
         let qkv = nn::apply(&self.in_proj, x);
-        let mixed = if dropout.is_on() {
+        let mixed = if dropout.is_some() {
             let part = |i: usize| {
                 let part = qkv.clone().narrow(2, i * width, width);
                 part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
             };
             let weights = softmax(part(0).matmul(part(1).transpose()) * scale, 3);
-            let mixed = dropout.apply(weights).matmul(part(2)); // [batch, heads, tokens, channels]
+            let mixed = drop_values(weights, dropout).matmul(part(2)); // [batch, heads, tokens, channels]
             mixed.swap_dims(1, 2).reshape([batch, tokens, width])
         } else {
             self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)
@@ -194,11 +194,11 @@ impl Layer {
     }
 
     /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
-    fn forward(&self, x: Tensor<3>, dropout: &mut Dropout<'_>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
         let x = x + within(h, 3.0) * Self::BRANCH;
-        let h = dropout.apply(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
-        let h = dropout.apply(nn::apply(&self.ffn.fc2, h));
+        let h = drop_values(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))), dropout);
+        let h = drop_values(nn::apply(&self.ffn.fc2, h), dropout);
         within(x + within(h, 3.0) * Self::BRANCH, 3.0)
     }
 }
@@ -228,17 +228,29 @@ impl Injector {
     }
 
     /// From the embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`, to guidance for a scale of size
-    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2. With `drop`, dropout is on and draws from it.
+    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2. With `dropout`, which is for training only, values are
+    /// dropped at random.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the tokens do not have that size or width.
-    pub fn forward(&self, tokens: Tensor<3>, from: MapSize, to: MapSize, drop: Option<&mut Rng>) -> Result<Tensor<3>> {
+    /// [`Error::Shape`] if the tokens do not have that size or width, or there is not one random stream per image.
+    pub fn forward(
+        &self,
+        tokens: Tensor<3>,
+        from: MapSize,
+        to: MapSize,
+        mut dropout: Option<&mut InjectorDropout>,
+    ) -> Result<Tensor<3>> {
         let [batch, found @ ..] = tokens.dims();
         if found != [from.area(), self.config.input_dim] {
             let expected = format!("[batch, {}, {}]", from.area(), self.config.input_dim);
             return Err(Error::shape("tokens of the scale before", expected, [batch, found[0], found[1]]));
         }
-        let mut dropout = Dropout(drop);
+        if let Some(dropout) = &dropout
+            && dropout.rngs.len() != batch
+        {
+            let expected = format!("[{batch}]");
+            return Err(Error::shape("random streams of the injector's dropout", expected, [dropout.rngs.len()]));
+        }
         let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
         let device = x.device();
         let x = within(self.resize(x, from, to) + Self::positions(to.area(), self.config.embed_dim, &device), 3.0);
@@ -294,22 +306,26 @@ fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
     x.clamp(-bound, bound)
 }
 
-/// Drops values at random in training, drawn on the host.
-struct Dropout<'a>(Option<&'a mut Rng>);
+/// Dropout of an [`Injector`] in training. The draws for image `i` come from stream `i`, on the host.
+#[derive(Debug, Clone)]
+pub struct InjectorDropout {
+    /// Share of values that are dropped, in `[0, 1)`; [`InjectorConfig::DROPOUT`] in the papers.
+    pub rate: f64,
+    /// One random stream per image of the batch.
+    pub rngs: Vec<Rng>,
+}
 
-impl Dropout<'_> {
-    fn is_on(&self) -> bool {
-        self.0.is_some()
+/// Sets some values of `[batch, ..]` to zero and makes the others larger by as much; nothing without dropout.
+fn drop_values<const D: usize>(x: Tensor<D>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<D> {
+    let Some(InjectorDropout { rate, rngs }) = dropout else { return x };
+    let keep = 1.0 - *rate;
+    let factor = (1.0 / keep) as f32;
+    let shape = x.dims();
+    let count: usize = shape[1..].iter().product();
+    let mut factors = Vec::with_capacity(rngs.len() * count);
+    for rng in rngs {
+        factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
     }
-
-    fn apply<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
-        let Some(rng) = &mut self.0 else { return x };
-        let keep = 1.0 - InjectorConfig::DROPOUT;
-        let factor = (1.0 / keep) as f32;
-        let shape = x.dims();
-        let count = shape.iter().product();
-        let factors: Vec<f32> = (0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }).collect();
-        let device = x.device();
-        x * Tensor::from_data(TensorData::new(factors, shape), &device)
-    }
+    let device = x.device();
+    x * Tensor::from_data(TensorData::new(factors, shape), &device)
 }

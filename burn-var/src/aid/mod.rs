@@ -9,7 +9,7 @@ mod soft;
 
 pub use augment::Augment;
 pub use heads::{HeadVariant, Heads, HeadsConfig, HingeReduction, generator_loss};
-pub use injector::{Injector, InjectorConfig, InjectorResize};
+pub use injector::{Injector, InjectorConfig, InjectorDropout, InjectorResize};
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;
 pub use soft::{SoftCanvas, soft_codes};

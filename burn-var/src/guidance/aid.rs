@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
 use super::{Entering, Guidance, Logits};
-use crate::aid::Injector;
+use crate::aid::{Injector, InjectorDropout};
 use crate::resize::Resize;
 use crate::transformer::Var;
 use crate::{Error, Result, Scales, nn, ops};
@@ -87,6 +87,8 @@ pub struct Aid {
     pub weight: AidWeight,
     /// Of the tokens of the scale before, `[batch, tokens, 1]`.
     uncertainty: Option<Tensor<3>>,
+    /// In training only.
+    dropout: Option<InjectorDropout>,
 }
 
 impl Aid {
@@ -103,19 +105,31 @@ impl Aid {
                 return Err(Error::config(name, found, format!("{width}, the width of the transformer")));
             }
         }
-        Ok(Self { injector, word_embed: transformer.word_embed().clone(), weight, uncertainty: None })
+        Ok(Self { injector, word_embed: transformer.word_embed().clone(), weight, uncertainty: None, dropout: None })
+    }
+
+    /// Switches the injector's dropout on, for training. The streams serve one generation and advance from scale to
+    /// scale, so give a new [`Aid`] fresh ones for each generation.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: InjectorDropout) -> Self {
+        self.dropout = Some(dropout);
+        self
     }
 
     /// The injector's map for the scale that is about to enter, `[batch, tokens, width]`, values between -2 and 2; none
-    /// at the first scale.
+    /// at the first scale. Without dropout.
     ///
     /// # Errors
     /// [`Error::Shape`] if the codes are not those of the scale before.
     pub fn map(&self, scale: Entering<'_>) -> Result<Option<Tensor<3>>> {
+        self.map_with(scale, None)
+    }
+
+    fn map_with(&self, scale: Entering<'_>, dropout: Option<&mut InjectorDropout>) -> Result<Option<Tensor<3>>> {
         let (Some(before), Some(codes)) = (scale.k.checked_sub(1), scale.previous) else { return Ok(None) };
         let tokens = nn::apply(&self.word_embed, codes.clone());
         let (from, to) = (scale.scales.size(before), scale.scales.size(scale.k));
-        self.injector.forward(tokens, from, to, None).map(Some)
+        self.injector.forward(tokens, from, to, dropout).map(Some)
     }
 }
 
@@ -159,7 +173,10 @@ impl Guidance for Aid {
         if weight == 0.0 {
             return Ok(hidden);
         }
-        let Some(map) = self.map(scale)? else { return Ok(hidden) };
+        let mut dropout = self.dropout.take();
+        let map = self.map_with(scale, dropout.as_mut())?;
+        self.dropout = dropout;
+        let Some(map) = map else { return Ok(hidden) };
         let map = match self.uncertainty.take() {
             Some(uncertainty) => map * self.spread(uncertainty, scale),
             None => map,
