@@ -1,4 +1,4 @@
-//! The one training loop: every method is a [`Trainer`] that this loop drives, saves, resumes and reports on.
+//! The settings of every run, and the loop over its steps.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,23 +6,28 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointDir, Part};
+use super::checkpoint::CheckpointDir;
+use super::progress::{Progress, Rate};
+use super::report::{RunLog, read_log};
+use super::{Method, Trainer};
 use crate::config::Change;
 use crate::curves::{Chart, Series};
 use crate::data::{PictureOptions, PictureSource, Split, open_pictures};
-use crate::progress::{Progress, Rate};
-use crate::report::{RunLog, read_log};
 use crate::{Error, Result};
 
-/// What every run has.
+/// Settings that every run has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// Pictures a step.
+    /// Images per step.
     pub batch_size: usize,
-    /// Seed of the first weights, the order of pictures and all noise.
+    /// Pieces that the batch of a step is computed in, one after the other. More pieces take less memory and give the
+    /// same weights, up to the rounding of sums.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: usize,
+    /// Seed of the initial weights, the order of images and all noise.
     #[serde(default)]
     pub seed: u64,
     /// Steps between checkpoints.
@@ -34,6 +39,10 @@ pub struct RunConfig {
     /// Steps between sample grids and curves.
     #[serde(default = "default_sample_every")]
     pub sample_every: u64,
+}
+
+fn default_accumulate() -> usize {
+    1
 }
 
 fn default_save_every() -> u64 {
@@ -49,15 +58,17 @@ fn default_sample_every() -> u64 {
 }
 
 impl RunConfig {
-    /// What may differ when a run is resumed.
-    pub const MAY_CHANGE: [(&'static str, Change); 4] = [
+    /// The keys that may differ when a run is resumed.
+    pub const MAY_CHANGE: [(&'static str, Change); 6] = [
         ("run.steps", Change::Raise),
         ("run.save_every", Change::Free),
         ("run.log_every", Change::Free),
         ("run.sample_every", Change::Free),
+        ("run.accumulate", Change::Free),
+        ("data.cache", Change::Free),
     ];
 
-    /// Refuses what no run can mean.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -72,6 +83,10 @@ impl RunConfig {
                 return Err(Error::config(name, value, "at least 1"));
             }
         }
+        if self.accumulate == 0 || !self.batch_size.is_multiple_of(self.accumulate) {
+            let expected = format!("a divisor of run.batch_size = {}", self.batch_size);
+            return Err(Error::config("run.accumulate", self.accumulate, expected));
+        }
         Ok(())
     }
 }
@@ -79,77 +94,45 @@ impl RunConfig {
 /// The numbers of one step by name, in the order in which they are shown.
 pub type Metrics = Vec<(String, f64)>;
 
-/// A training method, between two steps.
-pub trait Trainer {
-    /// Does the zero-based step; measures it if `measure` is set.
-    ///
-    /// # Errors
-    /// Broken data, or a number that is not finite: the run stops there, its checkpoints stay.
-    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics>;
+/// The version of the noise: raised when the same seed gives other draws. Version 1, whose states have no such field,
+/// drew from one stream per step.
+const NOISE: u32 = 2;
 
-    /// All that the next step depends on besides the configuration and the number of the step.
-    fn parts(&self) -> Vec<Part<'_>>;
-
-    /// Takes over what [`Trainer::parts`] saved.
-    ///
-    /// # Errors
-    /// If the checkpoint is of another model.
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
-
-    /// What the run learns from: a checkpoint made with other data is refused.
-    fn data(&self) -> String;
-
-    /// Writes pictures that show how far it is, and returns where; `None` if it makes no pictures.
-    ///
-    /// # Errors
-    /// If they can't be written.
-    fn samples(&mut self, _step: u64) -> Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    /// Writes the model as far as it is, for use, over the one of before, and returns the file.
-    ///
-    /// # Errors
-    /// If it can't be written.
-    fn export(&self) -> Result<PathBuf>;
-
-    /// The curves to draw of the log: title and the names of the metrics.
-    fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
-}
-
-/// What a checkpoint says of the run besides the trainer's parts.
+/// The state of a run besides the sections of its method.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     data: String,
+    #[serde(default = "first_noise")]
+    noise: u32,
 }
 
-/// Drives a trainer to the last step, from the newest checkpoint in `folder` if there is one. Returns the file of the
-/// finished model; `None` if `progress` ended the run before. With every checkpoint the model is written as far as it
-/// is, so that it can be tried while the run goes on.
+fn first_noise() -> u32 {
+    1
+}
+
+/// Runs to the last step, from the newest checkpoint in `folder` if there is one. Returns the file of the finished model;
+/// `None` if `progress` stopped the run before. The model is also written with every checkpoint, so that it can be tried
+/// while the run is at work.
 ///
 /// # Errors
-/// Those of the trainer and of the files it writes; the last complete checkpoint stays.
-pub fn run(
-    trainer: &mut dyn Trainer,
-    config: &RunConfig,
+/// Those of the method and of the files that are written; the last complete checkpoint stays.
+pub fn run<M: Method>(
+    trainer: &mut Trainer<M>,
     folder: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    config.validate()?;
+    let config = trainer.run().clone();
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
     let samples = folder.join("samples");
     std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
     let mut done = 0;
     if let Some(checkpoint) = checkpoints.latest()? {
-        if checkpoint.state::<State>()?.data != trainer.data() {
-            let reason =
-                "was made with other pictures or tokens than are there now; put those back, or train in a new folder";
-            return Err(Error::format(checkpoint.path(), reason));
-        }
+        let State { data, noise } = checkpoint.state()?;
+        check_state(checkpoint.path(), &data, noise, trainer.method(), progress)?;
         trainer.restore(&checkpoint)?;
         done = checkpoint.step();
-        progress.note(&format!("goes on after step {done}, from {}", checkpoint.path().display()));
+        progress.note(&format!("resumes after step {done}, from {}", checkpoint.path().display()));
     }
     let mut log = RunLog::open(folder.join("log.jsonl"), done)?;
     let mut rate = Rate::new(done, config.steps, Instant::now());
@@ -162,7 +145,7 @@ pub fn run(
             return Err(burn_var::Error::NonFinite {
                 what: format!("`{name}` at step {}", done - 1),
                 found: *value,
-                hint: "lower the learning rate, or go on from the last checkpoint with another seed",
+                hint: "lower the learning rate, or resume from the last checkpoint with another seed",
             }
             .into());
         }
@@ -174,27 +157,54 @@ pub fn run(
             log.write(done, &fields)?;
         }
         if last || done.is_multiple_of(config.sample_every) {
-            let file = trainer.samples(done)?;
-            draw_charts(folder, &trainer.charts())?;
+            let file = trainer.method_mut().samples(done)?;
+            draw_charts(folder, &trainer.method().charts())?;
             if let Some(file) = file {
-                progress.note(&format!("pictures in {}", file.display()));
+                progress.note(&format!("sample images in {}", file.display()));
             }
         }
         if last || stop || done.is_multiple_of(config.save_every) {
             log.sync()?;
-            checkpoints.save(done, &State { data: trainer.data() }, trainer.parts())?;
+            checkpoints.save(done, &State { data: trainer.method().data(), noise: NOISE }, trainer.parts())?;
             if !last {
-                trainer.export()?;
+                trainer.method().export()?;
             }
         }
         if stop && !last {
             return Ok(None);
         }
     }
-    Ok(Some(trainer.export()?))
+    Ok(Some(trainer.method().export()?))
 }
 
-/// Draws the log as one SVG file a chart.
+/// Checks that the data of a checkpoint is that of the run. Says so if an older version started the run.
+fn check_state(
+    checkpoint: &Path,
+    data: &str,
+    noise: u32,
+    method: &impl Method,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    if noise > NOISE {
+        let reason = format!("was made by a newer version (noise {noise}, this one has {NOISE}); resume with that one");
+        return Err(Error::format(checkpoint, reason));
+    }
+    let same = data == method.data();
+    if noise < NOISE {
+        let mut note = "an older version started this run and drew its noise in another way: the run continues, but does \
+                        not end with the weights that one version alone would reach. Start again in a new folder if \
+                        that matters"
+            .to_owned();
+        if !same {
+            note += ". Its record of the training data cannot be compared either: make sure that the data is the same";
+        }
+        progress.note(&note);
+        return Ok(());
+    }
+    if same { Ok(()) } else { Err(Error::DataChanged { checkpoint: checkpoint.to_path_buf() }) }
+}
+
+/// Draws the log, one SVG file per chart.
 fn draw_charts(folder: &Path, charts: &[(&'static str, Vec<String>)]) -> Result<()> {
     let records = read_log(folder.join("log.jsonl"))?;
     for (title, names) in charts {
@@ -204,22 +214,26 @@ fn draw_charts(folder: &Path, charts: &[(&'static str, Vec<String>)]) -> Result<
     Ok(())
 }
 
-/// Where the pictures of a run come from.
+/// The images of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// A folder of IDX files, or one with a sub-folder a class.
+    /// A folder of IDX files, or a folder with one sub-folder per class.
     pub path: PathBuf,
-    /// Whether half of the pictures are mirrored.
+    /// Mirrors half of the images.
     #[serde(default)]
     pub mirror: bool,
-    /// How they are read.
+    /// The folder of the token caches, for methods that learn from tokens: `.cache` beside the folder of the run if left
+    /// out. A cache belongs to images, tokenizer and views, and any number of runs share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Options for reading the images.
     #[serde(default)]
     pub options: PictureOptions,
 }
 
 impl DataConfig {
-    /// Opens one part of the pictures.
+    /// Opens one split of the images.
     ///
     /// # Errors
     /// As [`open_pictures`].

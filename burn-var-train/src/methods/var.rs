@@ -3,44 +3,42 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::ops;
 use burn_var::pretrained::{StateDict, Usage, load_vqvae, save_var, vqvae_config};
-use burn_var::rng::Rng;
 use burn_var::sampler::Sampler;
 use burn_var::tokenizer::VqVae;
 use burn_var::transformer::{Var, VarConfig, VarInit, drop_labels};
 use burn_var::{Request, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::checkpoint::{Checkpoint, Part};
-use crate::config::settle;
-use crate::data::{
-    BatchLoader, BatchOrder, Fingerprint, PictureShape, PictureSource, Split, TokenBatch, TokenCache, TokenCacheSpec,
-    TokenCacheWriter, VariantChoice, View,
+use crate::config::Upgrade;
+use crate::data::{PictureSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
+use crate::engine::progress::Progress;
+use crate::engine::run::{DataConfig, Metrics, RunConfig};
+use crate::engine::{
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
+    train,
 };
 use crate::grid::{Grid, Range, pictures};
-use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_var};
-use crate::progress::Progress;
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
 use crate::{Error, Result};
 
-/// A transformer's training run.
+/// The configuration of a transformer's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VarTrainConfig {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
-    /// The pictures.
+    /// The images.
     pub data: DataConfig,
     /// The tokenizer's file.
     pub tokenizer: PathBuf,
-    /// The transformer. Ladder, codes and classes come from the tokenizer and the pictures.
+    /// Sizes of the transformer. Scale schedule, codes and classes come from tokenizer and images.
     pub model: VarSize,
-    /// Constants of the first weights.
+    /// Constants of the initial weights.
     #[serde(default)]
     pub init: VarInit,
     /// AdamW.
@@ -49,7 +47,7 @@ pub struct VarTrainConfig {
     /// Learning rate.
     #[serde(default)]
     pub learning_rate: LrSchedule,
-    /// Moving average of the weights, which is what is kept in the end.
+    /// Moving average of the weights, which is the result of the run.
     #[serde(default)]
     pub ema: EmaConfig,
     /// Share of the target that is spread over all codes.
@@ -58,10 +56,10 @@ pub struct VarTrainConfig {
     /// Share of labels replaced by the null class.
     #[serde(default = "default_class_dropout")]
     pub class_dropout: f64,
-    /// Micro-batches a step: the batch is computed in so many pieces, with the same result.
-    #[serde(default = "default_accumulate")]
-    pub accumulate: usize,
-    /// How the pictures of the sample grids are drawn.
+    /// The old place of [`RunConfig::accumulate`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulate: Option<usize>,
+    /// Settings of the sample grids.
     #[serde(default)]
     pub preview: Preview,
 }
@@ -79,11 +77,7 @@ fn default_class_dropout() -> f64 {
     0.1
 }
 
-fn default_accumulate() -> usize {
-    1
-}
-
-/// The sizes of a transformer that are free once tokenizer and pictures are given. See [`VarConfig`].
+/// The sizes of a transformer that are free once tokenizer and images are given. See [`VarConfig`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VarSize {
@@ -99,7 +93,7 @@ pub struct VarSize {
     /// One adaptive norm projection for all blocks.
     #[serde(default)]
     pub shared_aln: bool,
-    /// L2-normalised attention.
+    /// L2-normalized attention.
     #[serde(default = "default_attn_l2_norm")]
     pub attn_l2_norm: bool,
     /// Share of residual branches dropped at the last block.
@@ -116,7 +110,7 @@ fn default_attn_l2_norm() -> bool {
 }
 
 impl VarSize {
-    /// The whole configuration.
+    /// Returns the whole configuration.
     pub fn for_tokenizer(&self, tokenizer: &impl Tokenizer, num_classes: usize) -> VarConfig {
         VarConfig {
             depth: self.depth,
@@ -135,17 +129,17 @@ impl VarSize {
     }
 }
 
-/// How the pictures of the sample grids are drawn.
+/// Settings of the sample grids.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preview {
     /// Strength of classifier-free guidance at the last scale.
     pub cfg: f64,
-    /// How tokens are drawn.
+    /// Sampling of tokens.
     pub sampler: Sampler,
-    /// Pictures a class.
+    /// Images per class.
     pub per_class: usize,
-    /// The most classes that are shown.
+    /// Largest number of classes that are shown.
     pub classes: usize,
 }
 
@@ -156,7 +150,7 @@ impl Default for Preview {
 }
 
 impl VarTrainConfig {
-    /// Refuses what no run can mean.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -177,30 +171,73 @@ impl VarTrainConfig {
                 return Err(Error::config(name, count, "at least 1"));
             }
         }
-        if self.accumulate == 0 || !self.run.batch_size.is_multiple_of(self.accumulate) {
-            let expected = format!("a divisor of batch_size {}", self.run.batch_size);
-            return Err(Error::config("accumulate", self.accumulate, expected));
+        if let Some(accumulate) = self.accumulate {
+            let expected = "absent: its place is `accumulate` of [run]";
+            return Err(Error::config("accumulate", accumulate, expected));
         }
         Ok(())
     }
 }
 
-/// A transformer in training.
-pub struct VarTrainer {
+/// The opened inputs of a run.
+pub struct VarInputs {
+    tokenizer: VqVae,
+    images: Arc<dyn PictureSource>,
+}
+
+impl TrainConfig for VarTrainConfig {
+    type Inputs = VarInputs;
+    type Method = VarMethod;
+
+    const UPGRADES: &'static [Upgrade] = &[Upgrade::Moved { from: "accumulate", to: "run.accumulate" }];
+
+    fn run(&self) -> &RunConfig {
+        &self.run
+    }
+
+    fn normalize(mut self) -> Self {
+        if let Some(accumulate) = self.accumulate.filter(|_| self.run.accumulate == 1) {
+            self.run.accumulate = accumulate;
+        }
+        // Both places may say the same. Where they differ, `validate` names the old one.
+        self.accumulate = self.accumulate.filter(|&accumulate| accumulate != self.run.accumulate);
+        self
+    }
+
+    fn open(&self, device: &Device) -> Result<VarInputs> {
+        self.validate()?;
+        let dict = StateDict::open(&self.tokenizer)?;
+        let tokenizer = load_vqvae(&dict, &vqvae_config(&dict, None)?, device)?;
+        Ok(VarInputs { tokenizer, images: self.data.open(Split::Train)? })
+    }
+
+    fn start(
+        self,
+        VarInputs { tokenizer, images }: VarInputs,
+        folder: &Path,
+        device: &Device,
+        progress: &mut dyn Progress,
+    ) -> Result<VarMethod> {
+        let tokens = cached_tokens(images, &self.data, &tokenizer, folder, device, progress)?;
+        VarMethod::new(self, tokenizer, tokens, folder, device)
+    }
+}
+
+/// Teacher-forced training of a transformer by cross-entropy.
+pub struct VarMethod {
     config: VarTrainConfig,
     folder: PathBuf,
     device: Device,
     tokenizer: VqVae,
     learner: Learner<Var>,
-    tokens: TokenCache,
-    order: BatchOrder,
+    stream: TokenStream,
 }
 
-impl VarTrainer {
-    /// A run in `folder` on `device` (without autodiff), at its first step.
+impl VarMethod {
+    /// Creates the method of a run in `folder`, on `device` (without autodiff), at its first step.
     ///
     /// # Errors
-    /// A configuration or data that no run can be made of.
+    /// Settings and tokens that do not fit each other.
     pub fn new(
         config: VarTrainConfig,
         tokenizer: VqVae,
@@ -211,51 +248,36 @@ impl VarTrainer {
         config.validate()?;
         let sizes = config.model.for_tokenizer(&tokenizer, tokens.spec().class_names.len());
         let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
-        let rules = Rules {
-            optimizer: config.optimizer.clone(),
-            learning_rate: config.learning_rate.clone(),
-            ema: config.ema.clone(),
-            no_decay: no_decay_var,
-            steps: config.run.steps,
-        };
-        let learner = Learner::new(model, rules);
-        let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
+        let rules = Rules::new(&config.run, &config.optimizer, &config.learning_rate, &config.ema, no_decay_var);
+        let learner = Learner::new(model, rules, SectionNames::SINGLE);
+        let stream = TokenStream::new(tokens, &config.run)?;
         let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { config, folder, device, tokenizer, learner, tokens, order })
+        Ok(Self { config, folder, device, tokenizer, learner, stream })
     }
 
-    /// The transformer that the run is for: the moving average of the weights.
+    /// The result of the run: the moving average of the weights.
     pub fn average(&self) -> &Var {
-        &self.learner.average
+        self.learner.average()
     }
 
-    /// The tokenizer's file, configuration and classes belong to it.
+    /// The transformer as it is trained.
+    pub fn model(&self) -> &Var {
+        &self.learner.model
+    }
+
+    /// The tokenizer.
     pub fn tokenizer(&self) -> &VqVae {
         &self.tokenizer
     }
-
-    /// Forward and backward of one micro-batch; its share of the loss, and its numbers.
-    fn backward(&self, batch: &TokenBatch, rng: &mut Rng, measure: bool) -> Result<(GradientsParams, Metrics)> {
-        let TokenBatch { tokens: rows, labels } = batch;
-        let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
-        let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
-        let labels = drop_labels(labels, self.config.class_dropout, rng);
-        let logits = self.learner.model.forward(&labels, input, Some(rng))?;
-        let targets = tokens.sequence();
-        let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing).mean();
-        let metrics = if measure { per_scale(&logits.inner(), &targets, self.tokenizer.scales())? } else { Vec::new() };
-        let share = 1.0 / self.config.accumulate as f64;
-        Ok((GradientsParams::from_grads((loss * share).backward(), &self.learner.model), metrics))
-    }
 }
 
-/// Loss and accuracy, of all tokens and of each scale.
+/// Returns loss and accuracy, of all tokens and of each scale.
 fn per_scale(logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> Result<Metrics> {
     let read = |values: Tensor<2>| -> Result<Vec<f64>> {
         Ok(values.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
     };
     let targets = targets.clone();
-    let nll = read(ops::cross_entropy(logits.clone(), targets.clone(), 0.0).mean_dim(0))?; // one a position
+    let nll = read(ops::cross_entropy(logits.clone(), targets.clone(), 0.0).mean_dim(0))?; // per position
     let hits = logits.clone().argmax(2).squeeze_dim::<2>(2).equal(targets).float();
     let hits = read(hits.mean_dim(0))?;
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -267,56 +289,62 @@ fn per_scale(logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> R
     Ok(metrics)
 }
 
-impl Trainer for VarTrainer {
-    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let indices = self.order.batch(step as usize);
-        let choice = VariantChoice::Random { seed: self.config.run.seed, epoch: self.order.epoch(step as usize) };
-        let mut rng = Rng::new(self.config.run.seed, "var dropout", step);
-        let mut sum = GradientsAccumulator::new();
-        let mut metrics = Metrics::new();
-        for part in indices.chunks(self.config.run.batch_size / self.config.accumulate) {
-            let batch = self.tokens.batch(part, choice)?;
-            let (grads, part) = self.backward(&batch, &mut rng, measure)?;
-            sum.accumulate(&self.learner.model, grads);
-            // Every part has the same names in the same order.
-            match metrics.is_empty() {
-                true => metrics = part,
-                false => metrics.iter_mut().zip(part).for_each(|(sum, (_, value))| sum.1 += value),
-            }
-        }
-        metrics.iter_mut().for_each(|(_, value)| *value /= self.config.accumulate as f64);
-        let rates = self.learner.update(step, sum.grads())?;
-        if measure {
-            metrics.extend(rates);
+impl Method for VarMethod {
+    type Batch = TokenBatch;
+    type Record = Metrics;
+
+    fn data(&self) -> String {
+        self.stream.data()
+    }
+
+    fn networks(&self) -> Vec<&dyn Network> {
+        vec![&self.learner]
+    }
+
+    fn networks_mut(&mut self) -> Vec<&mut dyn Network> {
+        vec![&mut self.learner]
+    }
+
+    fn batch(&mut self, piece: &Piece) -> Result<TokenBatch> {
+        self.stream.batch(piece)
+    }
+
+    fn backward(&self, round: &Round, piece: &Piece, batch: &mut TokenBatch) -> Result<(NetworkGradients, Metrics)> {
+        let TokenBatch { tokens: rows, labels } = batch;
+        let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
+        let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
+        let labels = drop_labels(labels, self.config.class_dropout, &mut piece.noise("class dropout"));
+        let logits = self.learner.model.forward(&labels, input, Some(&mut piece.noise("drop path")))?;
+        let targets = tokens.sequence();
+        let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing).mean();
+        let metrics = match round.measure {
+            true => per_scale(&logits.inner(), &targets, self.tokenizer.scales())?,
+            false => Vec::new(),
+        };
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.learner.model);
+        Ok((vec![(0, gradients)], metrics))
+    }
+
+    fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
+        let mut metrics = mean_metrics(records);
+        if round.measure {
+            metrics.extend(rates.iter().flat_map(Rates::metrics));
         }
         Ok(metrics)
     }
 
-    fn parts(&self) -> Vec<Part<'_>> {
-        self.learner.parts()
-    }
-
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.learner.restore(checkpoint)
-    }
-
-    fn data(&self) -> String {
-        let TokenCacheSpec { data, tokenizer, .. } = self.tokens.spec();
-        format!("{data} {tokenizer}")
-    }
-
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let preview = &self.config.preview;
-        let classes = preview.classes.min(self.tokens.spec().class_names.len());
+        let classes = preview.classes.min(self.stream.spec().class_names.len());
         let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
         let mut request = Request::new(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
         let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
-        let made = generate(&self.tokenizer, self.average(), &mut guidance, &request, &mut |_| {
+        let generated = generate(&self.tokenizer, self.average(), &mut guidance, &request, &mut |_| {
             std::ops::ControlFlow::Continue(())
         })?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
-        let images = pictures(self.tokenizer.decode(made.canvas), Range::Signed)?;
+        let images = pictures(self.tokenizer.decode(generated.canvas), Range::Signed)?;
         Grid::new(preview.per_class).write(&path, &images)?;
         Ok(Some(path))
     }
@@ -324,7 +352,7 @@ impl Trainer for VarTrainer {
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join("transformer.safetensors");
         let usage = Usage {
-            class_names: self.tokens.spec().class_names.clone(),
+            class_names: self.stream.spec().class_names.clone(),
             cfg: Schedule::Ramp(self.config.preview.cfg),
             sampler: self.config.preview.sampler,
         };
@@ -340,72 +368,18 @@ impl Trainer for VarTrainer {
     }
 }
 
-/// Trains a transformer in `folder`, or goes on with what is there, and returns the file it is kept in; none if
-/// `progress` ended the run before the last step.
+/// Trains a transformer in `folder`, or resumes what is there, and returns its file; `None` if `progress` stopped the run
+/// before the last step.
 ///
-/// The pictures' tokens are kept in `tokens.safetensors` beside it, so they are encoded once.
+/// The images are encoded once: their tokens are kept in a cache that runs share, see [`DataConfig::cache`].
 ///
 /// # Errors
-/// Whatever makes the run impossible or breaks it off; the same call goes on from the last checkpoint.
+/// As [`train`].
 pub fn train_var(
     config: VarTrainConfig,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    config.validate()?;
-    let dict = StateDict::open(&config.tokenizer)?;
-    let tokenizer = load_vqvae(&dict, &vqvae_config(&dict, None)?, device)?;
-    let source = config.data.open(Split::Train)?;
-    // Only now: a wrong path is not to be kept as the run's configuration.
-    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
-    let tokens =
-        cached_tokens(source, config.data.mirror, &tokenizer, &folder.join("tokens.safetensors"), device, progress)?;
-    let run_config = config.run.clone();
-    let mut trainer = VarTrainer::new(config, tokenizer, tokens, folder, device)?;
-    run(&mut trainer, &run_config, folder, progress)
-}
-
-/// How many pictures are encoded at a time.
-const ENCODE_BATCH: usize = 64;
-
-/// The tokens of all training pictures, and of their mirror images if the run mirrors.
-pub(crate) fn cached_tokens(
-    source: Arc<dyn PictureSource>,
-    mirror: bool,
-    tokenizer: &VqVae,
-    path: &Path,
-    device: &Device,
-    progress: &mut dyn Progress,
-) -> Result<TokenCache> {
-    let [channels, height, width] = tokenizer.picture_shape();
-    let shape = PictureShape::new(height, width, channels)?;
-    let sizes = serde_json::to_vec(tokenizer.config())
-        .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
-    let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
-    let variants: Vec<View> = [false, true]
-        .into_iter()
-        .filter(|&mirrored| !mirrored || mirror)
-        .map(|mirrored| View::Fixed { mirrored })
-        .collect();
-    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
-    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales, vocab, fingerprint);
-    if path.exists() {
-        return TokenCache::open_matching(path, &spec);
-    }
-    progress.note(&format!("encodes {} pictures once, into {}", source.len(), path.display()));
-    let mut writer = TokenCacheWriter::create(path, spec)?;
-    let loader = BatchLoader::new(source, shape);
-    let indices: Vec<usize> = (0..loader.source().len()).collect();
-    for part in indices.chunks(ENCODE_BATCH) {
-        let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
-        for &view in &variants {
-            let tokens = tokenizer.tokenize(loader.load(part, view, device)?.images)?.to_rows()?;
-            rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
-        }
-        for (index, rows) in part.iter().zip(&rows) {
-            writer.push(loader.source().label(*index), rows)?;
-        }
-    }
-    writer.finish()
+    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
 }

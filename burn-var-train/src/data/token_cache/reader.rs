@@ -5,7 +5,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 
 use super::TokenCacheSpec;
-use crate::data::random::{Purpose, below, keyed};
+use crate::data::random::{Purpose, keyed};
 use crate::{Error, Result};
 
 /// A cache of tokens, mapped into memory: only what is asked for is read.
@@ -110,7 +110,7 @@ impl TokenCache {
             let variant = match choice {
                 VariantChoice::First => 0,
                 VariantChoice::Random { seed, epoch } => {
-                    below(&mut keyed(Purpose::Variant, seed, [epoch, picture]), self.spec.variants.len())
+                    keyed(Purpose::Variant, seed, [epoch, picture]).below(self.spec.variants.len())
                 }
             };
             self.row(picture, variant)

@@ -58,7 +58,16 @@ impl TokenCacheSpec {
         }
     }
 
-    /// Tokens stored for one picture: all variants of all scales.
+    /// The key of the cache among others: it changes with everything that the tokens depend on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the description cannot be written down.
+    pub fn key(&self) -> Result<String> {
+        let text = serde_json::to_vec(self).map_err(|e| Error::config("token cache", e, "a spec that JSON can hold"))?;
+        Ok(Fingerprint::new().field(&FORMAT.to_le_bytes()).field(&text).finish())
+    }
+
+    /// Tokens stored for one image: all variants of all scales.
     pub(super) fn row(&self) -> usize {
         self.variants.len() * self.scales.tokens()
     }

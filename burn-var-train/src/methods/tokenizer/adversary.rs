@@ -1,4 +1,4 @@
-//! The adversarial term: a discriminator that learns beside the tokenizer, and what it asks of the tokenizer.
+//! The adversarial term: a discriminator that is trained beside the tokenizer, and its gradient for the tokenizer.
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -7,11 +7,11 @@ use burn::tensor::{Device, Tensor};
 use burn_var::nn::Conv2d;
 use serde::{Deserialize, Serialize};
 
-use super::losses::{gradient, scalar};
-use crate::checkpoint::{Checkpoint, Part};
-use crate::optim::{AdamW, OptimConfig, StepRates, no_decay_1d};
-use crate::patch_gan::{PatchGan, PatchGanConfig};
-use crate::run::Metrics;
+use super::patch_gan::{PatchGan, PatchGanConfig};
+use crate::engine::run::Metrics;
+use crate::engine::{Learner, Rules, SectionNames};
+use crate::optim::{Decay, LrSchedule, OptimConfig, no_decay_1d};
+use crate::tensor::{gradient, scalar};
 use crate::{Error, Result};
 
 /// The adversarial term of a tokenizer's loss, as VQ-GAN has it (Esser et al. 2021, section 3.1).
@@ -20,10 +20,11 @@ use crate::{Error, Result};
 pub struct GanConfig {
     /// Weight of the term; 0 leaves it out.
     pub weight: f64,
-    /// Multiplies the weight at every step by how much stronger the other terms pull at the decoder's last
-    /// convolution: a `weight` of 0.1 then means a tenth of their pull, whatever the discriminator's scale.
+    /// Multiplies the weight at every step by the ratio of the gradients of the other terms and of this one at the
+    /// decoder's last convolution: a `weight` of 0.1 then means a tenth of their gradient, whatever the discriminator's
+    /// scale.
     pub adaptive: bool,
-    /// The first zero-based step with the term. Reconstructions should be sharp by then but for fine detail.
+    /// The first step with the term, counted from 0. Reconstructions should lack only fine detail by then.
     pub start_step: u64,
     /// Sizes of the discriminator.
     pub discriminator: PatchGanConfig,
@@ -47,8 +48,8 @@ impl Default for GanConfig {
 }
 
 impl GanConfig {
-    /// Refuses what no run of `steps` on pictures `[channels, height, width]` can mean. Nothing else matters if the
-    /// term is left out.
+    /// Checks the settings for a run of `steps` on images `[channels, height, width]`. Nothing else matters if the weight
+    /// is 0.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -65,114 +66,93 @@ impl GanConfig {
             return Err(Error::config("gan.start_step", self.start_step, format!("less than the {steps} `run.steps`")));
         }
         self.discriminator.validate(picture)?;
-        self.optimizer.validate().map_err(|error| match error {
-            Error::Config { name, found, expected } => Error::Config { name: format!("gan.{name}"), found, expected },
-            other => other,
-        })
+        self.optimizer.validate().map_err(|error| error.in_section("gan"))
     }
 }
 
 /// A discriminator in training.
 pub(super) struct Adversary {
     config: GanConfig,
-    network: PatchGan,
-    optimizer: AdamW,
+    pub(super) learner: Learner<PatchGan>,
 }
 
-/// The parts of a checkpoint.
-const NETWORK: &str = "discriminator";
-const OPTIMIZER: &str = "discriminator-optimizer";
-
 impl Adversary {
-    /// For pictures `[channels, height, width]`, on an autodiff device.
-    pub(super) fn new(config: GanConfig, picture: [usize; 3], seed: u64, device: &Device) -> Result<Self> {
-        let network = config.discriminator.init(picture, seed, device)?;
-        let optimizer = config.optimizer.init(&network, no_decay_1d);
-        Ok(Self { config, network, optimizer })
+    /// Creates the discriminator of images `[channels, height, width]`, on an autodiff device, for a run of `steps`.
+    pub(super) fn new(config: GanConfig, image: [usize; 3], seed: u64, steps: u64, device: &Device) -> Result<Self> {
+        let network = config.discriminator.init(image, seed, device)?;
+        let learning_rate =
+            LrSchedule { peak: config.learning_rate, warmup_steps: 0, decay: Decay::Constant, ..LrSchedule::default() };
+        let optimizer = config.optimizer.clone();
+        let rules = Rules { optimizer, learning_rate, ema: None, no_decay: no_decay_1d, steps };
+        Ok(Self { config, learner: Learner::new(network, rules, SectionNames::DISCRIMINATOR) })
     }
 
-    /// Whether the term counts at zero-based `step`.
+    /// Returns true if the term counts at a step.
     pub(super) fn is_active(&self, step: u64) -> bool {
         step >= self.config.start_step
     }
 
-    /// The tokenizer's term, `-mean D(x')`, and its gradient at the reconstruction, which is off the graph.
+    /// Returns true if the weight depends on gradients.
+    pub(super) fn is_adaptive(&self) -> bool {
+        self.config.adaptive
+    }
+
+    /// Returns the tokenizer's term, `-mean D(x')`, and its gradient at the reconstruction, both off the graph.
     pub(super) fn oppose(&self, reconstruction: Tensor<4>) -> (Tensor<1>, Tensor<4>) {
-        let made = Tensor::from_inner(reconstruction).require_grad();
-        let loss = self.network.clone().freeze().forward(made.clone()).mean().neg();
-        (loss.clone().inner(), gradient(&made, loss))
+        let fake = Tensor::from_inner(reconstruction).require_grad();
+        let loss = self.learner.model.clone().freeze().forward(fake.clone()).mean().neg();
+        (loss.clone().inner(), gradient(&fake, loss))
     }
 
-    /// What the term is multiplied by, `[1]`: given the input of the decoder's last convolution and the gradients of
-    /// all other terms and of this one at its output, which are all off the graph.
-    pub(super) fn weight(&self, last: &Conv2d, input: &Tensor<4>, pull: &Tensor<4>, push: &Tensor<4>) -> Tensor<1> {
-        let strength = |at_output: &Tensor<4>| {
-            let output = last.forward(Tensor::from_inner(input.clone()));
-            let weight = last.weight.val();
-            gradient(&weight, (output * Tensor::from_inner(at_output.clone())).sum()).square().sum().sqrt()
-        };
-        match self.config.adaptive {
-            true => (strength(pull) / (strength(push) + 1e-4)).clamp(0.0, 1e4) * self.config.weight,
-            false => Tensor::full([1], self.config.weight, &pull.device()),
-        }
+    /// Returns the constant weight, `[1]`.
+    pub(super) fn constant_weight(&self, device: &Device) -> Tensor<1> {
+        Tensor::full([1], self.config.weight, device)
     }
 
-    /// The discriminator's zero-based `step` of `steps`, on pictures and their reconstructions, which are off the graph.
-    pub(super) fn learn(&mut self, [step, steps]: [u64; 2], [real, made]: [Tensor<4>; 2]) -> Result<Judgement> {
+    /// Returns the adaptive weight, `[1]`, from the gradients at the decoder's last convolution: those of all other terms
+    /// and that of this one.
+    pub(super) fn adaptive_weight(&self, [other, own]: [Tensor<4>; 2]) -> Tensor<1> {
+        let norm = |gradient: Tensor<4>| gradient.square().sum().sqrt();
+        (norm(other) / (norm(own) + 1e-4)).clamp(0.0, 1e4) * self.config.weight
+    }
+
+    /// Returns the discriminator's gradients, from images and their reconstructions, which are off the graph.
+    pub(super) fn backward(&self, [real, fake]: [Tensor<4>; 2]) -> (GradientsParams, Judgement) {
         let [batch, ..] = real.dims();
-        let judged = self.network.forward(Tensor::from_inner(Tensor::cat(vec![real, made], 0)));
-        let (real, made) = (judged.clone().narrow(0, 0, batch), judged.narrow(0, batch, batch));
-        let loss = (relu(1.0 - real.clone()).mean() + relu(made.clone() + 1.0).mean()) * 0.5;
-        let grads = GradientsParams::from_grads(loss.backward(), &self.network);
-        let rates = StepRates {
-            step,
-            learning_rate: self.config.learning_rate,
-            weight_decay: self.config.optimizer.weight_decay_at(step, steps),
-        };
-        let (network, _) = self.optimizer.step(rates, self.network.clone(), grads).map_err(in_discriminator)?;
-        self.network = network;
-        Ok(Judgement { loss: loss.inner(), real: real.inner(), made: made.inner() })
-    }
-
-    pub(super) fn parts(&self) -> [Part<'_>; 2] {
-        [Part::module(NETWORK, &self.network), Part::optimizer(OPTIMIZER, &self.optimizer)]
-    }
-
-    pub(super) fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.network = checkpoint.module(NETWORK, self.network.clone())?;
-        let optimizer = self.config.optimizer.init(&self.network, no_decay_1d);
-        self.optimizer = checkpoint.optimizer(OPTIMIZER, optimizer)?;
-        Ok(())
+        let network = &self.learner.model;
+        let logits = network.forward(Tensor::from_inner(Tensor::cat(vec![real, fake], 0)));
+        let (real, fake) = (logits.clone().narrow(0, 0, batch), logits.narrow(0, batch, batch));
+        let loss = (relu(1.0 - real.clone()).mean() + relu(fake.clone() + 1.0).mean()) * 0.5;
+        let gradients = GradientsParams::from_grads(loss.backward(), network);
+        (gradients, Judgement { loss: loss.inner(), real: real.inner(), fake: fake.inner() })
     }
 }
 
-/// The tokenizer's parameters have similar names.
-fn in_discriminator(error: Error) -> Error {
-    match error {
-        Error::Model(burn_var::Error::NonFinite { what, found, hint }) => {
-            burn_var::Error::NonFinite { what: format!("the discriminator: {what}"), found, hint }.into()
-        }
-        other => other,
-    }
+/// Returns the gradient of a term for the weight of a convolution, given the convolution's input and the gradient at its
+/// output, which are off the graph.
+pub(super) fn weight_gradient(conv: &Conv2d, input: &Tensor<4>, at_output: &Tensor<4>) -> Tensor<4> {
+    let output = conv.forward(Tensor::from_inner(input.clone()));
+    gradient(&conv.weight.val(), (output * Tensor::from_inner(at_output.clone())).sum())
 }
 
-/// What the discriminator said before its step, off the graph.
+/// The discriminator's output before its update, off the graph.
 pub(super) struct Judgement {
     loss: Tensor<1>,
     real: Tensor<4>,
-    made: Tensor<4>,
+    fake: Tensor<4>,
 }
 
 impl Judgement {
     /// The names of [`Judgement::metrics`].
     pub(super) const NAMES: [&str; 3] = ["d_loss", "d_real", "d_fake"];
 
-    /// Its loss, and the shares of patches that it takes for what they are.
+    /// Returns the loss, and the shares of real and of fake patches that are recognized.
     pub(super) fn metrics(&self) -> Result<Metrics> {
+        let read = |value: Tensor<1>| scalar(&value, "read the discriminator's loss");
         Ok(vec![
-            (Self::NAMES[0].into(), scalar(&self.loss)?),
-            (Self::NAMES[1].into(), scalar(&self.real.clone().greater_scalar(0.0).float().mean())?),
-            (Self::NAMES[2].into(), scalar(&self.made.clone().lower_scalar(0.0).float().mean())?),
+            (Self::NAMES[0].into(), read(self.loss.clone())?),
+            (Self::NAMES[1].into(), read(self.real.clone().greater_scalar(0.0).float().mean())?),
+            (Self::NAMES[2].into(), read(self.fake.clone().lower_scalar(0.0).float().mean())?),
         ])
     }
 }

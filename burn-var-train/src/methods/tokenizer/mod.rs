@@ -1,10 +1,14 @@
 //! Training of VAR's multi-scale tokenizer, which its authors never released.
 
 mod adversary;
-mod losses;
+mod pass;
+pub mod patch_gan;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
@@ -14,28 +18,31 @@ use burn_var::tokenizer::{VqVae, VqVaeConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::adversary::{Adversary, Judgement};
-use self::losses::{Criterion, Pass};
-use crate::checkpoint::{Checkpoint, Part};
-use crate::config::settle;
-use crate::data::{BatchLoader, PictureShape, Split, View};
+use self::pass::{Pass, Sides, Terms};
+use crate::data::{BatchLoader, ImageStream, PictureShape, Split, View};
+use crate::engine::checkpoint::{Checkpoint, Part};
+use crate::engine::progress::Progress;
+use crate::engine::run::{DataConfig, Metrics, RunConfig};
+use crate::engine::{
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
+    train,
+};
 use crate::grid::{Grid, Range, pictures};
-use crate::learner::{Learner, Rules};
+use crate::losses::Criterion;
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
-use crate::progress::Progress;
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
-use crate::stream::Stream;
+use crate::tensor::mean;
 use crate::{Error, Result};
 
 pub use self::adversary::GanConfig;
-pub use self::losses::TokenizerLoss;
+pub use crate::losses::TokenizerLoss;
 
-/// A tokenizer's training run.
+/// The configuration of a tokenizer's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TokenizerConfig {
+pub struct TokenizerTrainConfig {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
-    /// The pictures.
+    /// The images.
     pub data: DataConfig,
     /// The tokenizer.
     pub model: VqVaeConfig,
@@ -45,7 +52,7 @@ pub struct TokenizerConfig {
     /// Learning rate.
     #[serde(default)]
     pub learning_rate: LrSchedule,
-    /// Moving average of the weights, which is what is kept in the end.
+    /// Moving average of the weights, which is the result of the run.
     #[serde(default)]
     pub ema: EmaConfig,
     /// Weights of the loss terms.
@@ -68,15 +75,16 @@ fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<Optim
     crate::config::over(default_optimizer(), section)
 }
 
-/// Codes that nothing chooses any more are moved to where the encoder needs some: onto residuals of the present batch.
+/// Revival of dead codes: codes that are hardly chosen any more move onto residuals of the present batch, where the
+/// encoder needs some.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Revival {
-    /// Steps between revivals; 0 is never.
+    /// Steps between revivals; 0 for none.
     pub every: u64,
     /// The last step that revives, as a share of the run: codes need time to settle after.
     pub until: f64,
-    /// A code is dead when its moving average of uses a step falls below this share of the mean over all codes.
+    /// A code is dead when the moving average of its uses per step falls below this share of the mean over all codes.
     pub threshold: f64,
 }
 
@@ -86,11 +94,11 @@ impl Default for Revival {
     }
 }
 
-/// How fast the average of uses forgets.
+/// Share of the old average of uses that a step keeps.
 const USAGE_DECAY: f64 = 0.98;
 
-impl TokenizerConfig {
-    /// Refuses what no run can mean.
+impl TokenizerTrainConfig {
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -100,105 +108,169 @@ impl TokenizerConfig {
         self.optimizer.validate()?;
         self.learning_rate.validate()?;
         self.ema.validate()?;
-        let picture = self.model.picture_shape();
-        self.loss.validate(picture)?;
-        self.gan.validate(self.run.steps, picture)
+        let image = self.model.picture_shape();
+        self.loss.validate(image)?;
+        self.gan.validate(self.run.steps, image)
     }
 }
 
-/// A tokenizer in training.
-pub struct TokenizerTrainer {
-    config: TokenizerConfig,
-    folder: PathBuf,
-    learner: Learner<VqVae>,
-    criterion: Criterion,
-    /// There if the adversarial term ever counts.
-    adversary: Option<Adversary>,
-    /// Moving average of how often each code is used a step, over all scales.
-    usage: Vec<f64>,
-    stream: Stream,
-    /// Test pictures to show reconstructions of, `[batch, channels, height, width]`.
-    shown: Tensor<4>,
-}
+impl TrainConfig for TokenizerTrainConfig {
+    /// Loaders of the training and of the test images.
+    type Inputs = [BatchLoader; 2];
+    type Method = TokenizerMethod;
 
-impl TokenizerTrainer {
-    /// A run in `folder` on `device` (without autodiff), at its first step.
-    ///
-    /// # Errors
-    /// A configuration or data that no run can be made of.
-    pub fn new(config: TokenizerConfig, folder: &Path, device: &Device) -> Result<Self> {
-        config.validate()?;
-        let picture = config.model.picture_shape();
-        let [channels, height, width] = picture;
+    fn run(&self) -> &RunConfig {
+        &self.run
+    }
+
+    fn open(&self, _device: &Device) -> Result<[BatchLoader; 2]> {
+        self.validate()?;
+        let [channels, height, width] = self.model.picture_shape();
         let shape = PictureShape::new(height, width, channels)?;
-        let train = BatchLoader::new(config.data.open(Split::Train)?, shape);
-        let stream = Stream::new(train, &config.run, config.data.mirror, device)?;
-        let test = BatchLoader::new(config.data.open(Split::Test)?, shape);
+        let train = self.data.open(Split::Train)?;
+        Ok([train, self.data.open(Split::Test)?].map(|source| BatchLoader::new(source, shape)))
+    }
+
+    fn start(
+        self,
+        [train, test]: [BatchLoader; 2],
+        folder: &Path,
+        device: &Device,
+        _progress: &mut dyn Progress,
+    ) -> Result<TokenizerMethod> {
+        let stream = ImageStream::new(train, &self.run, self.data.mirror, device)?;
         let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
         let autodiff = device.clone().autodiff();
-        let model = config.model.init(config.run.seed, &autodiff)?;
-        let rules = Rules {
-            optimizer: config.optimizer.clone(),
-            learning_rate: config.learning_rate.clone(),
-            ema: config.ema.clone(),
-            no_decay: no_decay_1d,
-            steps: config.run.steps,
+        let model = self.model.init(self.run.seed, &autodiff)?;
+        let rules = Rules::new(&self.run, &self.optimizer, &self.learning_rate, &self.ema, no_decay_1d);
+        let learner = Learner::new(model, rules, SectionNames::SINGLE);
+        let criterion = Criterion::new(self.loss.clone(), &autodiff)?;
+        let RunConfig { seed, steps, .. } = self.run;
+        let image = self.model.picture_shape();
+        let adversary = match self.gan.weight > 0.0 {
+            true => Some(Adversary::new(self.gan.clone(), image, seed, steps, &autodiff)?),
+            false => None,
         };
-        let learner = Learner::new(model, rules);
-        let criterion = Criterion::new(config.loss.clone(), &autodiff)?;
-        let adversary = (config.gan.weight > 0.0)
-            .then(|| Adversary::new(config.gan.clone(), picture, config.run.seed, &autodiff))
-            .transpose()?;
-        let usage = vec![0.0; config.model.vocab_size];
+        let usage = vec![0.0; self.model.vocab_size];
         let folder = folder.to_path_buf();
-        Ok(Self { config, folder, learner, criterion, adversary, usage, stream, shown })
+        Ok(TokenizerMethod { config: self, folder, learner, criterion, adversary, gan_weight: None, usage, stream, shown })
+    }
+}
+
+/// Training of a tokenizer by reconstruction, with an optional discriminator.
+pub struct TokenizerMethod {
+    config: TokenizerTrainConfig,
+    folder: PathBuf,
+    learner: Learner<VqVae>,
+    criterion: Criterion,
+    /// Present if the adversarial term has a weight.
+    adversary: Option<Adversary>,
+    /// The adaptive weight of the adversarial term in the step at work.
+    gan_weight: Option<Tensor<1>>,
+    /// Moving average of the uses of each code per step, over all scales.
+    usage: Vec<f64>,
+    stream: ImageStream,
+    /// Test images whose reconstructions are shown, `[batch, channels, height, width]`.
+    shown: Tensor<4>,
+}
+
+/// A piece of a step's images.
+pub struct TokenizerBatch {
+    images: Tensor<4>,
+    /// The graph of the first round, for the second.
+    kept: Option<(Pass, Sides)>,
+}
+
+/// Values of a piece besides its gradients.
+pub enum TokenizerRecord {
+    /// Of the round that finds the adaptive weight: gradients of both sides at the decoder's last convolution.
+    Weight([Tensor<4>; 2]),
+    /// Of the round that trains.
+    Loss(Box<LossRecord>),
+}
+
+/// Values of a piece in the round that trains.
+pub struct LossRecord {
+    terms: Terms,
+    judgement: Option<Judgement>,
+    /// Per scale.
+    tokens: Vec<Tensor<2, Int>>,
+    /// Per scale, if codes are revived.
+    residuals: Vec<Tensor<2>>,
+}
+
+impl TokenizerMethod {
+    /// Creates the method of a run in `folder`, on `device` (without autodiff), at its first step.
+    ///
+    /// # Errors
+    /// Settings and images that do not fit each other.
+    pub fn new(config: TokenizerTrainConfig, folder: &Path, device: &Device) -> Result<Self> {
+        let loaders = config.open(device)?;
+        config.start(loaders, folder, device, &mut ())
     }
 
-    /// The tokenizer that the run is for: the moving average of the weights.
+    /// The result of the run: the moving average of the weights.
     pub fn average(&self) -> &VqVae {
-        &self.learner.average
+        self.learner.average()
     }
 
-    /// Counts which codes were used, per scale: `[scale][code]`.
-    fn count(&self, tokens: &[Tensor<2, Int>]) -> Result<Vec<Vec<u32>>> {
-        let read = |ids: &Tensor<2, Int>| {
-            let ids = ids.try_to_vec_as::<i64>().map_err(burn_var::Error::device("read token ids"))?;
-            Ok(ids.into_iter().fold(vec![0; self.usage.len()], |mut counts, id| {
-                counts[id as usize] += 1;
-                counts
-            }))
-        };
-        tokens.iter().map(read).collect()
+    /// The discriminator, if the adversarial term counts at a step.
+    fn adversary(&self, step: u64) -> Option<&Adversary> {
+        self.adversary.as_ref().filter(|adversary| adversary.is_active(step))
     }
 
-    /// Moves dead codes onto residuals; returns how many.
-    fn revive(&mut self, step: u64, residuals: &[Tensor<2>]) -> Result<usize> {
+    /// Returns true if a round finds the adaptive weight, which needs the gradients of all pieces, and trains nothing.
+    fn finds_weight(&self, round: &Round) -> bool {
+        round.number + 1 < self.rounds(round.step)
+    }
+
+    /// Returns true if codes are revived after a step.
+    fn revives(&self, step: u64) -> bool {
+        let Revival { every, until, .. } = self.config.revival;
+        let done = step + 1;
+        every > 0 && done.is_multiple_of(every) && (done as f64) < until * self.config.run.steps as f64
+    }
+
+    /// Counts the uses of each code, `[scale][code]`.
+    fn count(&self, records: &[LossRecord]) -> Result<Vec<Vec<u32>>> {
+        let mut counts = vec![vec![0; self.usage.len()]; self.config.model.patch_nums.len()];
+        for record in records {
+            for (counts, ids) in counts.iter_mut().zip(&record.tokens) {
+                let ids = ids.try_to_vec_as::<i64>().map_err(burn_var::Error::device("read token ids"))?;
+                ids.into_iter().for_each(|id| counts[id as usize] += 1);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Moves dead codes onto residuals and returns their number.
+    fn revive(&mut self, step: u64, records: &[LossRecord]) -> Result<usize> {
         let mean = self.usage.iter().sum::<f64>() / self.usage.len() as f64;
         let threshold = self.config.revival.threshold * mean;
         let dead: Vec<usize> = (0..self.usage.len()).filter(|&code| self.usage[code] < threshold).collect();
         if dead.is_empty() {
             return Ok(0);
         }
-        let all = Tensor::cat(residuals.to_vec(), 0);
+        // Scale by scale and in each image by image, however the batch is cut.
+        let scales = 0..self.config.model.patch_nums.len();
+        let all = scales.flat_map(|k| records.iter().map(move |record| record.residuals[k].clone()));
+        let all = Tensor::cat(all.collect(), 0);
         let channels = all.dims()[1];
         let all = all.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read residuals"))?;
         let mut rng = Rng::new(self.config.run.seed, "revive", step);
-        let chosen: Vec<&[f32]> = dead
-            .iter()
-            .map(|_| {
-                let row = rng.below(all.len() / channels);
-                &all[row * channels..(row + 1) * channels]
-            })
-            .collect();
-        replace_codes(&mut self.learner.model, &dead, &chosen)?;
-        replace_codes(&mut self.learner.average, &dead, &chosen)?;
+        let mut chosen: Vec<&[f32]> = Vec::with_capacity(dead.len());
+        for _ in &dead {
+            let row = rng.below(all.len() / channels);
+            chosen.push(&all[row * channels..(row + 1) * channels]);
+        }
+        self.learner.edit(|model| replace_codes(model, &dead, &chosen))?;
         dead.iter().for_each(|&code| self.usage[code] = mean);
         Ok(dead.len())
     }
 }
 
-/// How many test pictures the sample grid shows.
+/// Number of test images in the sample grid.
 const SHOWN: usize = 16;
 
 /// Overwrites rows of the codebook.
@@ -213,88 +285,156 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
     }
     let trained = weight.is_require_grad();
     let table = Tensor::from_data(TensorData::new(values, shape), &device);
-    *weight = burn::module::Param::initialized(weight.id, table).set_require_grad(trained);
+    *weight = Param::initialized(weight.id, table).set_require_grad(trained);
     Ok(())
 }
 
-impl Trainer for TokenizerTrainer {
-    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let model = &self.learner.model;
-        let pass = Pass::new(model, self.stream.batch(step)?.images)?;
-        let mut adversary = self.adversary.as_mut().filter(|adversary| adversary.is_active(step));
-        let (grads, terms) = self.criterion.backward(&pass, adversary.as_deref(), model.decoder.conv_out())?;
-        let grads = GradientsParams::from_grads(grads, model);
-        let rates = self.learner.update(step, grads).map_err(|error| terms.blame(step, error))?;
-
-        let steps = self.config.run.steps;
-        let judgement =
-            adversary.as_mut().map(|adversary| adversary.learn([step, steps], pass.pictures())).transpose()?;
-        let quantized = pass.quantized;
-        let counts = self.count(&quantized.tokens)?;
-        for (code, usage) in self.usage.iter_mut().enumerate() {
-            let used: u32 = counts.iter().map(|scale| scale[code]).sum();
-            *usage = *usage * USAGE_DECAY + f64::from(used) * (1.0 - USAGE_DECAY);
-        }
-        let revival = self.config.revival.clone();
-        let mut revived = None;
-        if revival.every > 0
-            && (step + 1).is_multiple_of(revival.every)
-            && ((step + 1) as f64) < revival.until * steps as f64
-        {
-            revived = Some(self.revive(step, &quantized.residuals)?);
-        }
-        let mut metrics = Metrics::new();
-        if measure {
-            metrics.extend(terms.metrics()?);
-            metrics.extend(judgement.map(|judgement| judgement.metrics()).transpose()?.into_iter().flatten());
-            metrics.extend(rates);
-            for (k, scale) in counts.iter().enumerate() {
-                let used = scale.iter().filter(|&&count| count > 0).count();
-                metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));
-            }
-            let mean = self.usage.iter().sum::<f64>() / self.usage.len() as f64;
-            let alive = self.usage.iter().filter(|&&usage| usage >= revival.threshold * mean).count();
-            metrics.push(("alive".into(), alive as f64 / self.usage.len() as f64));
-        }
-        if let Some(revived) = revived {
-            metrics.push(("revived".into(), revived as f64));
-        }
-        Ok(metrics)
-    }
-
-    fn parts(&self) -> Vec<Part<'_>> {
-        let usage = self.usage.iter().flat_map(|usage| usage.to_le_bytes()).collect();
-        let mut parts = self.learner.parts();
-        parts.push(Part::bytes("usage", usage));
-        parts.extend(self.adversary.iter().flat_map(Adversary::parts));
-        parts
-    }
-
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.learner.restore(checkpoint)?;
-        if let Some(adversary) = &mut self.adversary {
-            adversary.restore(checkpoint)?;
-        }
-        let bytes = checkpoint.bytes("usage")?;
-        let usage: Vec<f64> = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
-        if usage.len() != self.usage.len() {
-            return Err(Error::format(
-                checkpoint.path(),
-                format!("counts {} codes, the model has {}", usage.len(), self.usage.len()),
-            ));
-        }
-        self.usage = usage;
-        Ok(())
-    }
+impl Method for TokenizerMethod {
+    type Batch = TokenizerBatch;
+    type Record = TokenizerRecord;
 
     fn data(&self) -> String {
         self.stream.data()
     }
 
+    fn networks(&self) -> Vec<&dyn Network> {
+        let mut networks: Vec<&dyn Network> = vec![&self.learner];
+        networks.extend(self.adversary.as_ref().map(|adversary| &adversary.learner as &dyn Network));
+        networks
+    }
+
+    fn networks_mut(&mut self) -> Vec<&mut dyn Network> {
+        let mut networks: Vec<&mut dyn Network> = vec![&mut self.learner];
+        networks.extend(self.adversary.as_mut().map(|adversary| &mut adversary.learner as &mut dyn Network));
+        networks
+    }
+
+    fn batch(&mut self, piece: &Piece) -> Result<TokenizerBatch> {
+        Ok(TokenizerBatch { images: self.stream.batch(piece)?.images, kept: None })
+    }
+
+    /// The adaptive weight comes from the gradients of the whole batch, so it has a round of its own.
+    fn rounds(&self, step: u64) -> usize {
+        if self.adversary(step).is_some_and(Adversary::is_adaptive) { 2 } else { 1 }
+    }
+
+    fn backward(
+        &self,
+        round: &Round,
+        piece: &Piece,
+        batch: &mut TokenizerBatch,
+    ) -> Result<(NetworkGradients, TokenizerRecord)> {
+        let model = &self.learner.model;
+        let adversary = self.adversary(round.step);
+        let (pass, sides) = match batch.kept.take() {
+            Some((pass, sides)) => (pass, Some(sides)),
+            None => {
+                let pass = Pass::new(model, batch.images.clone())?;
+                let sides = adversary.map(|adversary| pass.sides(&self.criterion, adversary)).transpose()?;
+                (pass, sides)
+            }
+        };
+        let sides = match sides {
+            Some(sides) if self.finds_weight(round) => {
+                let record = TokenizerRecord::Weight(pass.at_last_convolution(model.decoder.conv_out(), &sides));
+                // Several pieces are there to save the memory of the graph, which is then made again.
+                batch.kept = piece.is_whole().then_some((pass, sides));
+                return Ok((Vec::new(), record));
+            }
+            sides => sides,
+        };
+        let mut gradients = Vec::new();
+        let (tokenizer_gradients, terms) = match (adversary, sides) {
+            (Some(adversary), Some(sides)) => {
+                let constant = || adversary.constant_weight(&batch.images.device());
+                let weight = self.gan_weight.clone().unwrap_or_else(constant);
+                pass.backward_against(&self.criterion, sides, weight)
+            }
+            _ => pass.backward(&self.criterion)?,
+        };
+        gradients.push((0, GradientsParams::from_grads(tokenizer_gradients, model)));
+        let mut judgement = None;
+        if let Some(adversary) = adversary {
+            let (discriminator_gradients, judged) = adversary.backward(pass.images());
+            gradients.push((1, discriminator_gradients));
+            judgement = Some(judged);
+        }
+        let quantized = pass.quantized;
+        let residuals = if self.revives(round.step) { quantized.residuals } else { Vec::new() };
+        let record = LossRecord { terms, judgement, tokens: quantized.tokens, residuals };
+        Ok((gradients, TokenizerRecord::Loss(Box::new(record))))
+    }
+
+    fn finish(&mut self, round: &Round, records: Vec<TokenizerRecord>, rates: &[Rates]) -> Result<Metrics> {
+        let (mut losses, mut others, mut owns) = (Vec::new(), Vec::new(), Vec::new());
+        for record in records {
+            match record {
+                TokenizerRecord::Loss(record) => losses.push(*record),
+                TokenizerRecord::Weight([other, own]) => {
+                    others.push(other);
+                    owns.push(own);
+                }
+            }
+        }
+        if self.finds_weight(round) {
+            let sides = mean(others).zip(mean(owns));
+            self.gan_weight = self.adversary.as_ref().zip(sides).map(|(adversary, (other, own))| {
+                adversary.adaptive_weight([other, own])
+            });
+            return Ok(Metrics::new());
+        }
+        self.gan_weight = None;
+
+        let counts = self.count(&losses)?;
+        for (code, usage) in self.usage.iter_mut().enumerate() {
+            let used: u32 = counts.iter().map(|scale| scale[code]).sum();
+            *usage = *usage * USAGE_DECAY + f64::from(used) * (1.0 - USAGE_DECAY);
+        }
+        let revived = if self.revives(round.step) { Some(self.revive(round.step, &losses)?) } else { None };
+        let mut metrics = Metrics::new();
+        if round.measure {
+            metrics.extend(loss_metrics(&losses)?);
+            metrics.extend(rates.first().map(Rates::metrics).into_iter().flatten());
+            for (k, scale) in counts.iter().enumerate() {
+                let used = scale.iter().filter(|&&count| count > 0).count();
+                metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));
+            }
+            let mean = self.usage.iter().sum::<f64>() / self.usage.len() as f64;
+            let alive = self.usage.iter().filter(|&&usage| usage >= self.config.revival.threshold * mean).count();
+            metrics.push(("alive".into(), alive as f64 / self.usage.len() as f64));
+        }
+        metrics.extend(revived.map(|revived| ("revived".into(), revived as f64)));
+        Ok(metrics)
+    }
+
+    fn explain(&self, round: &Round, records: &[TokenizerRecord], error: Error) -> Error {
+        let terms = records.iter().filter_map(|record| match record {
+            TokenizerRecord::Loss(record) => Some(&record.terms),
+            TokenizerRecord::Weight(_) => None,
+        });
+        Terms::explain(&terms.collect::<Vec<_>>(), round.step, error)
+    }
+
+    fn parts(&self) -> Vec<Part<'_>> {
+        let usage = self.usage.iter().flat_map(|usage| usage.to_le_bytes()).collect();
+        vec![Part::bytes("usage", usage)]
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let bytes = checkpoint.bytes("usage")?;
+        let usage: Vec<f64> = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        if usage.len() != self.usage.len() {
+            let reason = format!("counts {} codes, the model has {}", usage.len(), self.usage.len());
+            return Err(Error::format(checkpoint.path(), reason));
+        }
+        self.usage = usage;
+        Ok(())
+    }
+
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let model = self.average();
         let tokens = model.tokenize(self.shown.clone())?;
-        // The originals, then each picture as it grows scale by scale.
+        // The originals, then each image as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
         rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
@@ -324,20 +464,32 @@ impl Trainer for TokenizerTrainer {
     }
 }
 
-/// Trains a tokenizer in `folder`, or goes on with what is there, and returns the file it is kept in; none if
-/// `progress` ended the run before the last step.
+/// Reads the terms of the loss, and the discriminator's numbers, as means over the pieces.
+fn loss_metrics(records: &[LossRecord]) -> Result<Metrics> {
+    let terms = records.iter().map(|record| record.terms.metrics()).collect::<Result<Vec<_>>>()?;
+    let judgements = records.iter().filter_map(|record| record.judgement.as_ref());
+    let judgements = judgements.map(Judgement::metrics).collect::<Result<Vec<_>>>()?;
+    let mut metrics = Metrics::new();
+    for (name, value) in mean_metrics(terms) {
+        // Images span 2 units.
+        let psnr = (name == "l2").then(|| ("psnr".to_owned(), 10.0 * (4.0 / value).log10()));
+        metrics.push((name, value));
+        metrics.extend(psnr);
+    }
+    metrics.extend(mean_metrics(judgements));
+    Ok(metrics)
+}
+
+/// Trains a tokenizer in `folder`, or resumes what is there, and returns its file; `None` if `progress` stopped the run
+/// before the last step.
 ///
 /// # Errors
-/// Whatever makes the run impossible or breaks it off; the same call goes on from the last checkpoint.
+/// As [`train`].
 pub fn train_tokenizer(
-    config: TokenizerConfig,
+    config: TokenizerTrainConfig,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    // A wrong path must not be kept as the configuration that the run was started with.
-    let mut trainer = TokenizerTrainer::new(config.clone(), folder, device)?;
-    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
-    let run_config = config.run;
-    run(&mut trainer, &run_config, folder, progress)
+    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
 }
