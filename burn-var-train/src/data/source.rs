@@ -13,7 +13,7 @@ pub struct PictureShape {
     pub height: usize,
     /// Columns of pixels.
     pub width: usize,
-    /// 1 (grey) or 3 (red, green, blue).
+    /// 1 (gray) or 3 (red, green, blue).
     pub channels: usize,
 }
 
@@ -32,7 +32,7 @@ impl PictureShape {
         Ok(Self { height, width, channels })
     }
 
-    /// Numbers that one picture takes.
+    /// Numbers that one image takes.
     pub fn elements(self) -> usize {
         self.channels * self.height * self.width
     }

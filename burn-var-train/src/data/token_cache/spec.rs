@@ -14,28 +14,28 @@ const FORMAT: u32 = 1;
 /// The metadata entry that makes a safetensors file a cache of tokens.
 const ENTRY: &str = "token_cache";
 
-/// What the tokens in a cache were made of. A cache is used only for the very same.
+/// The images, tokenizer and views of the tokens in a cache. A cache is used only if all are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCacheSpec {
-    /// The ladder of token maps.
+    /// The scale schedule.
     pub scales: Scales,
     /// Tokens lie in `0..vocab_size`.
     pub vocab_size: usize,
     /// Names of the classes; labels are indices into these.
     pub class_names: Vec<String>,
-    /// Number of pictures.
+    /// Number of images.
     pub pictures: usize,
-    /// The views of each picture whose tokens are stored, for instance plain and mirrored.
+    /// The views of each image whose tokens are stored, for instance plain and mirrored.
     pub variants: Vec<View>,
     /// [`Fingerprint`] of the tokenizer's weights and configuration.
     pub tokenizer: String,
-    /// [`Fingerprint`] of the pictures, their labels and their shape.
+    /// [`Fingerprint`] of the images, their labels and their shape.
     pub data: String,
 }
 
 impl TokenCacheSpec {
-    /// The cache of the tokens of all pictures of `source`, brought to `shape`. `tokenizer` is the fingerprint of the
+    /// Describes the tokens of all images of `source`, brought to `shape`. `tokenizer` is the fingerprint of the
     /// tokenizer's weights and configuration.
     pub fn new(
         source: &dyn PictureSource,
@@ -77,7 +77,7 @@ impl TokenCacheSpec {
         if self.vocab_size.max(self.class_names.len()) <= 1 << 16 { 2 } else { 4 }
     }
 
-    /// The first field that differs, in words; `None` if the tokens are the same.
+    /// Returns the first field that differs, in words; `None` if the tokens are the same.
     pub(super) fn difference(&self, wanted: &Self) -> Option<String> {
         let fields = [
             ("token maps", self.scales.to_string(), wanted.scales.to_string()),
@@ -92,7 +92,7 @@ impl TokenCacheSpec {
         Some(format!("its {name}: {found}; this run's: {wanted}"))
     }
 
-    /// The beginning of the file up to the first token.
+    /// Returns the beginning of the file, up to the first token.
     pub(super) fn header(&self) -> Result<Vec<u8>> {
         self.check()?;
         let size = |elements: Option<usize>| elements.and_then(|count| count.checked_mul(self.width()));
