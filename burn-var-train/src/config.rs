@@ -165,12 +165,7 @@ fn take(table: &mut toml::Table, key: &str) -> Option<Value> {
 /// # Errors
 /// [`Error::ConfigChanged`] listing every key that differs and must not; [`Error::Io`] if the file cannot be read or
 /// written.
-pub fn settle<T>(
-    run: impl AsRef<Path>,
-    config: &T,
-    may_change: &[(&str, Change)],
-    upgrades: &[Upgrade],
-) -> Result<bool>
+pub fn settle<T>(run: impl AsRef<Path>, config: &T, may_change: &[(&str, Change)], upgrades: &[Upgrade]) -> Result<bool>
 where
     T: Serialize + DeserializeOwned,
 {

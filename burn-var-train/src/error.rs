@@ -56,7 +56,7 @@ pub enum Error {
         checkpoint: PathBuf,
     },
     /// An image of a data set cannot be decoded.
-    #[error("`{}` is broken: {reason}. Replace it by a sound copy and run the same command again, which resumes; or start a new run in which `data.options.check = true` leaves broken images out", path.display())]
+    #[error("`{}` is broken: {reason}. Replace it by a sound copy and run the same command again; a new training run leaves broken images out with `data.options.check = true`", path.display())]
     BrokenImage {
         /// The file.
         path: PathBuf,
@@ -64,7 +64,9 @@ pub enum Error {
         reason: String,
     },
     /// The discriminator recognizes every image of every scale: the generator learns nothing from it any more.
-    #[error("training has collapsed: the discriminator recognizes every image of every scale (accuracies on real {real:?}, on generated {fake:?}, adversarial loss {adversarial:.3}) in {streak} measured steps in a row; lower discriminator.learning_rate, or raise discriminator.r1_gamma")]
+    #[error(
+        "training has collapsed: the discriminator recognizes every image of every scale (accuracies on real {real:?}, on generated {fake:?}, adversarial loss {adversarial:.3}) in {streak} measured steps in a row; lower discriminator.learning_rate, or raise discriminator.r1_gamma"
+    )]
     Collapse {
         /// The step, from 0.
         step: u64,

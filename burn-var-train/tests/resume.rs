@@ -23,10 +23,10 @@ use burn_var_train::aid::{
 };
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
+use burn_var_train::engine::{Method, TrainConfig, Trainer};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
-use burn_var_train::engine::{Method, TrainConfig, Trainer};
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
@@ -342,7 +342,8 @@ fn a_discriminator_with_a_head_start_learns_alone() {
     let mut config = aid_config(folder.path());
     config.discriminator.head_start = 1;
     let mut trainer = aid_trainer(folder.path(), config);
-    let kept = |trainer: &Trainer<AidMethod>| std::fs::read(trainer.method().export().expect("written")).expect("readable");
+    let kept =
+        |trainer: &Trainer<AidMethod>| std::fs::read(trainer.method().export().expect("written")).expect("readable");
     let learnt = |metrics: burn_var_train::run::Metrics| {
         ["d_loss", "adversarial"].map(|name| metrics.iter().any(|(found, _)| found == name))
     };
@@ -364,7 +365,11 @@ fn the_backbone_of_an_injector_stays_as_it_is() {
         trainer.step(step, true).expect("finite");
     }
     let unchanged = Backbone::load(&config, &device).expect("fits");
-    assert_eq!(trainer.method().backbone().fingerprint().unwrap(), unchanged.fingerprint().unwrap(), "not a bit has changed");
+    assert_eq!(
+        trainer.method().backbone().fingerprint().unwrap(),
+        unchanged.fingerprint().unwrap(),
+        "not a bit has changed"
+    );
 
     config.collapse = CollapseConfig { accuracy: 0.0, patience: 1 };
     let error = train_aid(config, &folder.path().join("collapsed"), &device, &mut ()).expect_err("gives up");
@@ -539,7 +544,11 @@ fn runs_share_a_token_cache_and_use_one_of_an_older_version() {
         train_var(config.clone(), &at.join(run), &Device::default(), &mut StopAfter(1)).expect("trains");
     };
     // At once: one makes the cache, the other waits for it.
-    std::thread::scope(|scope| ["one", "two"].map(|run| scope.spawn(move || train(run))));
+    std::thread::scope(|scope| {
+        for run in ["one", "two"] {
+            scope.spawn(move || train(run));
+        }
+    });
     let found = caches(at);
     assert_eq!(found.len(), 1, "one cache for both: {found:?}");
     assert!(!at.join("one/tokens.safetensors").exists(), "nothing in the run's folder");

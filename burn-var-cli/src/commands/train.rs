@@ -90,7 +90,9 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let out = &args.out;
     let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
-        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::Tokenizer(_) => {
+            train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
+        }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;

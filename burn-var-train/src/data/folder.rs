@@ -25,6 +25,7 @@ pub struct FolderPictures {
     pictures: Vec<Picture>,
     resize_ratio: f64,
     fingerprint: String,
+    run_fingerprint: String,
     skipped: Vec<SkippedPicture>,
     ignored: usize,
 }
@@ -91,6 +92,7 @@ impl FolderPictures {
             pictures,
             resize_ratio: options.resize_ratio,
             fingerprint: String::new(),
+            run_fingerprint: String::new(),
             skipped: Vec::new(),
             ignored,
         };
@@ -98,21 +100,23 @@ impl FolderPictures {
         source.identified()
     }
 
-    /// Takes the fingerprint, from the names, lengths and labels of the files.
+    /// Takes the fingerprints, from the names and labels of the files, with and without their lengths.
     fn identified(mut self) -> Result<Self> {
         let lengths: Vec<Result<u64>> = self.pictures.par_iter().map(|picture| length(&picture.path)).collect();
-        let mut fingerprint = Fingerprint::new().field(b"files").field(&self.resize_ratio.to_le_bytes());
+        let mut names = Fingerprint::new().field(b"files").field(&self.resize_ratio.to_le_bytes());
         for name in &self.class_names {
-            fingerprint = fingerprint.field(name.as_bytes());
+            names = names.field(name.as_bytes());
         }
-        for (picture, length) in self.pictures.iter().zip(lengths) {
+        for picture in &self.pictures {
             let name = picture.path.strip_prefix(&self.root).unwrap_or(&picture.path);
-            fingerprint = fingerprint
-                .field(&picture.label.to_le_bytes())
-                .field(name.to_string_lossy().as_bytes())
-                .field(&length?.to_le_bytes());
+            names = names.field(&picture.label.to_le_bytes()).field(name.to_string_lossy().as_bytes());
         }
-        self.fingerprint = fingerprint.finish();
+        self.run_fingerprint = names.finish();
+        let mut whole = names;
+        for length in lengths {
+            whole = whole.field(&length?.to_le_bytes());
+        }
+        self.fingerprint = whole.finish();
         Ok(self)
     }
 
@@ -175,6 +179,10 @@ impl PictureSource for FolderPictures {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    fn run_fingerprint(&self) -> String {
+        self.run_fingerprint.clone()
     }
 
     fn skipped(&self) -> &[SkippedPicture] {
@@ -434,7 +442,9 @@ mod tests {
         fs::rename(folder.path().join("a/2.png"), folder.path().join("b/2.png")).unwrap();
         assert_ne!(print(all()), before, "another label");
         fs::rename(folder.path().join("b/2.png"), folder.path().join("a/2.png")).unwrap();
-        RgbImage::from_fn(15, 7, |x, y| Rgb([(x * 9) as u8, (y * 31) as u8, 9])).save(folder.path().join("a/1.png")).unwrap();
+        RgbImage::from_fn(15, 7, |x, y| Rgb([(x * 9) as u8, (y * 31) as u8, 9]))
+            .save(folder.path().join("a/1.png"))
+            .unwrap();
         assert_ne!(print(all()), before, "another picture");
     }
 
@@ -450,5 +460,10 @@ mod tests {
         assert!(matches!(&error, Error::BrokenImage { path, .. } if path.ends_with("a/2.png")), "{error}");
         let message = error.to_string();
         assert!(message.contains("neither PNG") && message.contains("data.options.check"), "what to do: {message}");
+
+        RgbImage::from_pixel(9, 9, Rgb([3, 4, 5])).save(folder.path().join("a/2.png")).unwrap();
+        let repaired = open(&folder, Split::Train, all()).unwrap();
+        assert_eq!(repaired.run_fingerprint(), source.run_fingerprint(), "a run resumes with a repaired image");
+        assert_ne!(repaired.fingerprint(), source.fingerprint(), "its tokens are made anew");
     }
 }

@@ -100,6 +100,12 @@ pub trait PictureSource: Send + Sync {
     /// lengths and labels of the files; of IDX files, all pixels.
     fn fingerprint(&self) -> String;
 
+    /// The fingerprint that a run is resumed by. Of a folder it covers names and labels of the files, not their lengths: a
+    /// broken image can be replaced during a run.
+    fn run_fingerprint(&self) -> String {
+        self.fingerprint()
+    }
+
     /// Broken images that were left out.
     fn skipped(&self) -> &[SkippedPicture] {
         &[]

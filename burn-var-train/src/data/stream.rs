@@ -28,9 +28,9 @@ impl ImageStream {
         Ok(Self { loader, order, seed: run.seed, mirror, device, ahead: None, current: None })
     }
 
-    /// The fingerprint of the images.
+    /// The fingerprint that the run is resumed by.
     pub(crate) fn data(&self) -> String {
-        self.loader.source().fingerprint()
+        self.loader.source().run_fingerprint()
     }
 
     /// Returns the images of a piece.

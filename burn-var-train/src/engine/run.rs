@@ -117,11 +117,7 @@ fn first_noise() -> u32 {
 ///
 /// # Errors
 /// Those of the method and of the files that are written; the last complete checkpoint stays.
-pub fn run<M: Method>(
-    trainer: &mut Trainer<M>,
-    folder: &Path,
-    progress: &mut dyn Progress,
-) -> Result<Option<PathBuf>> {
+pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dyn Progress) -> Result<Option<PathBuf>> {
     let config = trainer.run().clone();
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
     let samples = folder.join("samples");
@@ -191,10 +187,11 @@ fn check_state(
     }
     let same = data == method.data();
     if noise < NOISE {
-        let mut note = "an older version started this run and drew its noise in another way: the run continues, but does \
+        let mut note =
+            "an older version started this run and drew its noise in another way: the run continues, but does \
                         not end with the weights that one version alone would reach. Start again in a new folder if \
                         that matters"
-            .to_owned();
+                .to_owned();
         if !same {
             note += ". Its record of the training data cannot be compared either: make sure that the data is the same";
         }

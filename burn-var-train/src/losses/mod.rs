@@ -2,5 +2,5 @@
 
 mod reconstruction;
 
-pub(crate) use reconstruction::{Criterion, Distance};
 pub use reconstruction::TokenizerLoss;
+pub(crate) use reconstruction::{Criterion, Distance};

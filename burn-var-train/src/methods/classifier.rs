@@ -264,4 +264,29 @@ mod tests {
         assert!(error.to_string().contains("`model.classes` is 4, expected 3"), "{error}");
         assert!(!run.exists(), "nothing was started");
     }
+
+    #[test]
+    fn the_number_of_pieces_changes_rounding_only() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        stripes(folder.path());
+        let mut config = config(folder.path());
+        config.optimizer.epsilon = 1e-3;
+        let mut train = |accumulate: usize| -> Metrics {
+            config.run.accumulate = accumulate;
+            let device = Device::default();
+            let inputs = config.open(&device).expect("readable");
+            let method = config.clone().start(inputs, folder.path(), &device, &mut ()).expect("valid");
+            let mut trainer = crate::engine::Trainer::new(method, &config.run).expect("valid");
+            (0..3).flat_map(|step| trainer.step(step, true).expect("finite")).collect()
+        };
+        let whole = train(1);
+        for pieces in [2, 4] {
+            for ((name, found), (_, expected)) in train(pieces).iter().zip(&whole) {
+                assert!((found - expected).abs() < 1e-3 * expected.abs(), "{pieces}: `{name}` {found} and {expected}");
+            }
+        }
+        config.run.accumulate = 3;
+        let error = config.validate().expect_err("16 images do not make 3 pieces").to_string();
+        assert!(error.contains("`run.accumulate` is 3") && error.contains("16"), "{error}");
+    }
 }

@@ -63,7 +63,8 @@ impl TokenCacheSpec {
     /// # Errors
     /// [`Error::Config`] if the description cannot be written down.
     pub fn key(&self) -> Result<String> {
-        let text = serde_json::to_vec(self).map_err(|e| Error::config("token cache", e, "a spec that JSON can hold"))?;
+        let text =
+            serde_json::to_vec(self).map_err(|e| Error::config("token cache", e, "a spec that JSON can hold"))?;
         Ok(Fingerprint::new().field(&FORMAT.to_le_bytes()).field(&text).finish())
     }
 

@@ -6,8 +6,8 @@ use burn_var::sampler::Sampler;
 use burn_var::transformer::LowRankConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 use crate::engine::run::{DataConfig, RunConfig};
+use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 use crate::{Error, Result};
 
 /// The configuration of a run of AID-VAR. Defaults are those of the papers.

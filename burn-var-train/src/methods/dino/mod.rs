@@ -338,12 +338,7 @@ impl Method for DinoMethod {
         Ok(self.stream.batch(piece)?.images)
     }
 
-    fn backward(
-        &self,
-        round: &Round,
-        piece: &Piece,
-        images: &mut Tensor<4>,
-    ) -> Result<(NetworkGradients, DinoRecord)> {
+    fn backward(&self, round: &Round, piece: &Piece, images: &mut Tensor<4>) -> Result<(NetworkGradients, DinoRecord)> {
         let [batch, ..] = images.dims();
         let DistillationConfig { student_temperature, teacher_temperature, .. } = self.distillation;
         let views = self.crops.cut(images.clone(), &mut piece.noise("crops"));
@@ -420,9 +415,9 @@ mod tests {
     use burn_var::rng::Rng;
 
     use super::*;
-    use crate::eval::Features;
     use crate::engine::progress::StopAfter;
     use crate::engine::report::read_log;
+    use crate::eval::Features;
 
     /// IDX files of 8x8 pictures of two classes: fine chequers and wide stripes, of any phase and brightness.
     fn patterns(folder: &Path) {
@@ -499,5 +494,32 @@ mod tests {
         config.distillation.teacher_temperature = 0.04;
         config.crops.small_size = 3;
         assert!(config.validate().unwrap_err().to_string().contains("crops.small_size"));
+    }
+
+    #[test]
+    fn the_number_of_pieces_changes_rounding_only() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        patterns(folder.path());
+        let mut config = config(folder.path());
+        config.optimizer.epsilon = 1e-3;
+        let mut train = |accumulate: usize| {
+            config.run.accumulate = accumulate;
+            let device = Device::default();
+            let inputs = config.open(&device).expect("readable");
+            let method = config.clone().start(inputs, folder.path(), &device, &mut ()).expect("valid");
+            let mut trainer = crate::engine::Trainer::new(method, &config.run).expect("valid");
+            let metrics: Vec<_> = (0..3).flat_map(|step| trainer.step(step, true).expect("finite")).collect();
+            let center = trainer.method().centre.value.val().into_data().try_into_vec::<f32>().expect("f32");
+            (metrics, center)
+        };
+        let (metrics, center) = train(1);
+        for pieces in [2, 4] {
+            let (found, found_center) = train(pieces);
+            for ((name, found), (_, expected)) in found.iter().zip(&metrics) {
+                assert!((found - expected).abs() < 1e-3 * expected.abs(), "{pieces}: `{name}` {found} and {expected}");
+            }
+            let far = center.iter().zip(&found_center).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 1e-5, "{pieces} pieces: the center is off by {far}");
+        }
     }
 }

@@ -154,7 +154,17 @@ impl TrainConfig for TokenizerTrainConfig {
         };
         let usage = vec![0.0; self.model.vocab_size];
         let folder = folder.to_path_buf();
-        Ok(TokenizerMethod { config: self, folder, learner, criterion, adversary, gan_weight: None, usage, stream, shown })
+        Ok(TokenizerMethod {
+            config: self,
+            folder,
+            learner,
+            criterion,
+            adversary,
+            gan_weight: None,
+            usage,
+            stream,
+            shown,
+        })
     }
 }
 
@@ -378,9 +388,11 @@ impl Method for TokenizerMethod {
         }
         if self.finds_weight(round) {
             let sides = mean(others).zip(mean(owns));
-            self.gan_weight = self.adversary.as_ref().zip(sides).map(|(adversary, (other, own))| {
-                adversary.adaptive_weight([other, own])
-            });
+            self.gan_weight = self
+                .adversary
+                .as_ref()
+                .zip(sides)
+                .map(|(adversary, (other, own))| adversary.adaptive_weight([other, own]));
             return Ok(Metrics::new());
         }
         self.gan_weight = None;
