@@ -91,6 +91,16 @@ pub struct SectionNames {
 }
 
 impl SectionNames {
+    /// Names for a network of another method. `network` names it in messages, if a run has several.
+    pub const fn new(
+        model: &'static str,
+        average: &'static str,
+        optimizer: &'static str,
+        network: Option<&'static str>,
+    ) -> Self {
+        Self { model, average, optimizer, network }
+    }
+
     /// For a run with one network.
     pub const SINGLE: Self = Self { model: "model", average: "average", optimizer: "optimizer", network: None };
     /// For the discriminator of a tokenizer.

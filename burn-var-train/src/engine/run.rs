@@ -59,13 +59,16 @@ fn default_sample_every() -> u64 {
 
 impl RunConfig {
     /// The keys that may differ when a run is resumed.
-    pub const MAY_CHANGE: [(&'static str, Change); 6] = [
+    pub const MAY_CHANGE: [(&'static str, Change); 8] = [
         ("run.steps", Change::Raise),
         ("run.save_every", Change::Free),
         ("run.log_every", Change::Free),
         ("run.sample_every", Change::Free),
         ("run.accumulate", Change::Free),
         ("data.cache", Change::Free),
+        // Whether the images are the same is checked by their fingerprint.
+        ("data.options.check", Change::Free),
+        ("data.options.strict", Change::Free),
     ];
 
     /// Checks the settings.
