@@ -6,20 +6,36 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng};
 /// A stream of random numbers that is a function of `(seed, purpose, index)` alone.
 ///
 /// Burn's own generators differ between backends, are global to a process and can't be saved. So every draw here is
-/// made on the host from a stream of its own: picture `i` of seed `s` is the same picture whatever batch it is in,
-/// and a training that resumes at step `n` draws what it would have drawn.
+/// made on the host from a stream of its own: image `i` of seed `s` is the same image whatever batch it is in, and a
+/// training run that resumes at step `n` draws what it would have drawn without the interruption.
 #[derive(Debug, Clone)]
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {
     /// The stream called `purpose`, number `index`, of the given seed.
     pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&seed.to_le_bytes());
-        key[8..16].copy_from_slice(&fnv1a(purpose.as_bytes()).to_le_bytes());
-        let mut stream = ChaCha8Rng::from_seed(key);
-        stream.set_stream(index);
-        Self(stream)
+        let mut rng = Self::from_key([seed, fnv1a(purpose.as_bytes()), 0, 0]);
+        rng.0.set_stream(index);
+        rng
+    }
+
+    /// The stream called `purpose` for one image of one training step. `image` is the index in the step's whole batch,
+    /// so the draws do not depend on how the batch is divided into pieces or among devices.
+    ///
+    /// No stream of [`Rng::new`] is among these.
+    pub fn keyed(seed: u64, purpose: &str, step: u64, image: u64) -> Self {
+        let mut rng = Self::from_key([seed, fnv1a(purpose.as_bytes()), step, image]);
+        rng.0.set_stream(u64::MAX);
+        rng
+    }
+
+    /// The stream of a whole ChaCha key, for callers whose streams have keys of their own.
+    pub fn from_key(key: [u64; 4]) -> Self {
+        let mut bytes = [0; 32];
+        for (field, word) in bytes.chunks_exact_mut(8).zip(key) {
+            field.copy_from_slice(&word.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(bytes))
     }
 
     /// A uniform number in `[0, 1)`.
@@ -66,6 +82,24 @@ mod tests {
         for (i, x) in others.iter().enumerate() {
             assert!(others[..i].iter().all(|y| x != y), "stream {i} repeats another");
         }
+    }
+
+    #[test]
+    fn streams_of_new_stay_as_published_models_drew_them() {
+        // The numbers are from an independent ChaCha8 with the key and stream number that `new` documents.
+        let draws = [("sample", 0), ("weights", 9)].map(|(purpose, index)| Rng::new(7, purpose, index).below(1 << 32));
+        assert_eq!(draws, [729_072_222, 1_413_769_232]);
+    }
+
+    #[test]
+    fn keyed_streams_differ_by_every_part_of_the_key() {
+        let draw = |seed, purpose, step, image| Rng::keyed(seed, purpose, step, image).uniform();
+        let all = [draw(1, "a", 0, 0), draw(2, "a", 0, 0), draw(1, "b", 0, 0), draw(1, "a", 1, 0), draw(1, "a", 0, 1)];
+        for (i, x) in all.iter().enumerate() {
+            assert!(all[..i].iter().all(|y| x != y), "stream {i} repeats another");
+            assert_ne!(*x, Rng::new(1, "a", 0).uniform(), "stream {i} is not one of `new`");
+        }
+        assert_eq!(all[0], draw(1, "a", 0, 0), "same stream");
     }
 
     #[test]

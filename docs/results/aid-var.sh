@@ -34,7 +34,7 @@ for seed in 1 2 3; do
     train broadcast-$seed $models/aid.toml run.seed=$seed injector.broadcast=true
     train mean-$seed $models/aid.toml run.seed=$seed loss.decode=mean
     train lora-$seed $models/aid.toml run.seed=$seed lora={}
-    train features-$seed "$work/features.toml" run.seed=$seed discriminator.judges=quantizer-features
+    train features-$seed "$work/features.toml" run.seed=$seed discriminator.input=quantizer-features
 done
 
 sweep() {

@@ -8,7 +8,7 @@ use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
-use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
+use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,11 +20,11 @@ use crate::progress::TrainProgress;
 /// What to train.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// The tokenizer: pictures to tokens and back.
+    /// The tokenizer: images to tokens and back.
     Tokenizer(Args),
     /// The transformer, on the tokens of a tokenizer.
     Var(Args),
-    /// The classifier that judges generated pictures.
+    /// The classifier that evaluates generated images.
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
     Dino(Args),
@@ -37,13 +37,13 @@ pub(crate) enum Command {
 pub(crate) struct Args {
     /// The run's configuration, a TOML file.
     config: PathBuf,
-    /// The folder of the run. What is there already is gone on with.
+    /// The folder of the run. A run that is there is resumed.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Steps of the whole run, in place of `run.steps` of the configuration. A run may be made longer, not shorter.
+    /// Steps of the whole run, instead of `run.steps` of the configuration. A run may be made longer, not shorter.
     #[arg(long, value_name = "STEPS")]
     steps: Option<u64>,
-    /// A value in place of the configuration's, `run.seed=2` or `data.path="pictures"` for instance. As often as needed.
+    /// A value instead of the configuration's, `run.seed=2` or `data.path="pictures"` for instance. As often as needed.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
 }
@@ -90,7 +90,9 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let out = &args.out;
     let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
-        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerConfig>(&[])?, out, device, &mut progress)?,
+        Command::Tokenizer(_) => {
+            train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
+        }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
@@ -109,10 +111,10 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy };
     output.result(&report, || {
         let file = report.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
-        let share = |who: &str, share: f64| format!("{who} {:.2}% of the test pictures\n", 100.0 * share);
-        let accuracy = report.test_accuracy.map(|found| share("recognises", found));
-        let accuracy = accuracy.or(report.knn_accuracy.map(|found| share("its nearest neighbours recognise", found)));
-        let stopped = "stopped, with a checkpoint: the same command goes on from here\n";
+        let share = |who: &str, share: f64| format!("{who} {:.2}% of the test images\n", 100.0 * share);
+        let accuracy = report.test_accuracy.map(|found| share("recognizes", found));
+        let accuracy = accuracy.or(report.knn_accuracy.map(|found| share("its nearest neighbors recognize", found)));
+        let stopped = "stopped, with a checkpoint: the same command resumes from here\n";
         format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy.unwrap_or_default())
     })
 }

@@ -1,7 +1,7 @@
 //! Measures of a set of images against a reference.
 
 use burn::tensor::Device;
-use burn_var::metrics::{PrecisionRecall, FeatureStats, InceptionScore, Kid, Splits, Subsets, frechet_distance};
+use burn_var::metrics::{FeatureStats, InceptionScore, Kid, PrecisionRecall, Splits, Subsets, frechet_distance};
 use burn_var::rng::Rng;
 use serde::{Deserialize, Serialize};
 

@@ -210,8 +210,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         match self.maps.len() {
             done if done < self.scales.len() => Err(Error::Cancelled { scales: done }),
             _ => {
-                let tokens =
-                    TokenPyramid::with_symbols(self.scales, self.tokenizer.vocabulary().symbols, self.maps)?;
+                let tokens = TokenPyramid::with_symbols(self.scales, self.tokenizer.vocabulary().symbols, self.maps)?;
                 Ok(Generated { tokens, canvas: self.canvas })
             }
         }

@@ -1,7 +1,7 @@
 use super::Condition;
 use crate::editing::KnownTokens;
 use crate::sampling::Sampler;
-use crate::{Scales, Result};
+use crate::{Result, Scales};
 
 /// A batch of images to generate.
 #[derive(Debug, Clone)]

@@ -35,7 +35,9 @@ fn find(name: &str, cache: &Path) -> Result<PathBuf> {
         (Some(owner), Some(repository), file) if !owner.is_empty() && !repository.is_empty() => {
             (owner, repository, file.filter(|file| !file.is_empty()))
         }
-        _ => return Err(Error::config("name on the hub", name, "`hub:owner/repository` or `hub:owner/repository/file`")),
+        _ => {
+            return Err(Error::config("name on the hub", name, "`hub:owner/repository` or `hub:owner/repository/file`"));
+        }
     };
     if name.split('/').any(|part| part == "..") {
         return Err(Error::config("name on the hub", name, "a name without `..`"));

@@ -10,9 +10,10 @@ use burn_var::models::var::{VqVae, VqVaeConfig};
 use burn_var::models::var::{VarInit, VarPreset};
 use burn_var::{Scales, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
+use burn_var_train::engine::Trainer;
 use burn_var_train::grid::write_png;
-use burn_var_train::tokenizer::{TokenizerConfig, TokenizerTrainer};
-use burn_var_train::var::{VarTrainConfig, VarTrainer};
+use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig};
+use burn_var_train::var::{VarMethod, VarTrainConfig};
 use image::{Rgb, RgbImage};
 
 use crate::models::Pair;
@@ -35,11 +36,12 @@ pub(super) fn tokenizer_trainer(
     folder: &Path,
     batch: usize,
     device: &Device,
-) -> Result<TokenizerTrainer> {
+) -> Result<Trainer<TokenizerMethod>> {
     let data = pictures(folder, tokenizer, batch)?;
-    let config: TokenizerConfig = toml::from_str(&training(batch, &data, ""))?;
-    let config = TokenizerConfig { model: tokenizer.config().clone(), ..config };
-    Ok(TokenizerTrainer::new(config, folder, device)?)
+    let config: TokenizerTrainConfig = toml::from_str(&training(batch, &data, ""))?;
+    let config = TokenizerTrainConfig { model: tokenizer.config().clone(), ..config };
+    let run = config.run.clone();
+    Ok(Trainer::new(TokenizerMethod::new(config, folder, device)?, &run)?)
 }
 
 /// A run's configuration; what is not here is not measured.
@@ -51,7 +53,7 @@ fn training(batch: usize, data: &Path, rest: &str) -> String {
 }
 
 /// A transformer's trainer, of the sizes of another transformer.
-pub(super) fn var_trainer(pair: &Pair, folder: &Path, batch: usize, device: &Device) -> Result<VarTrainer> {
+pub(super) fn var_trainer(pair: &Pair, folder: &Path, batch: usize, device: &Device) -> Result<Trainer<VarMethod>> {
     let data = pictures(folder, &pair.tokenizer, batch)?;
     let file = folder.join("tokenizer.safetensors");
     pair.tokenizer.save(&file, &SaveOptions::default())?;
@@ -65,7 +67,8 @@ pub(super) fn var_trainer(pair: &Pair, folder: &Path, batch: usize, device: &Dev
     config.run.batch_size = batch;
     let tokens = tokens(&data, &pair.tokenizer, &folder.join("tokens.safetensors"))?;
     // The trainer owns a tokenizer of its own.
-    Ok(VarTrainer::new(config, pair.tokenizer.clone(), tokens, folder, device)?)
+    let run = config.run.clone();
+    Ok(Trainer::new(VarMethod::new(config, pair.tokenizer.clone(), tokens, folder, device)?, &run)?)
 }
 
 /// Tokens drawn at random: which ones makes no difference to the time.

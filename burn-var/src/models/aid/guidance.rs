@@ -4,10 +4,9 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-use super::injector::{Dropout, Injector};
+use super::injector::{Injector, InjectorDropout};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::math::Resize;
-use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Error, Result, nn, ops};
 
@@ -88,8 +87,8 @@ pub struct Aid {
     /// The transformer's embedding of code vectors.
     word_embed: Linear,
     weight: AidWeight,
-    /// Dropout in training: its rate, and one stream per image.
-    dropout: Option<(f64, Vec<Rng>)>,
+    /// Dropout, in training only.
+    dropout: Option<InjectorDropout>,
     /// Uncertainty of the tokens of the scale before, `[batch, tokens, 1]`.
     uncertainty: Option<Tensor<3>>,
 }
@@ -112,10 +111,11 @@ impl Aid {
         Ok(Self { injector, word_embed: word_embed.clone(), weight, dropout: None, uncertainty: None })
     }
 
-    /// Switches the injector's dropout on, for training; `rngs` holds one stream per image.
+    /// Switches the injector's dropout on, for training. The streams serve one generation and advance from scale to
+    /// scale, so give a new [`Aid`] fresh ones for each generation.
     #[must_use]
-    pub fn with_dropout(self, rate: f64, rngs: Vec<Rng>) -> Self {
-        Self { dropout: (rate > 0.0).then_some((rate, rngs)), ..self }
+    pub fn with_dropout(self, dropout: InjectorDropout) -> Self {
+        Self { dropout: Some(dropout), ..self }
     }
 
     /// Returns the injector.
@@ -136,8 +136,7 @@ impl Aid {
     pub fn map(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>) -> Result<Option<Tensor<3>>> {
         let (Some(before), Some(codes)) = (at.before(), codes) else { return Ok(None) };
         let tokens = nn::apply(&self.word_embed, codes.clone());
-        let dropout = self.dropout.as_mut().map(|(rate, rngs)| Dropout { rate: *rate, rngs });
-        self.injector.forward(tokens, before.size(), at.size(), dropout).map(Some)
+        self.injector.forward(tokens, before.size(), at.size(), self.dropout.as_mut()).map(Some)
     }
 
     /// Resizes the uncertainty of the scale before to a scale, `[batch, tokens or 1, 1]`.

@@ -111,7 +111,10 @@ impl DiscriminatorHeadsConfig {
     /// As [`DiscriminatorHeadsConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<DiscriminatorHeads> {
         self.validate()?;
-        Ok(DiscriminatorHeads { heads: (0..self.heads).map(|_| Head::new(self, device)).collect(), config: self.clone() })
+        Ok(DiscriminatorHeads {
+            heads: (0..self.heads).map(|_| Head::new(self, device)).collect(),
+            config: self.clone(),
+        })
     }
 }
 

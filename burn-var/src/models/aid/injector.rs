@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::SafeLayerNorm;
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
-use crate::ops::{QueryKeys, self_attention};
 use crate::math::{Constants, Resize};
+use crate::ops::{QueryKeys, self_attention};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
@@ -56,7 +56,7 @@ fn default_heads() -> usize {
 }
 
 impl InjectorConfig {
-    /// Share of values that training drops.
+    /// Share of values that training drops in the papers.
     pub const DROPOUT: f64 = 0.1;
 
     /// The paper's injector for a transformer of `width`: 12.6 million parameters for d16.
@@ -136,18 +136,18 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let channels = width / self.heads;
         let scale = (channels as f64).powf(-0.5);
         let qkv = nn::apply(&self.in_proj, x);
-        let mixed = if let Some(dropout) = dropout {
+        let mixed = if dropout.is_some() {
             let part = |i: usize| {
                 let part = qkv.clone().narrow(2, i * width, width);
                 part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
             };
             let weights = softmax(part(0).matmul(part(1).transpose()) * scale, 3);
-            let mixed = dropout.apply(weights).matmul(part(2)); // [batch, heads, tokens, channels]
+            let mixed = drop_values(weights, dropout).matmul(part(2)); // [batch, heads, tokens, channels]
             mixed.swap_dims(1, 2).reshape([batch, tokens, width])
         } else {
             self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)
@@ -194,11 +194,11 @@ impl Layer {
     }
 
     /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
-    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
         let x = x + within(h, 3.0) * Self::BRANCH;
-        let h = Dropout::maybe(dropout, ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
-        let h = Dropout::maybe(dropout, nn::apply(&self.ffn.fc2, h));
+        let h = drop_values(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))), dropout);
+        let h = drop_values(nn::apply(&self.ffn.fc2, h), dropout);
         within(x + within(h, 3.0) * Self::BRANCH, 3.0)
     }
 }
@@ -237,7 +237,7 @@ impl Injector {
         tokens: Tensor<3>,
         from: MapSize,
         to: MapSize,
-        mut dropout: Option<Dropout<'_>>,
+        mut dropout: Option<&mut InjectorDropout>,
     ) -> Result<Tensor<3>> {
         let [batch, found @ ..] = tokens.dims();
         if found != [from.area(), self.config.input_dim] {
@@ -245,6 +245,12 @@ impl Injector {
             return Err(Error::shape("tokens of the scale before", expected, [batch, found[0], found[1]]));
         }
         let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
+        if let Some(dropout) = &dropout
+            && dropout.rngs.len() != batch
+        {
+            let expected = format!("[{batch}]");
+            return Err(Error::shape("random streams of the injector's dropout", expected, [dropout.rngs.len()]));
+        }
         let positions = Self::positions(to.area(), self.config.embed_dim, &x.device());
         let x = within(self.resize(x, from, to) + positions, 3.0);
         let x = self.encoder.layers.iter().fold(x, |x, layer| layer.forward(x, &mut dropout));
@@ -302,34 +308,26 @@ fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
     x.clamp(-bound, bound)
 }
 
-/// Dropout of an [`Injector`] in training.
-#[derive(Debug)]
-pub struct Dropout<'a> {
-    /// Share of values that are dropped, in `0.0..1.0`; 0.1 in the papers.
+/// Dropout of an [`Injector`] in training. The draws for image `i` come from stream `i`, on the host.
+#[derive(Debug, Clone)]
+pub struct InjectorDropout {
+    /// Share of values that are dropped, in `[0, 1)`; [`InjectorConfig::DROPOUT`] in the papers.
     pub rate: f64,
-    /// One stream of random numbers per image.
-    pub rngs: &'a mut [Rng],
+    /// One random stream per image of the batch.
+    pub rngs: Vec<Rng>,
 }
 
-impl Dropout<'_> {
-    /// Drops values of `[images, ..]`, each image by its own stream, and scales up the rest.
-    fn apply<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
-        let keep = 1.0 - self.rate;
-        let factor = (1.0 / keep) as f32;
-        let shape = x.dims();
-        let count = shape[1..].iter().product();
-        let mut factors: Vec<f32> = Vec::with_capacity(shape[0] * count);
-        for rng in self.rngs.iter_mut() {
-            factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
-        }
-        let device = x.device();
-        x * Tensor::from_data(TensorData::new(factors, shape), &device)
+/// Sets some values of `[batch, ..]` to zero and makes the others larger by as much; changes nothing without dropout.
+fn drop_values<const D: usize>(x: Tensor<D>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<D> {
+    let Some(InjectorDropout { rate, rngs }) = dropout else { return x };
+    let keep = 1.0 - *rate;
+    let factor = (1.0 / keep) as f32;
+    let shape = x.dims();
+    let count: usize = shape[1..].iter().product();
+    let mut factors = Vec::with_capacity(rngs.len() * count);
+    for rng in rngs {
+        factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
     }
-
-    fn maybe<const D: usize>(dropout: &mut Option<Self>, x: Tensor<D>) -> Tensor<D> {
-        match dropout {
-            Some(dropout) => dropout.apply(x),
-            None => x,
-        }
-    }
+    let device = x.device();
+    x * Tensor::from_data(TensorData::new(factors, shape), &device)
 }

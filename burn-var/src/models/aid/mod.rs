@@ -14,7 +14,7 @@ mod weights;
 pub use augment::Augment;
 pub use guidance::{Aid, AidWeight, Uncertainty};
 pub use heads::{DiscriminatorHeads, DiscriminatorHeadsConfig, HeadVariant, HingeReduction, generator_loss};
-pub use injector::{Dropout, Injector, InjectorConfig, InjectorResize};
+pub use injector::{Injector, InjectorConfig, InjectorDropout, InjectorResize};
 #[cfg(feature = "metrics")]
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;

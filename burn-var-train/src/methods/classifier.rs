@@ -1,4 +1,4 @@
-//! Training of the classifier that judges generated pictures.
+//! Training of the classifier that evaluates generated images.
 
 use std::path::{Path, PathBuf};
 
@@ -9,29 +9,30 @@ use burn_var::models::classifier::{Classifier, ClassifierConfig};
 use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, Part};
-use crate::config::settle;
-use crate::data::{BatchLoader, PictureShape, Split};
+use crate::data::{BatchLoader, ImageStream, PictureBatch, PictureShape, Split};
+use crate::engine::progress::Progress;
+use crate::engine::run::{DataConfig, Metrics, RunConfig};
+use crate::engine::{
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
+    train,
+};
 use crate::eval::{ClassifierExtractor, DataPictures, FeatureTable, PictureSet, Recognition};
-use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
-use crate::progress::Progress;
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
-use crate::stream::Stream;
+use crate::tensor::scalar;
 use crate::{Error, Result};
 
 /// The file that a run leaves in its folder, in half precision.
 const FILE: &str = "classifier.safetensors";
-/// Test pictures judged at a time.
-const JUDGED: usize = 250;
+/// Test images that are classified together.
+const TEST_BATCH: usize = 250;
 
-/// A classifier's training run.
+/// The configuration of a classifier's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClassifierTrainConfig {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
-    /// The pictures.
+    /// The images.
     pub data: DataConfig,
     /// The classifier.
     pub model: ClassifierConfig,
@@ -41,13 +42,13 @@ pub struct ClassifierTrainConfig {
     /// Learning rate.
     #[serde(default)]
     pub learning_rate: LrSchedule,
-    /// Moving average of the weights, which is what is kept in the end.
+    /// Moving average of the weights, which is the result of the run.
     #[serde(default)]
     pub ema: EmaConfig,
 }
 
 impl ClassifierTrainConfig {
-    /// Refuses what no run can mean.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -64,115 +65,130 @@ impl ClassifierTrainConfig {
         let source = self.data.open(split)?;
         let classes = source.class_names().len();
         if classes != self.model.classes {
-            let expected = format!("{classes}, the classes of the pictures in `{}`", source.path().display());
+            let expected = format!("{classes}, the classes of the images in `{}`", source.path().display());
             return Err(Error::config("model.classes", self.model.classes, expected));
         }
         Ok(BatchLoader::new(source, PictureShape::new(height, width, channels)?))
     }
 }
 
-/// What came out of a run.
+impl TrainConfig for ClassifierTrainConfig {
+    type Inputs = BatchLoader;
+    type Method = ClassifierMethod;
+
+    fn run(&self) -> &RunConfig {
+        &self.run
+    }
+
+    fn open(&self, _device: &Device) -> Result<BatchLoader> {
+        self.validate()?;
+        // The test images are needed at the end: better to know now that there are some.
+        self.loader(Split::Test)?;
+        self.loader(Split::Train)
+    }
+
+    fn start(
+        self,
+        train: BatchLoader,
+        folder: &Path,
+        device: &Device,
+        _progress: &mut dyn Progress,
+    ) -> Result<ClassifierMethod> {
+        let stream = ImageStream::new(train, &self.run, self.data.mirror, device)?;
+        let model = self.model.init(self.run.seed, &device.clone().autodiff())?;
+        let rules = Rules::new(&self.run, &self.optimizer, &self.learning_rate, &self.ema, no_decay_1d);
+        let learner = Learner::new(model, rules, SectionNames::SINGLE);
+        Ok(ClassifierMethod { folder: folder.to_path_buf(), device: device.clone(), learner, stream })
+    }
+}
+
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassifierSummary {
     /// The file with the weights.
     pub file: PathBuf,
-    /// Share of the test pictures whose class it recognises.
+    /// Share of the test images that are classified correctly.
     pub test_accuracy: f64,
-    /// How many test pictures there are.
+    /// Number of test images.
     pub test_pictures: usize,
 }
 
-/// Trains a classifier in `folder`, or goes on with it, and measures it on the test pictures.
-///
-/// `device` is one without autodiff. The run is a function of its configuration: the same weights come out however
-/// often it was interrupted. `None` if `progress` ended it before the last step.
+/// Trains a classifier in `folder`, or resumes what is there, and measures it on the test images. Returns `None` if
+/// `progress` stopped the run before the last step.
 ///
 /// # Errors
-/// A configuration or data that no run can be made of; a loss that is not finite; files that can't be written.
+/// As [`train`].
 pub fn train_classifier(
     config: ClassifierTrainConfig,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<Option<ClassifierSummary>> {
-    config.validate()?;
+    let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
     let test = config.loader(Split::Test)?;
-    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
-    let run_config = config.run.clone();
-    let mut trainer = ClassifierTrainer::new(config, folder, device)?;
-    let Some(file) = run(&mut trainer, &run_config, folder, progress)? else { return Ok(None) };
     let mut test = DataPictures::new(test.source().clone(), test.shape());
-    let network = ClassifierExtractor::new(trainer.average().clone(), device)?;
-    let judged = FeatureTable::collect(&mut test, &network, None, JUDGED, &mut |_| ())?;
+    let network = ClassifierExtractor::new(trainer.method().average().clone(), device)?;
+    let judged = FeatureTable::collect(&mut test, &network, None, TEST_BATCH, &mut |_| ())?;
     let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
     Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_pictures: judged.count }))
 }
 
-/// A classifier in training.
-pub struct ClassifierTrainer {
+/// Supervised training of a classifier by cross-entropy.
+pub struct ClassifierMethod {
     folder: PathBuf,
     device: Device,
     learner: Learner<Classifier>,
-    stream: Stream,
+    stream: ImageStream,
 }
 
-impl ClassifierTrainer {
-    /// A run in `folder` on `device` (without autodiff), at its first step.
-    ///
-    /// # Errors
-    /// A configuration or data that no run can be made of.
-    pub fn new(config: ClassifierTrainConfig, folder: &Path, device: &Device) -> Result<Self> {
-        config.validate()?;
-        let stream = Stream::new(config.loader(Split::Train)?, &config.run, config.data.mirror, device)?;
-        let model = config.model.init(config.run.seed, &device.clone().autodiff())?;
-        let rules = Rules {
-            optimizer: config.optimizer.clone(),
-            learning_rate: config.learning_rate.clone(),
-            ema: config.ema.clone(),
-            no_decay: no_decay_1d,
-            steps: config.run.steps,
-        };
-        Ok(Self { folder: folder.to_path_buf(), device: device.clone(), learner: Learner::new(model, rules), stream })
-    }
-
-    /// The classifier that the run is for: the moving average of the weights.
+impl ClassifierMethod {
+    /// The result of the run: the moving average of the weights.
     pub fn average(&self) -> &Classifier {
-        &self.learner.average
+        self.learner.average()
     }
 }
 
-impl Trainer for ClassifierTrainer {
-    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let batch = self.stream.batch(step)?;
-        let logits = self.learner.model.forward(Tensor::from_inner(batch.images))?;
+impl Method for ClassifierMethod {
+    type Batch = PictureBatch;
+    type Record = Metrics;
+
+    fn data(&self) -> String {
+        self.stream.data()
+    }
+
+    fn networks(&self) -> Vec<&dyn Network> {
+        vec![&self.learner]
+    }
+
+    fn networks_mut(&mut self) -> Vec<&mut dyn Network> {
+        vec![&mut self.learner]
+    }
+
+    fn batch(&mut self, piece: &Piece) -> Result<PictureBatch> {
+        self.stream.batch(piece)
+    }
+
+    fn backward(&self, round: &Round, _: &Piece, batch: &mut PictureBatch) -> Result<(NetworkGradients, Metrics)> {
+        let logits = self.learner.model.forward(Tensor::from_inner(batch.images.clone()))?;
         let labels: Vec<i64> = batch.labels.iter().map(|label| *label as i64).collect();
         let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(labels, [batch.labels.len(), 1]), &self.device);
         let loss = log_softmax(logits.clone(), 1).gather(1, Tensor::from_inner(labels.clone())).mean().neg();
         let mut metrics = Metrics::new();
-        if measure {
+        if round.measure {
             let hits = logits.inner().argmax(1).equal(labels).float().mean();
-            for (name, value) in [("loss", loss.clone().inner()), ("accuracy", hits)] {
-                let value = value.try_into_scalar::<f32>().map_err(burn_var::Error::device("read a loss"))?;
-                metrics.push((name.into(), value.into()));
-            }
+            metrics.push(("loss".into(), scalar(&loss.clone().inner(), "read the loss")?));
+            metrics.push(("accuracy".into(), scalar(&hits, "read the accuracy")?));
         }
-        let rates = self.learner.update(step, GradientsParams::from_grads(loss.backward(), &self.learner.model))?;
-        if measure {
-            metrics.extend(rates);
+        let gradients = GradientsParams::from_grads(loss.backward(), &self.learner.model);
+        Ok((vec![(0, gradients)], metrics))
+    }
+
+    fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
+        let mut metrics = mean_metrics(records);
+        if round.measure {
+            metrics.extend(rates.iter().flat_map(Rates::metrics));
         }
         Ok(metrics)
-    }
-
-    fn parts(&self) -> Vec<Part<'_>> {
-        self.learner.parts()
-    }
-
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.learner.restore(checkpoint)
-    }
-
-    fn data(&self) -> String {
-        self.stream.data()
     }
 
     fn export(&self) -> Result<PathBuf> {
@@ -190,7 +206,7 @@ impl Trainer for ClassifierTrainer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::StopAfter;
+    use crate::engine::progress::StopAfter;
 
     /// IDX files of 8x9 pictures: bright rows at the top, in the middle or at the bottom, by class.
     fn stripes(folder: &Path) {
@@ -248,5 +264,30 @@ mod tests {
         let error = train_classifier(config, &run, &Device::default(), &mut ()).expect_err("four classes");
         assert!(error.to_string().contains("`model.classes` is 4, expected 3"), "{error}");
         assert!(!run.exists(), "nothing was started");
+    }
+
+    #[test]
+    fn the_number_of_pieces_changes_rounding_only() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        stripes(folder.path());
+        let mut config = config(folder.path());
+        config.optimizer.epsilon = 1e-3;
+        let mut train = |accumulate: usize| -> Metrics {
+            config.run.accumulate = accumulate;
+            let device = Device::default();
+            let inputs = config.open(&device).expect("readable");
+            let method = config.clone().start(inputs, folder.path(), &device, &mut ()).expect("valid");
+            let mut trainer = crate::engine::Trainer::new(method, &config.run).expect("valid");
+            (0..3).flat_map(|step| trainer.step(step, true).expect("finite")).collect()
+        };
+        let whole = train(1);
+        for pieces in [2, 4] {
+            for ((name, found), (_, expected)) in train(pieces).iter().zip(&whole) {
+                assert!((found - expected).abs() < 1e-3 * expected.abs(), "{pieces}: `{name}` {found} and {expected}");
+            }
+        }
+        config.run.accumulate = 3;
+        let error = config.validate().expect_err("16 images do not make 3 pieces").to_string();
+        assert!(error.contains("`run.accumulate` is 3") && error.contains("16"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
 //! Training of a vision transformer without labels, by self-distillation (DINO, Caron et al. 2021): a student learns to
-//! say of small crops what its own moving average says of large ones.
+//! predict from small crops what its own moving average, the teacher, predicts from large ones.
 
 mod crops;
 mod head;
@@ -10,8 +10,8 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
-use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::metrics::NeighbourIndex;
+use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
@@ -20,39 +20,41 @@ pub use head::HeadConfig;
 
 use self::crops::Crops;
 use self::head::ProjectionHead;
-use crate::checkpoint::{Checkpoint, Part};
-use crate::config::settle;
-use crate::data::{BatchLoader, PictureShape, Split};
+use crate::data::{BatchLoader, ImageStream, PictureShape, Split};
+use crate::engine::checkpoint::{Checkpoint, Part};
+use crate::engine::progress::Progress;
+use crate::engine::run::{DataConfig, Metrics, RunConfig};
+use crate::engine::{
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
+    train,
+};
 use crate::eval::{DataPictures, FeatureTable, PictureSet, VitExtractor};
-use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
-use crate::progress::Progress;
-use crate::run::{DataConfig, Metrics, RunConfig, Trainer, run};
-use crate::stream::Stream;
+use crate::tensor::{mean, scalar};
 use crate::{Error, Result};
 
 /// The file that a run leaves in its folder, in half precision.
 const FILE: &str = "dino.safetensors";
-/// Pictures looked at at a time by the probe.
-const PROBED: usize = 250;
+/// Images whose features the probe takes together.
+const PROBE_BATCH: usize = 250;
 
-/// A run of self-distillation.
+/// The configuration of a run of self-distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DinoTrainConfig {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
-    /// The pictures; their classes are used by the probe at the end alone.
+    /// The images; only the probe at the end uses their classes.
     pub data: DataConfig,
     /// The vision transformer.
     pub model: VitConfig,
-    /// What is put on it while it learns.
+    /// The head on top of it in training.
     #[serde(default)]
     pub head: HeadConfig,
-    /// What is cut out of a picture.
+    /// Crops of an image.
     #[serde(default)]
     pub crops: CropsConfig,
-    /// Softmax temperatures and the centre.
+    /// Softmax temperatures and the center.
     #[serde(default)]
     pub distillation: DistillationConfig,
     /// AdamW of the student.
@@ -61,10 +63,10 @@ pub struct DinoTrainConfig {
     /// Learning rate of the student.
     #[serde(default)]
     pub learning_rate: LrSchedule,
-    /// How slowly the teacher follows the student. The teacher is what is kept in the end.
+    /// Moving average of the student: the teacher, which is the result of the run.
     #[serde(default = "default_teacher", deserialize_with = "teacher")]
     pub teacher: EmaConfig,
-    /// The nearest neighbours that the probe asks.
+    /// The nearest neighbors that the probe asks.
     #[serde(default)]
     pub probe: ProbeConfig,
 }
@@ -86,7 +88,7 @@ fn teacher<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<
     crate::config::over(default_teacher(), section)
 }
 
-/// How the teacher's word becomes the student's target.
+/// Constants between the teacher's output and the student's target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillationConfig {
@@ -94,7 +96,7 @@ pub struct DistillationConfig {
     pub student_temperature: f64,
     /// Softmax temperature of the teacher: lower is sharper.
     pub teacher_temperature: f64,
-    /// Share of the old centre that a step keeps.
+    /// Share of the old center that a step keeps.
     pub centre_momentum: f64,
 }
 
@@ -104,11 +106,11 @@ impl Default for DistillationConfig {
     }
 }
 
-/// A vote of the nearest training pictures, by cosine of the features (Wu et al. 2018, as DINO's `eval_knn.py`).
+/// A vote of the nearest training images, by cosine of the features (Wu et al. 2018, as DINO's `eval_knn.py`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProbeConfig {
-    /// How many vote.
+    /// Number of neighbors that vote.
     pub neighbours: usize,
     /// A vote weighs `exp(cosine / temperature)`.
     pub temperature: f64,
@@ -121,7 +123,7 @@ impl Default for ProbeConfig {
 }
 
 impl DinoTrainConfig {
-    /// Refuses what no run can mean.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -158,51 +160,86 @@ impl DinoTrainConfig {
     }
 }
 
-/// What came out of a run.
+impl TrainConfig for DinoTrainConfig {
+    type Inputs = BatchLoader;
+    type Method = DinoMethod;
+
+    fn run(&self) -> &RunConfig {
+        &self.run
+    }
+
+    fn open(&self, _device: &Device) -> Result<BatchLoader> {
+        self.validate()?;
+        // The test images are needed at the end: better to know now that there are some.
+        self.data.open(Split::Test)?;
+        Ok(BatchLoader::new(self.data.open(Split::Train)?, self.shape()?))
+    }
+
+    fn start(
+        self,
+        train: BatchLoader,
+        folder: &Path,
+        device: &Device,
+        _progress: &mut dyn Progress,
+    ) -> Result<DinoMethod> {
+        let stream = ImageStream::new(train, &self.run, self.data.mirror, device)?;
+        let autodiff = device.clone().autodiff();
+        let network = Student {
+            vit: self.model.init(self.run.seed, &autodiff)?,
+            head: self.head.init(self.model.embed_dim, self.run.seed, &autodiff),
+        };
+        let rules = Rules::new(&self.run, &self.optimizer, &self.learning_rate, &self.teacher, no_decay_1d);
+        let value = Param::from_tensor(Tensor::zeros([self.head.outputs], device)).set_require_grad(false);
+        Ok(DinoMethod {
+            crops: Crops::new(self.crops.clone(), self.model.image_size),
+            folder: folder.to_path_buf(),
+            learner: Learner::new(network, rules, SectionNames::SINGLE),
+            centre: Centre { value },
+            stream,
+            distillation: self.distillation,
+        })
+    }
+}
+
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DinoSummary {
     /// The file with the weights.
     pub file: PathBuf,
-    /// Share of the test pictures whose class their nearest training pictures have.
+    /// Share of the test images whose class their nearest training images have.
     pub knn_accuracy: f64,
-    /// How many test pictures there are.
+    /// Number of test images.
     pub test_pictures: usize,
 }
 
-/// Trains a vision transformer in `folder`, or goes on with it, and probes it on the test pictures.
-///
-/// `device` is one without autodiff. The run is a function of its configuration: the same weights come out however
-/// often it was interrupted. `None` if `progress` ended it before the last step.
+/// Trains a vision transformer in `folder`, or resumes what is there, and probes it on the test images. Returns `None` if
+/// `progress` stopped the run before the last step.
 ///
 /// # Errors
-/// A configuration or data that no run can be made of; a loss that is not finite; files that can't be written.
+/// As [`train`].
 pub fn train_dino(
     config: DinoTrainConfig,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<Option<DinoSummary>> {
-    config.validate()?;
+    let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
     let open =
         |split: Split| -> Result<DataPictures> { Ok(DataPictures::new(config.data.open(split)?, config.shape()?)) };
-    let (mut train, mut test) = (open(Split::Train)?, open(Split::Test)?);
-    settle(folder, &config, &RunConfig::MAY_CHANGE)?;
-    let (run_config, probe) = (config.run.clone(), config.probe.clone());
-    let mut trainer = DinoTrainer::new(config, folder, device)?;
-    let Some(file) = run(&mut trainer, &run_config, folder, progress)? else { return Ok(None) };
-    let network = VitExtractor::new(trainer.teacher().clone(), device)?;
-    progress.note("asks the nearest neighbours of all test pictures");
-    let look = |set: &mut DataPictures| FeatureTable::collect(set, &network, None, PROBED, &mut |_| ());
-    let (seen, asked) = (look(&mut train)?, look(&mut test)?);
-    let labels = [&train, &test].map(|set| set.labels().unwrap_or_default());
-    let knn_accuracy = knn_accuracy([&seen, &asked], labels, &probe, device)?;
-    Ok(Some(DinoSummary { file, knn_accuracy, test_pictures: asked.count }))
+    let (mut known, mut asked) = (open(Split::Train)?, open(Split::Test)?);
+    let network = VitExtractor::new(trainer.method().teacher().clone(), device)?;
+    progress.note("asks the nearest neighbors of all test images");
+    let features = |set: &mut DataPictures| FeatureTable::collect(set, &network, None, PROBE_BATCH, &mut |_| ());
+    let tables = [features(&mut known)?, features(&mut asked)?];
+    let labels = [&known, &asked].map(|set| set.labels().unwrap_or_default());
+    let knn_accuracy = knn_accuracy([&tables[0], &tables[1]], labels, &config.probe, device)?;
+    Ok(Some(DinoSummary { file, knn_accuracy, test_pictures: tables[1].count }))
 }
 
-/// The share of the second set whose class the first set's nearest vote for.
+/// Returns the share of the second set whose class wins the vote of its nearest in the first set.
 ///
 /// # Errors
-/// If a feature is not finite, or there are fewer pictures than neighbours.
+/// If a feature is not finite, or there are fewer images than neighbors.
 pub fn knn_accuracy(
     [known, asked]: [&FeatureTable; 2],
     [known_labels, asked_labels]: [&[usize]; 2],
@@ -226,7 +263,7 @@ pub fn knn_accuracy(
     Ok(right as f64 / asked_labels.len().max(1) as f64)
 }
 
-/// Rows of length one.
+/// Scales rows to length one.
 fn unit_rows(rows: &[f32], dim: usize) -> Vec<f32> {
     let unit = |row: &[f32]| {
         let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
@@ -237,87 +274,78 @@ fn unit_rows(rows: &[f32], dim: usize) -> Vec<f32> {
 
 /// The vision transformer with its head.
 #[derive(Module, Debug)]
-struct Network {
+struct Student {
     vit: Vit,
     head: ProjectionHead,
 }
 
-impl Network {
-    /// Scores of crops of one size, `[crops, outputs]`.
+impl Student {
+    /// Returns scores of crops of one size, `[crops, outputs]`.
     fn forward(&self, crops: Tensor<4>) -> Result<Tensor<2>> {
         let crops = self.vit.normalize(crops)?;
         Ok(self.head.forward(self.vit.forward(crops)?))
     }
 }
 
-/// The mean of what the teacher says, which is taken from it: else it would say the same of every picture.
+/// The mean output of the teacher, which is subtracted from it: else the teacher would output the same for every image.
 #[derive(Module, Debug)]
 struct Centre {
     value: Param<Tensor<1>>,
 }
 
-/// A vision transformer in training.
-pub struct DinoTrainer {
-    config: DinoTrainConfig,
+/// Self-distillation of a vision transformer.
+pub struct DinoMethod {
+    distillation: DistillationConfig,
     folder: PathBuf,
     /// The student; its average is the teacher.
-    learner: Learner<Network>,
+    learner: Learner<Student>,
     centre: Centre,
     crops: Crops,
-    stream: Stream,
+    stream: ImageStream,
 }
 
-impl DinoTrainer {
-    /// A run in `folder` on `device` (without autodiff), at its first step.
-    ///
-    /// # Errors
-    /// A configuration or data that no run can be made of.
-    pub fn new(config: DinoTrainConfig, folder: &Path, device: &Device) -> Result<Self> {
-        config.validate()?;
-        let loader = BatchLoader::new(config.data.open(Split::Train)?, config.shape()?);
-        let stream = Stream::new(loader, &config.run, config.data.mirror, device)?;
-        let autodiff = device.clone().autodiff();
-        let network = Network {
-            vit: config.model.init(config.run.seed, &autodiff)?,
-            head: config.head.init(config.model.embed_dim, config.run.seed, &autodiff),
-        };
-        let rules = Rules {
-            optimizer: config.optimizer.clone(),
-            learning_rate: config.learning_rate.clone(),
-            ema: config.teacher.clone(),
-            no_decay: no_decay_1d,
-            steps: config.run.steps,
-        };
-        let value = Param::from_tensor(Tensor::zeros([config.head.outputs], device)).set_require_grad(false);
-        Ok(Self {
-            crops: Crops::new(config.crops.clone(), config.run.seed, config.model.image_size),
-            folder: folder.to_path_buf(),
-            learner: Learner::new(network, rules),
-            centre: Centre { value },
-            stream,
-            config,
-        })
-    }
-
-    /// The transformer that the run is for.
+impl DinoMethod {
+    /// The result of the run: the transformer of the teacher.
     pub fn teacher(&self) -> &Vit {
-        &self.learner.average.vit
+        &self.learner.average().vit
     }
 }
 
-impl Trainer for DinoTrainer {
-    fn step(&mut self, step: u64, measure: bool) -> Result<Metrics> {
-        let images = self.stream.batch(step)?.images;
-        let [batch, ..] = images.dims();
-        let DistillationConfig { student_temperature, teacher_temperature, centre_momentum } = self.config.distillation;
-        let views = self.crops.cut(images, step);
+/// Values of a piece besides its gradients.
+pub struct DinoRecord {
+    /// Mean output of the teacher, `[outputs]`.
+    output: Tensor<1>,
+    metrics: Metrics,
+}
 
-        let said = self.learner.average.forward(views.large.clone())?; // [2 * batch, outputs]
+impl Method for DinoMethod {
+    type Batch = Tensor<4>;
+    type Record = DinoRecord;
+
+    fn data(&self) -> String {
+        self.stream.data()
+    }
+
+    fn networks(&self) -> Vec<&dyn Network> {
+        vec![&self.learner]
+    }
+
+    fn networks_mut(&mut self) -> Vec<&mut dyn Network> {
+        vec![&mut self.learner]
+    }
+
+    fn batch(&mut self, piece: &Piece) -> Result<Tensor<4>> {
+        Ok(self.stream.batch(piece)?.images)
+    }
+
+    fn backward(&self, round: &Round, piece: &Piece, images: &mut Tensor<4>) -> Result<(NetworkGradients, DinoRecord)> {
+        let [batch, ..] = images.dims();
+        let DistillationConfig { student_temperature, teacher_temperature, .. } = self.distillation;
+        let views = self.crops.cut(images.clone(), &mut piece.noise("crops"));
+
+        let teacher = self.learner.average().forward(views.large.clone())?; // [2 * batch, outputs]
         let centre = self.centre.value.val();
-        let target = softmax((said.clone() - centre.clone().unsqueeze()) / teacher_temperature, 1);
-        let moved = centre * centre_momentum + said.mean_dim(0).squeeze_dim::<1>(0) * (1.0 - centre_momentum);
-        let id = self.centre.value.id;
-        self.centre.value = Param::initialized(id, moved).set_require_grad(false);
+        let target = softmax((teacher.clone() - centre.unsqueeze()) / teacher_temperature, 1);
 
         let student = &self.learner.model;
         let mut answers = vec![student.forward(Tensor::from_inner(views.large))?];
@@ -337,35 +365,38 @@ impl Trainer for DinoTrainer {
         let loss = loss / count as f64;
 
         let mut metrics = Metrics::new();
-        if measure {
+        if round.measure {
             // Collapse shows here: all outputs alike (the logarithm of their number), or one alone (0).
             let entropy = (target.clone() * (target + 1e-12).log()).sum_dim(1).mean().neg();
-            for (name, value) in [("loss", loss.clone().inner()), ("teacher_entropy", entropy)] {
-                let value = value.try_into_scalar::<f32>().map_err(burn_var::Error::device("read a loss"))?;
-                metrics.push((name.into(), value.into()));
-            }
+            metrics.push(("loss".into(), scalar(&loss.clone().inner(), "read the loss")?));
+            metrics.push(("teacher_entropy".into(), scalar(&entropy, "read the entropy")?));
         }
-        let rates = self.learner.update(step, GradientsParams::from_grads(loss.backward(), &self.learner.model))?;
-        if measure {
-            metrics.extend(rates);
+        let gradients = GradientsParams::from_grads(loss.backward(), student);
+        let output = teacher.mean_dim(0).squeeze_dim::<1>(0);
+        Ok((vec![(0, gradients)], DinoRecord { output, metrics }))
+    }
+
+    fn finish(&mut self, round: &Round, records: Vec<DinoRecord>, rates: &[Rates]) -> Result<Metrics> {
+        let (outputs, metrics) = records.into_iter().map(|record| (record.output, record.metrics)).unzip();
+        let momentum = self.distillation.centre_momentum;
+        if let Some(output) = mean(outputs) {
+            let moved = self.centre.value.val() * momentum + output * (1.0 - momentum);
+            self.centre.value = Param::initialized(self.centre.value.id, moved).set_require_grad(false);
+        }
+        let mut metrics = mean_metrics(metrics);
+        if round.measure {
+            metrics.extend(rates.iter().flat_map(Rates::metrics));
         }
         Ok(metrics)
     }
 
     fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts = self.learner.parts();
-        parts.push(Part::module("centre", &self.centre));
-        parts
+        vec![Part::module("centre", &self.centre)]
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.learner.restore(checkpoint)?;
         self.centre = checkpoint.module("centre", self.centre.clone())?;
         Ok(())
-    }
-
-    fn data(&self) -> String {
-        self.stream.data()
     }
 
     fn export(&self) -> Result<PathBuf> {
@@ -385,9 +416,9 @@ mod tests {
     use burn_var::rng::Rng;
 
     use super::*;
+    use crate::engine::progress::StopAfter;
+    use crate::engine::report::read_log;
     use crate::eval::{Features, NetworkIdentity};
-    use crate::progress::StopAfter;
-    use crate::report::read_log;
 
     /// IDX files of 8x8 pictures of two classes: fine chequers and wide stripes, of any phase and brightness.
     fn patterns(folder: &Path) {
@@ -465,5 +496,32 @@ mod tests {
         config.distillation.teacher_temperature = 0.04;
         config.crops.small_size = 3;
         assert!(config.validate().unwrap_err().to_string().contains("crops.small_size"));
+    }
+
+    #[test]
+    fn the_number_of_pieces_changes_rounding_only() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        patterns(folder.path());
+        let mut config = config(folder.path());
+        config.optimizer.epsilon = 1e-3;
+        let mut train = |accumulate: usize| {
+            config.run.accumulate = accumulate;
+            let device = Device::default();
+            let inputs = config.open(&device).expect("readable");
+            let method = config.clone().start(inputs, folder.path(), &device, &mut ()).expect("valid");
+            let mut trainer = crate::engine::Trainer::new(method, &config.run).expect("valid");
+            let metrics: Vec<_> = (0..3).flat_map(|step| trainer.step(step, true).expect("finite")).collect();
+            let center = trainer.method().centre.value.val().into_data().try_into_vec::<f32>().expect("f32");
+            (metrics, center)
+        };
+        let (metrics, center) = train(1);
+        for pieces in [2, 4] {
+            let (found, found_center) = train(pieces);
+            for ((name, found), (_, expected)) in found.iter().zip(&metrics) {
+                assert!((found - expected).abs() < 1e-3 * expected.abs(), "{pieces}: `{name}` {found} and {expected}");
+            }
+            let far = center.iter().zip(&found_center).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 1e-5, "{pieces} pieces: the center is off by {far}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The log of a run: one JSON object a line, which a resumed run continues as if it had never stopped.
+//! The log of a run: one JSON object per line, which a resumed run continues as if it had never stopped.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -29,11 +29,11 @@ struct StepOnly {
 }
 
 impl RunLog {
-    /// Opens or creates the log of a run that goes on after `done` steps; records of later steps are cut off, and a
+    /// Opens or creates the log of a run that resumes after `done` steps. Records of later steps are cut off, and so is a
     /// line that a kill left unfinished.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] naming a line in the middle that is no record.
+    /// [`Error::Io`], or [`Error::Format`] naming a line in the middle that is not a record.
     pub fn open(path: impl Into<PathBuf>, done: u64) -> Result<Self> {
         let path = path.into();
         let mut file = OpenOptions::new()
@@ -69,10 +69,10 @@ impl RunLog {
     }
 }
 
-/// All records of a log, an unfinished last line aside.
+/// Reads all records of a log, without an unfinished last line.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Format`] naming the line that is no record.
+/// [`Error::Io`], or [`Error::Format`] naming the line that is not a record.
 pub fn read_log(path: impl AsRef<Path>) -> Result<Vec<Value>> {
     let path = path.as_ref();
     let text = fs::read(path).map_err(Error::io("read", path))?;

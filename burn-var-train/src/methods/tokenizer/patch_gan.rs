@@ -1,8 +1,8 @@
-//! A discriminator that judges every patch of a picture by itself: the one of pix2pix (Isola et al. 2017, section
+//! A discriminator that judges every patch of an image by itself: the one of pix2pix (Isola et al. 2017, section
 //! 3.2.2), in the layout that VQ-GAN trains its tokenizer against (`NLayerDiscriminator`).
 //!
-//! One thing differs: group norm stands where the original has batch norm. The judgement of a picture then depends on
-//! no other picture, so real ones and reconstructions share one pass, there are no running statistics that a
+//! One thing differs: group norm stands where the original has batch norm. The judgement of an image then depends on
+//! no other image, so real ones and reconstructions share one pass, there are no running statistics that a
 //! checkpoint must carry, and small batches train as steadily as large ones.
 
 use burn::module::Module;
@@ -36,7 +36,7 @@ impl Default for PatchGanConfig {
 }
 
 impl PatchGanConfig {
-    /// Checks the sizes against those of the pictures, `[channels, height, width]`.
+    /// Checks the sizes against those of the images, `[channels, height, width]`.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -57,7 +57,7 @@ impl PatchGanConfig {
         Ok(())
     }
 
-    /// A discriminator of pictures `[channels, height, width]`, with the weights that pix2pix starts from.
+    /// A discriminator of images `[channels, height, width]`, with the weights that pix2pix starts from.
     ///
     /// # Errors
     /// As [`PatchGanConfig::validate`].

@@ -1,34 +1,34 @@
-//! What a training loop tells while it runs. The library prints nothing: a caller draws a bar, writes lines, or neither.
+//! Progress reports of a training loop. The library prints nothing: a caller draws a bar, writes lines, or neither.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Where a run is.
+/// The state of a run after a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport<'a> {
     /// Steps done.
     pub step: u64,
     /// Steps in all.
     pub steps: u64,
-    /// Steps a second of late, `None` before there are two to compare.
+    /// Steps per second over the last steps; `None` before there are two to compare.
     pub per_second: Option<f64>,
     /// Time to the end at that rate.
     pub remaining: Option<Duration>,
-    /// What the method reports: name and value, in the order to show them.
+    /// Metrics of the method: name and value, in the order to show them.
     pub figures: &'a [(&'a str, f64)],
 }
 
 /// Listens to a training loop.
 pub trait Progress {
-    /// After every step. `Break` asks for a checkpoint and an orderly end.
+    /// Called after every step. `Break` asks for a checkpoint and an orderly end.
     fn step(&mut self, report: &StepReport<'_>) -> ControlFlow<()>;
 
-    /// Something worth a line: resumed, saved, skipped pictures.
+    /// Called with a message worth a line: resumed, saved, skipped images.
     fn note(&mut self, text: &str);
 }
 
-/// Silence.
+/// Shows nothing.
 impl Progress for () {
     fn step(&mut self, _report: &StepReport<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -37,7 +37,7 @@ impl Progress for () {
     fn note(&mut self, _text: &str) {}
 }
 
-/// Rate and remaining time, from the last steps only: a pause for pictures or a checkpoint is soon forgotten.
+/// Rate and remaining time, from the last steps only: a pause for images or a checkpoint is soon forgotten.
 #[derive(Debug, Clone)]
 pub struct Rate {
     steps: u64,

@@ -1,28 +1,28 @@
 use std::path::PathBuf;
 
 use burn_var::Scales;
-use burn_var::models::aid::{Augment, HeadVariant, HingeReduction, InjectorResize};
-use burn_var::sampling::Sampler;
+use burn_var::models::aid::{Augment, HeadVariant, HingeReduction, InjectorConfig, InjectorResize};
 use burn_var::models::common::LowRankConfig;
+use burn_var::sampling::Sampler;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::run::{DataConfig, RunConfig};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
-use crate::run::{DataConfig, RunConfig};
 use crate::{Error, Result};
 
-/// A run of AID-VAR. What is left out is as the papers have it.
+/// The configuration of a run of AID-VAR. Defaults are those of the papers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AidTrainConfig {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
-    /// The real pictures.
+    /// The real images.
     pub data: DataConfig,
     /// The tokenizer's file.
     pub tokenizer: PathBuf,
     /// The file of the transformer that is corrected.
     pub transformer: PathBuf,
-    /// The file of the vision transformer that the discriminator looks through, if it looks at pictures.
+    /// The file of the discriminator's encoder, a vision transformer, if its input is images.
     #[serde(default)]
     pub encoder: Option<PathBuf>,
     /// The injector.
@@ -34,10 +34,10 @@ pub struct AidTrainConfig {
     /// The discriminator.
     #[serde(default)]
     pub discriminator: DiscriminatorConfig,
-    /// What the injector learns from.
+    /// The injector's loss.
     #[serde(default)]
     pub loss: AidLossConfig,
-    /// How the rollouts are guided.
+    /// Guidance of the rollouts.
     #[serde(default)]
     pub guidance: RolloutConfig,
     /// AdamW of the injector.
@@ -46,10 +46,10 @@ pub struct AidTrainConfig {
     /// Learning rate of the injector.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: LrSchedule,
-    /// Moving average of injector and heads, which is what is kept in the end; none in the papers.
+    /// Moving average of injector and heads, which is the result of the run; none in the papers.
     #[serde(default = "default_ema", deserialize_with = "ema")]
     pub ema: EmaConfig,
-    /// When the run is given up.
+    /// Detection of a collapse.
     #[serde(default)]
     pub collapse: CollapseConfig,
 }
@@ -86,7 +86,7 @@ fn ema<'de, D: serde::Deserializer<'de>>(section: D) -> std::result::Result<EmaC
 }
 
 /// The sizes of an injector that are free once the transformer is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InjectorSize {
     /// Encoder layers.
@@ -97,11 +97,15 @@ pub struct InjectorSize {
     pub resize: InjectorResize,
     /// One vector for all tokens of a scale, an ablation.
     pub broadcast: bool,
+    /// Share of values that training drops, 0.1 in the papers; 0 is off. No image that a user sees is made with it. The
+    /// low-rank adaptation has none.
+    pub dropout: f64,
 }
 
 impl Default for InjectorSize {
     fn default() -> Self {
-        Self { num_layers: 2, num_heads: 8, resize: InjectorResize::default(), broadcast: false }
+        let dropout = InjectorConfig::DROPOUT;
+        Self { num_layers: 2, num_heads: 8, resize: InjectorResize::default(), broadcast: false, dropout }
     }
 }
 
@@ -121,11 +125,11 @@ impl Default for LoraSize {
     }
 }
 
-/// What the discriminator judges.
+/// The input of the discriminator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Judges {
-    /// Pictures, through a frozen encoder.
+pub enum DiscriminatorInput {
+    /// Images, through a frozen encoder.
     #[default]
     Pictures,
     /// The quantizer's features before they are decoded, an ablation of the papers that collapses: without an encoder,
@@ -137,24 +141,25 @@ pub enum Judges {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiscriminatorConfig {
-    /// What it judges.
-    pub judges: Judges,
+    /// Its input. Called `judges` in older configurations.
+    #[serde(alias = "judges")]
+    pub input: DiscriminatorInput,
     /// The encoder's blocks whose output is judged; four at even distances if left out.
     pub blocks: Option<Vec<usize>>,
-    /// Whose heads.
+    /// Published architecture of the heads.
     pub variant: HeadVariant,
-    /// Pictures whose statistics are taken together; the batch must be a multiple of its groups.
+    /// Images whose statistics are taken together; the batch must be a multiple of its groups.
     pub virtual_batch: usize,
-    /// How the logits of a picture come together.
+    /// Reduction of the logits of an image.
     pub hinge: HingeReduction,
     /// Weight of the R1 penalty at the heads' inputs, halved; 0 for none.
     pub r1_gamma: f64,
-    /// How pictures are changed before they are judged.
+    /// Augmentation of the discriminator's input.
     pub augment: Augment,
-    /// Steps of the discriminator for each of the injector.
+    /// Updates of the discriminator per update of the injector.
     pub steps: u32,
-    /// So many steps at first in which the discriminator learns alone. An injector that follows a discriminator which
-    /// knows nothing yet goes astray. None in the papers.
+    /// Warm-up steps that train only the discriminator: an injector that follows an untrained discriminator goes astray.
+    /// None in the papers.
     pub head_start: u64,
     /// AdamW of the heads.
     #[serde(deserialize_with = "optimizer")]
@@ -166,7 +171,7 @@ pub struct DiscriminatorConfig {
 impl Default for DiscriminatorConfig {
     fn default() -> Self {
         Self {
-            judges: Judges::default(),
+            input: DiscriminatorInput::default(),
             blocks: None,
             variant: HeadVariant::default(),
             virtual_batch: 8,
@@ -181,48 +186,48 @@ impl Default for DiscriminatorConfig {
     }
 }
 
-/// What the reconstruction term compares with the real pictures' tokens.
+/// The logits that the reconstruction term compares with the real images' tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reconstruction {
     /// Logits after the real tokens of the scales before: what the papers call VAR's token-level loss.
     #[default]
     TeacherForced,
-    /// Logits of the rollout, whose context is another picture's: what the released code does.
+    /// Logits of the rollout, whose context is another image's: what the released code does.
     FreeRunning,
 }
 
-/// What of a scale is decoded for the discriminator.
+/// The codes that are decoded for the discriminator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SoftDecode {
     /// The mean code of every token, as the papers say (equation 5).
     #[default]
     Mean,
-    /// The codes that were drawn, with the gradient of the mean ones: the discriminator sees the pictures that a user
-    /// would, and cannot tell them by their blur. Not of the papers.
+    /// The sampled codes, with the gradient of the mean ones: the discriminator sees the images that a user would, and
+    /// cannot tell them by their blur. Not in the papers.
     StraightThrough,
 }
 
-/// What the injector learns from: `L_adv + lambda_rec L_rec` (equation 7).
+/// The injector's loss: `L_adv + lambda_rec L_rec` (equation 7).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AidLossConfig {
     /// Weight of the reconstruction term.
     pub lambda_rec: f64,
-    /// What it compares.
+    /// The logits it compares.
     pub reconstruction: Reconstruction,
     /// The first scale that is judged; the very first has no guidance.
     pub first_scale: usize,
     /// Softmax temperature of the soft decode.
     pub temperature: f64,
-    /// What is decoded.
+    /// The codes that are decoded.
     pub decode: SoftDecode,
-    /// Gradients of a scale's picture and logits reach what is trained at that scale, and not at those before. It takes
-    /// the memory of one scale in place of all, one generation more, and the gradient is no longer the whole one.
+    /// Cuts gradients between scales: those of a scale's image and logits reach the injector at that scale only. It takes
+    /// the memory of one scale instead of all, and one more generation; the gradient is no longer the whole one.
     pub truncate: bool,
-    /// Makes the graph of decoder and encoder anew for each scale when its gradient is taken, in place of keeping those of
-    /// all scales: the same gradient, with the memory of one decoder, for one decoding more of every scale.
+    /// Rebuilds the graph of decoder and encoder for each scale when its gradient is taken, instead of keeping those of all
+    /// scales: the same gradient, with the memory of one decoder, for one more decoding of every scale.
     pub checkpointing: bool,
 }
 
@@ -240,11 +245,11 @@ impl Default for AidLossConfig {
     }
 }
 
-/// How rollouts are guided in training.
+/// Guidance of rollouts in training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutConfig {
-    /// How much of the injector's map is added, and stored with the injector.
+    /// Weight of the injector's map, which is stored with the injector.
     pub weight: f64,
     /// The weight at the first step, from which it changes evenly over `ramp_steps`.
     pub ramp_from: Option<f64>,
@@ -252,9 +257,9 @@ pub struct RolloutConfig {
     pub ramp_steps: u64,
     /// Strength of classifier-free guidance at the last scale; 0 saves half of the time.
     pub cfg: f64,
-    /// How tokens are drawn.
+    /// Sampling of tokens.
     pub sampler: Sampler,
-    /// The most classes in a sample grid.
+    /// Largest number of classes in a sample grid.
     pub preview_classes: usize,
 }
 
@@ -275,13 +280,13 @@ impl RolloutConfig {
     }
 }
 
-/// When a run is given up: the discriminator is right about every picture of every scale.
+/// When a run ends as collapsed: the discriminator recognizes every image of every scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollapseConfig {
-    /// From this share of pictures on, in all scales, it counts as right about all.
+    /// Share of images that it must recognize, at all scales.
     pub accuracy: f64,
-    /// So many measured steps in a row; 0 for never.
+    /// Measured steps in a row; 0 for never.
     pub patience: u32,
 }
 
@@ -292,7 +297,7 @@ impl Default for CollapseConfig {
 }
 
 impl AidTrainConfig {
-    /// Refuses what no run on a ladder can mean.
+    /// Checks the settings for a scale schedule.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -302,8 +307,8 @@ impl AidTrainConfig {
         self.learning_rate.validate()?;
         self.ema.validate()?;
         self.guidance.sampler.validate()?;
-        self.discriminator.optimizer.validate().map_err(in_discriminator)?;
-        self.discriminator.learning_rate.validate().map_err(in_discriminator)?;
+        self.discriminator.optimizer.validate().map_err(|error| error.in_section("discriminator"))?;
+        self.discriminator.learning_rate.validate().map_err(|error| error.in_section("discriminator"))?;
         let finite = [
             ("loss.lambda_rec", self.loss.lambda_rec),
             ("discriminator.r1_gamma", self.discriminator.r1_gamma),
@@ -316,7 +321,7 @@ impl AidTrainConfig {
             [("guidance.weight", self.guidance.weight), ("guidance.ramp_from", self.guidance.ramp_from.unwrap_or(1.0))]
         {
             if !(value.is_finite() && value != 0.0) {
-                return Err(Error::config(name, value, "a number other than 0, with which nothing is learnt"));
+                return Err(Error::config(name, value, "a number other than 0, with which nothing is learned"));
             }
         }
         if !(self.loss.temperature.is_finite() && self.loss.temperature > 0.0) {
@@ -326,13 +331,13 @@ impl AidTrainConfig {
             let expected = format!("below {}, the number of scales", scales.len());
             return Err(Error::config("loss.first_scale", self.loss.first_scale, expected));
         }
-        match (self.discriminator.judges, &self.encoder) {
-            (Judges::Pictures, None) => {
+        match (self.discriminator.input, &self.encoder) {
+            (DiscriminatorInput::Pictures, None) => {
                 let expected = "the file of a vision transformer, from `burn-var train dino` for instance";
                 return Err(Error::config("encoder", "nothing", expected));
             }
-            (Judges::QuantizerFeatures, Some(_)) => {
-                let expected = "nothing, since discriminator.judges is quantizer-features";
+            (DiscriminatorInput::QuantizerFeatures, Some(_)) => {
+                let expected = "nothing, since discriminator.input is quantizer-features";
                 return Err(Error::config("encoder", "a file", expected));
             }
             _ => {}
@@ -341,7 +346,11 @@ impl AidTrainConfig {
             let expected = "at least 1 with loss.truncate: nothing of the injector's enters the first scale";
             return Err(Error::config("loss.first_scale", 0, expected));
         }
-        if self.lora.is_some() && self.injector != InjectorSize::default() {
+        if !(0.0..1.0).contains(&self.injector.dropout) {
+            return Err(Error::config("injector.dropout", self.injector.dropout, "a share in 0..1; 0 is off"));
+        }
+        let sizes = InjectorSize { dropout: InjectorConfig::DROPOUT, ..self.injector };
+        if self.lora.is_some() && sizes != InjectorSize::default() {
             return Err(Error::config("injector", "sizes", "nothing beside [lora], which is trained in its place"));
         }
         if self.discriminator.steps == 0 {
@@ -351,24 +360,30 @@ impl AidTrainConfig {
             let expected = format!("less than run.steps = {}", self.run.steps);
             return Err(Error::config("discriminator.head_start", self.discriminator.head_start, expected));
         }
-        let groups = self.run.batch_size.div_ceil(self.discriminator.virtual_batch.max(1));
-        if self.discriminator.virtual_batch == 0 || !self.run.batch_size.is_multiple_of(groups.max(1)) {
+        self.validate_groups()
+    }
+
+    /// Checks that the batch, and each piece of it, consists of whole groups of the heads' batch norm.
+    fn validate_groups(&self) -> Result<()> {
+        let (batch, virtual_batch) = (self.run.batch_size, self.discriminator.virtual_batch);
+        if virtual_batch == 0 {
+            return Err(Error::config("discriminator.virtual_batch", 0, "at least 1"));
+        }
+        let groups = batch.div_ceil(virtual_batch);
+        if !batch.is_multiple_of(groups.max(1)) {
             let expected = format!(
-                "a multiple of the {groups} groups of up to discriminator.virtual_batch = {} pictures",
-                self.discriminator.virtual_batch
+                "a multiple of the {groups} groups of up to discriminator.virtual_batch = {virtual_batch} images"
             );
-            return Err(Error::config("run.batch_size", self.run.batch_size, expected));
+            return Err(Error::config("run.batch_size", batch, expected));
+        }
+        if !groups.is_multiple_of(self.run.accumulate) {
+            let expected = format!(
+                "a divisor of {groups}, the groups of images whose statistics the discriminator takes together \
+                 (discriminator.virtual_batch = {virtual_batch}): no group may be cut"
+            );
+            return Err(Error::config("run.accumulate", self.run.accumulate, expected));
         }
         Ok(())
-    }
-}
-
-fn in_discriminator(error: Error) -> Error {
-    match error {
-        Error::Config { name, found, expected } => {
-            Error::Config { name: format!("discriminator.{name}"), found, expected }
-        }
-        other => other,
     }
 }
 

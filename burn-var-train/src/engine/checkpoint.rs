@@ -69,7 +69,7 @@ impl CheckpointDir {
     /// Opens or creates the folder, takes its lock, and clears what a killed save left behind. Keeps the last two.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be created or written, [`Error::Format`] if another process trains in it.
+    /// [`Error::Io`] if the folder cannot be created or written, [`Error::Locked`] if another process trains in it.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
@@ -78,10 +78,8 @@ impl CheckpointDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::format(
-                    root,
-                    "another process trains in this folder; wait for its end, or choose another folder",
-                ));
+                let folder = root.parent().map_or(root.clone(), Path::to_path_buf);
+                return Err(Error::Locked { folder });
             }
             // Some network file systems have no locks; a run there is still safe as long as it is alone.
             Err(TryLockError::Error(e)) => tracing::warn!("cannot lock `{}`: {e}", path.display()),

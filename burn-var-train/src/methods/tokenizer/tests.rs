@@ -1,12 +1,11 @@
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
-use burn::tensor::TensorData;
-use burn_var::rng::Rng;
-use burn_var::models::var::VqVaeConfig;
+use burn::module::{Module, ModuleVisitor};
+use burn::tensor::Gradients;
+use burn_var::metrics::Lpips;
+use burn_var::weights::StateDict;
 
+use super::patch_gan::PatchGanConfig;
 use super::*;
-use crate::patch_gan::PatchGanConfig;
-use crate::tokenizer::GanConfig;
+use crate::tensor::scalar;
 
 const PICTURE: [usize; 3] = [1, 16, 20];
 const WEIGHTS: TokenizerLoss =
@@ -57,7 +56,7 @@ const DISCRIMINATOR: PatchGanConfig = PatchGanConfig { width: 32, layers: 2 };
 
 fn adversary(adaptive: bool) -> Adversary {
     let config = GanConfig { weight: 0.3, adaptive, discriminator: DISCRIMINATOR, ..GanConfig::default() };
-    Adversary::new(config, PICTURE, SEED, &device()).expect("fits")
+    Adversary::new(config, PICTURE, SEED, 10, &device()).expect("fits")
 }
 
 /// The weighted terms as anyone would write them down, on one graph: without the adversarial term, and that term.
@@ -100,11 +99,16 @@ fn gradients_are_those_of_one_backward_pass() {
     let (model, criterion) = (model(), criterion());
     for adversary in [None, Some(adversary(false))] {
         let pass = Pass::new(&model, images()).expect("fits");
-        let (grads, terms) =
-            criterion.backward(&pass, adversary.as_ref(), model.decoder.conv_out()).expect("a backward pass");
+        let (grads, terms) = match &adversary {
+            None => pass.backward(&criterion).expect("a backward pass"),
+            Some(adversary) => {
+                let sides = pass.sides(&criterion, adversary).expect("both sides");
+                pass.backward_against(&criterion, sides, adversary.constant_weight(&Device::default()))
+            }
+        };
         let [own, against] = plain_loss(&model, &criterion);
         let whole = if adversary.is_some() { own + against * 0.3 } else { own };
-        let value = scalar(&whole.clone().inner()).expect("readable");
+        let value = scalar(&whole.clone().inner(), "test").expect("readable");
         let (found, expected) = (flat(&model, grads), flat(&model, whole.backward()));
         let size = expected.iter().fold(0.0f32, |most, grad| most.max(grad.abs()));
         let error = found.iter().zip(&expected).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
@@ -121,14 +125,16 @@ fn the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_convolution() {
     let (model, criterion, adversary) = (model(), criterion(), adversary(true));
     let strength = |term: &Tensor<1>| {
         let grad = model.decoder.conv_out().weight.val().grad(&term.backward()).expect("a gradient");
-        scalar(&grad.square().sum().sqrt()).expect("readable")
+        scalar(&grad.square().sum().sqrt(), "test").expect("readable")
     };
     // Each term on a graph of its own. The codebook's loss, in the first, does not reach the decoder.
     let pull = strength(&plain_loss(&model, &criterion)[0]);
     let push = strength(&plain_loss(&model, &criterion)[1]);
     let expected = 0.3 * pull / (push + 1e-4);
     let pass = Pass::new(&model, images()).expect("fits");
-    let (_, terms) = criterion.backward(&pass, Some(&adversary), model.decoder.conv_out()).expect("a backward pass");
+    let sides = pass.sides(&criterion, &adversary).expect("both sides");
+    let weight = adversary.adaptive_weight(pass.at_last_convolution(model.decoder.conv_out(), &sides));
+    let (_, terms) = pass.backward_against(&criterion, sides, weight);
     let found = metric(&terms, "gan_weight");
     assert!((found - expected).abs() < 1e-4 * expected, "weight {found}, expected {expected}");
 }
@@ -138,8 +144,8 @@ fn a_term_that_is_not_finite_is_named() {
     let (model, criterion) = (model(), Criterion { lpips: None, ..criterion() });
     let error = |images: Tensor<4>| {
         let pass = Pass::new(&model, images).expect("fits");
-        let (_, terms) = criterion.backward(&pass, None, model.decoder.conv_out()).expect("backward");
-        terms.blame(17, Error::config("a", "b", "c")).to_string()
+        let (_, terms) = pass.backward(&criterion).expect("backward");
+        Terms::explain(&[&terms], 17, Error::config("a", "b", "c")).to_string()
     };
     assert_eq!(error(images()), Error::config("a", "b", "c").to_string(), "no term is to blame");
     let message = error(images() * f32::NAN);

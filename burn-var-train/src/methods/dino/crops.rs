@@ -1,5 +1,5 @@
-//! Crops of pictures: where each lies is drawn on the host, and cutting is a product with two small matrices, so that it
-//! runs on every device.
+//! Random crops of images. Their places are drawn on the host; cutting is a product with two small matrices, which runs
+//! on every device.
 
 use burn::tensor::{Tensor, TensorData};
 use burn_var::rng::Rng;
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What is cut out of a picture.
+/// Number, size and change of the crops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CropsConfig {
-    /// How many small crops; there are always two large ones, of the size of the picture.
+    /// Number of small crops; there are always two large ones, of the size of the image.
     pub small: usize,
     /// Height and width that small crops are brought to, a multiple of the patch size.
     pub small_size: usize,
-    /// Smallest and largest share of the picture's area in a large crop.
+    /// Smallest and largest share of the image's area in a large crop.
     pub large_area: [f64; 2],
     /// The same of a small crop.
     pub small_area: [f64; 2],
@@ -32,7 +32,7 @@ impl Default for CropsConfig {
 }
 
 impl CropsConfig {
-    /// Refuses what cannot be cut.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -55,7 +55,7 @@ impl CropsConfig {
     }
 }
 
-/// Crops of a batch, crop by crop: all pictures' first, then all pictures' second, ...
+/// Crops of a batch, crop by crop: the first of all images, then the second of all images, ...
 pub(super) struct Views {
     /// `[2 * batch, channels, side, side]` in `[-1, 1]`.
     pub(super) large: Tensor<4>,
@@ -66,22 +66,21 @@ pub(super) struct Views {
 /// Cuts crops.
 pub(super) struct Crops {
     config: CropsConfig,
-    seed: u64,
     side: usize,
 }
 
 impl Crops {
     /// Large crops get this `side`.
-    pub(super) fn new(config: CropsConfig, seed: u64, side: usize) -> Self {
-        Self { config, seed, side }
+    pub(super) fn new(config: CropsConfig, side: usize) -> Self {
+        Self { config, side }
     }
 
-    /// The crops of zero-based `step`, of `[batch, channels, height, width]` in `[-1, 1]`.
-    pub(super) fn cut(&self, images: Tensor<4>, step: u64) -> Views {
-        let mut rng = Rng::new(self.seed, "crops", step);
+    /// Cuts the crops of images `[batch, channels, height, width]` in `[-1, 1]`; those of image `i` are drawn from stream
+    /// `i`.
+    pub(super) fn cut(&self, images: Tensor<4>, rngs: &mut [Rng]) -> Views {
         let CropsConfig { small, small_size, large_area, small_area, .. } = self.config;
         let mut many = |count: usize, area: [f64; 2], side: usize| {
-            let crops = (0..count).map(|_| self.crop(images.clone(), area, side, &mut rng));
+            let crops = (0..count).map(|_| self.crop(images.clone(), area, side, rngs));
             Tensor::cat(crops.collect(), 0)
         };
         let large = many(2, large_area, self.side);
@@ -89,12 +88,12 @@ impl Crops {
         Views { large, small }
     }
 
-    /// One crop of every picture.
-    fn crop(&self, images: Tensor<4>, area: [f64; 2], side: usize, rng: &mut Rng) -> Tensor<4> {
+    /// Cuts one crop of every image.
+    fn crop(&self, images: Tensor<4>, area: [f64; 2], side: usize, rngs: &mut [Rng]) -> Tensor<4> {
         let [batch, channels, height, width] = images.dims();
         let device = images.device();
         let (mut rows, mut columns, mut light) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..batch {
+        for rng in rngs {
             let mut between = |low: f64, high: f64| low + (high - low) * rng.uniform();
             let share = between(area[0], area[1]);
             // The logarithm of height over width is even in both directions.
@@ -118,7 +117,7 @@ impl Crops {
     }
 }
 
-/// The matrix `[to, from]` that looks at a window `[start, length]`, in shares of the axis, with linear interpolation.
+/// Returns the matrix `[to, from]` that reads a window `[start, length]`, in shares of the axis, with linear interpolation.
 fn window(from: usize, to: usize, [start, length]: [f64; 2], mirrored: bool) -> Vec<f32> {
     let mut matrix = vec![0.0; to * from];
     for (i, row) in matrix.chunks_exact_mut(from).enumerate() {
@@ -156,17 +155,25 @@ mod tests {
     }
 
     #[test]
-    fn crops_depend_on_seed_and_step_alone() {
+    fn crops_depend_on_seed_step_and_image_alone() {
         let config = CropsConfig { small: 3, small_size: 4, ..CropsConfig::default() };
         let images =
             Tensor::<4>::random([2, 1, 9, 8], burn::tensor::Distribution::Uniform(-1.0, 1.0), &Device::default());
-        let cut = |seed: u64, step: u64| Crops::new(config.clone(), seed, 8).cut(images.clone(), step);
+        let streams = |seed, step| (0..2).map(|image| Rng::keyed(seed, "crops", step, image)).collect::<Vec<_>>();
+        let crops = Crops::new(config.clone(), 8);
+        let cut = |seed: u64, step: u64| crops.cut(images.clone(), &mut streams(seed, step));
         let views = cut(1, 5);
         let small = views.small.expect("three");
         assert_eq!((views.large.dims(), small.dims()), ([4, 1, 8, 8], [6, 1, 4, 4]));
         assert_eq!(cut(1, 5).large.into_data(), views.large.clone().into_data(), "the same again");
         assert_ne!(cut(1, 6).large.into_data(), views.large.clone().into_data(), "another step");
-        assert_ne!(cut(2, 5).large.into_data(), views.large.into_data(), "another seed");
+        assert_ne!(cut(2, 5).large.into_data(), views.large.clone().into_data(), "another seed");
+        let second = crops.cut(images.clone().narrow(0, 1, 1), &mut streams(1, 5)[1..]).large;
+        let alone: Vec<f32> = second.into_data().try_into_vec().expect("f32");
+        let whole = Tensor::cat(vec![views.large.clone().narrow(0, 1, 1), views.large.narrow(0, 3, 1)], 0);
+        let whole: Vec<f32> = whole.into_data().try_into_vec().expect("f32");
+        let same = alone.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(same, "the crops of an image do not depend on the images beside it");
         assert!(CropsConfig { small_size: 6, ..config.clone() }.validate(4).is_err());
         assert!(CropsConfig { large_area: [0.5, 0.2], ..config }.validate(4).is_err());
     }
