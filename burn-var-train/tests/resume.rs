@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use burn_var::Scales;
 use burn_var::guidance::AidWeight;
-use burn_var::models::aid::{DiscriminatorHeads, Injector};
+use burn_var::models::aid::{Augment, DiscriminatorHeads, Injector};
 use burn_var::models::common::{Lora, LowRankConfig};
 use burn_var::models::dino::VitConfig;
 use burn_var::models::var::VqVae;
@@ -317,8 +317,9 @@ fn drawn_codes_can_be_judged_in_place_of_mean_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = aid_config(folder.path());
     config.guidance.sampler = Sampler::greedy();
-    // The loss is then of nothing but what is judged.
+    // The loss is then of nothing but the input of the discriminator.
     config.discriminator.r1_gamma = 0.0;
+    config.discriminator.augment = Augment::NONE;
     let judged = |decode: SoftDecode, temperature: f64| {
         let mut config = config.clone();
         (config.loss.decode, config.loss.temperature) = (decode, temperature);
@@ -475,7 +476,9 @@ fn a_tokenizer_and_its_discriminator_do_not_depend_on_the_number_of_pieces() {
         let run = config.run.clone();
         let method = TokenizerMethod::new(config, folder.path(), &Device::default()).expect("valid");
         let mut trainer = Trainer::new(method, &run).expect("valid");
-        let metrics: Vec<_> = (0..2).flat_map(|step| trainer.step(step, true).expect("finite")).collect();
+        // One step: later ones may differ by more than rounding, where a unit of the discriminator lies so near the kink of
+        // its leaky ReLU that rounding decides its slope.
+        let metrics: Vec<_> = (0..1).flat_map(|step| trainer.step(step, true).expect("finite")).collect();
         (metrics, flat(trainer.method().average()))
     };
     let (metrics, weights) = train(1);
@@ -523,7 +526,8 @@ fn dropout_of_the_injector_is_for_training_only() {
         std::fs::create_dir_all(folder.path().join("samples")).expect("a folder");
         let preview = trainer.method_mut().samples(0).expect("written").expect("images");
         let preview = std::fs::read(preview).expect("readable");
-        let metrics = trainer.step(0, true).expect("finite");
+        // The initial injector adds next to nothing, with or without dropout.
+        let metrics = (0..3).map(|step| trainer.step(step, true).expect("finite")).last().expect("three steps");
         let norm = metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1;
         (norm, preview)
     };
