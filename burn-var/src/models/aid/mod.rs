@@ -6,6 +6,7 @@ mod heads;
 mod heads_weights;
 mod injector;
 mod projector;
+mod r1;
 mod safe_norm;
 mod soft;
 mod weights;
