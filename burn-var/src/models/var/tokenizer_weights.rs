@@ -12,7 +12,7 @@ impl Pretrained for VqVae {
         name: "vqvae",
         role: "tokenizer",
         title: "VQ-VAE",
-        source: "`vae_ch160v4096z32.pth` is a published one, `burn-var train tokenizer` trains one",
+        source: "`vae_ch160v4096z32.pth` is the published one, `burn-var train tokenizer` trains one",
         sections: &["trainer.vae_local."],
         landmark: Some("quantize.embedding.weight"),
     };
@@ -23,7 +23,7 @@ impl Pretrained for VqVae {
         self.config()
     }
 
-    /// Returns the names of VAR, which differ for the phi convolutions only, by the number of scales that share one.
+    /// Returns the names of VAR, in which only the phi convolutions depend on the number of scales that share one.
     fn keys(config: &VqVaeConfig) -> KeyMap {
         let inner = match config.share_quant_resi {
             0 => "",
