@@ -50,8 +50,8 @@ fn color(images: Tensor<4>, rng: &mut Rng) -> Tensor<4> {
     let images = match channels {
         1 => images,
         _ => {
-            let grey = images.clone().mean_dim(1);
-            (images - grey.clone()) * saturation + grey
+            let gray = images.clone().mean_dim(1);
+            (images - gray.clone()) * saturation + gray
         }
     };
     let mean = images.clone().mean_dims(&[1, 2, 3]);
@@ -86,8 +86,8 @@ fn cutout(images: Tensor<4>, rng: &mut Rng) -> Tensor<4> {
     let mut mask = vec![1.0f32; batch * height * width];
     for mask in mask.chunks_exact_mut(height * width) {
         let mut span = |side: usize| {
-            let (half, centre) = (side.div_ceil(2), rng.below(side + 1) as isize);
-            let first = centre - (half / 2) as isize;
+            let (half, center) = (side.div_ceil(2), rng.below(side + 1) as isize);
+            let first = center - (half / 2) as isize;
             move |at: usize| (first..first + half as isize).contains(&(at as isize))
         };
         let (in_rows, in_columns) = (span(height), span(width));
@@ -136,13 +136,13 @@ mod tests {
         let shifted: Vec<f32> = translation(white.clone(), &mut rng).into_data().try_into_vec().unwrap();
         assert!(shifted.iter().all(|value| (value.abs() - 1.0).abs() < 1e-6), "white or black");
         assert!(shifted.iter().filter(|value| **value < 0.0).count() > 64, "some pixels are moved");
-        for picture in shifted.chunks(64) {
-            let lost = picture.iter().filter(|value| **value < 0.0).count();
+        for image in shifted.chunks(64) {
+            let lost = image.iter().filter(|value| **value < 0.0).count();
             assert!(lost <= 15, "at most a row and a column of eight: {lost}");
         }
         let cut: Vec<f32> = cutout(white, &mut rng).into_data().try_into_vec().unwrap();
-        for picture in cut.chunks(64) {
-            assert!(picture.iter().filter(|value| **value == 0.0).count() <= 16, "a quarter of the image");
+        for image in cut.chunks(64) {
+            assert!(image.iter().filter(|value| **value == 0.0).count() <= 16, "a quarter of the image");
         }
         assert!(cut.contains(&0.0));
     }

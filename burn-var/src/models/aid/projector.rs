@@ -67,12 +67,12 @@ impl Projector for VitProjector {
     }
 
     fn features(&self, images: Tensor<4>) -> Result<Vec<Tensor<3>>> {
-        let seen = self.vit.features(self.vit.prepare(images)?, &self.blocks)?;
+        let output = self.vit.features(self.vit.prepare(images)?, &self.blocks)?;
         let read_out = |tokens: Tensor<3>| {
             let [_, count, _] = tokens.dims();
             let (class, patches) = (tokens.clone().narrow(1, 0, 1), tokens.narrow(1, 1, count - 1));
             (patches + class).swap_dims(1, 2)
         };
-        Ok(seen.blocks.into_iter().chain([seen.embedding]).map(read_out).collect())
+        Ok(output.blocks.into_iter().chain([output.embedding]).map(read_out).collect())
     }
 }

@@ -25,11 +25,11 @@ impl SafeLayerNorm {
     /// Normalizes the last axis of `[batch, length, channels]` to values in `[-3, 3]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = x.clamp(-10.0, 10.0);
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = centred.clone().square().mean_dim(2).clamp(Self::EPSILON, 100.0);
-        let standard = (centred / (variance + Self::EPSILON).sqrt()).clamp(-5.0, 5.0);
+        let centered = x.clone() - x.mean_dim(2);
+        let variance = centered.clone().square().mean_dim(2).clamp(Self::EPSILON, 100.0);
+        let normalized = (centered / (variance + Self::EPSILON).sqrt()).clamp(-5.0, 5.0);
         let weight = self.weight.val().clamp(0.1, 2.0).unsqueeze();
         let bias = self.bias.val().clamp(-1.0, 1.0).unsqueeze();
-        (standard * weight + bias).clamp(-3.0, 3.0)
+        (normalized * weight + bias).clamp(-3.0, 3.0)
     }
 }

@@ -36,17 +36,17 @@ impl InceptionInput {
     /// # Errors
     /// [`Error::Shape`] if `pixels` is not a whole number of images.
     pub fn prepare(self, pixels: &[u8], size: MapSize, device: &Device) -> Result<Tensor<4>> {
-        let picture = 3 * size.area();
-        if picture == 0 || !pixels.len().is_multiple_of(picture) {
+        let per_image = 3 * size.area();
+        if per_image == 0 || !pixels.len().is_multiple_of(per_image) {
             let expected = format!("images of {} x {} x 3 numbers", size.height, size.width);
             return Err(Error::shape("pixels", expected, [pixels.len()]));
         }
-        let count = pixels.len() / picture;
-        let (rows, columns) = (self.taps(size.height), self.taps(size.width));
+        let count = pixels.len() / per_image;
+        let (rows, columns) = (self.sources(size.height), self.sources(size.width));
         let mut values = vec![0.0; count * 3 * SIDE * SIDE];
         let planes = values.par_chunks_mut(SIDE * SIDE).enumerate();
         planes.for_each(|(plane, out)| {
-            let from = &pixels[plane / 3 * picture..][..picture];
+            let from = &pixels[plane / 3 * per_image..][..per_image];
             let at = |row: usize, column: usize| {
                 let value = f32::from(from[(row * size.width + column) * 3 + plane % 3]);
                 if self == Self::Torch { value / 255.0 } else { value }
@@ -77,7 +77,7 @@ impl InceptionInput {
     }
 
     /// Returns the source of each of the [`SIDE`] values along an axis.
-    fn taps(self, from: usize) -> Vec<Tap> {
+    fn sources(self, from: usize) -> Vec<Tap> {
         let step = from as f32 / SIDE as f32;
         let tap = |i: usize| {
             let place = match self {
@@ -185,30 +185,30 @@ impl Inception {
         if batch == 0 || shape != [3, SIDE, SIDE] {
             return Err(Error::shape("images", format!("[batch, 3, {SIDE}, {SIDE}]"), images.dims()));
         }
-        let mut seen = |name, x: Tensor<4>| {
+        let mut observed = |name, x: Tensor<4>| {
             observe(name, &x);
             x
         };
-        let x = seen("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(images));
-        let x = seen("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x));
-        let x = seen("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x));
-        let x = seen("maxpool1", max_pool_3x3(x, 2, 0));
-        let x = seen("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x));
-        let x = seen("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x));
-        let x = seen("maxpool2", max_pool_3x3(x, 2, 0));
-        let x = seen("Mixed_5b", self.Mixed_5b.forward(x));
-        let x = seen("Mixed_5c", self.Mixed_5c.forward(x));
-        let x = seen("Mixed_5d", self.Mixed_5d.forward(x));
-        let x = seen("Mixed_6a", self.Mixed_6a.forward(x));
-        let x = seen("Mixed_6b", self.Mixed_6b.forward(x).0);
-        let x = seen("Mixed_6c", self.Mixed_6c.forward(x).0);
+        let x = observed("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(images));
+        let x = observed("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x));
+        let x = observed("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x));
+        let x = observed("maxpool1", max_pool_3x3(x, 2, 0));
+        let x = observed("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x));
+        let x = observed("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x));
+        let x = observed("maxpool2", max_pool_3x3(x, 2, 0));
+        let x = observed("Mixed_5b", self.Mixed_5b.forward(x));
+        let x = observed("Mixed_5c", self.Mixed_5c.forward(x));
+        let x = observed("Mixed_5d", self.Mixed_5d.forward(x));
+        let x = observed("Mixed_6a", self.Mixed_6a.forward(x));
+        let x = observed("Mixed_6b", self.Mixed_6b.forward(x).0);
+        let x = observed("Mixed_6c", self.Mixed_6c.forward(x).0);
         // TensorFlow counts the blocks from 5b on, so its `mixed_6` is 6d; ports that take 6e are wrong.
         let (x, first) = self.Mixed_6d.forward(x);
-        let x = seen("Mixed_6d", x);
-        let x = seen("Mixed_6e", self.Mixed_6e.forward(x).0);
-        let x = seen("Mixed_7a", self.Mixed_7a.forward(x));
-        let x = seen("Mixed_7b", self.Mixed_7b.forward(x));
-        let x = seen("Mixed_7c", self.Mixed_7c.forward(x));
+        let x = observed("Mixed_6d", x);
+        let x = observed("Mixed_6e", self.Mixed_6e.forward(x).0);
+        let x = observed("Mixed_7a", self.Mixed_7a.forward(x));
+        let x = observed("Mixed_7b", self.Mixed_7b.forward(x));
+        let x = observed("Mixed_7c", self.Mixed_7c.forward(x));
         let pool = x.reshape([batch, Self::POOL, 64]).mean_dim(2).squeeze_dim(2);
         let spatial = first.narrow(1, 0, SPATIAL_CHANNELS).permute([0, 2, 3, 1]).reshape([batch, Self::SPATIAL]);
         Ok(InceptionOutput { pool, spatial })
