@@ -37,7 +37,7 @@ pub enum Error {
     Config {
         /// The field, as written in the configuration.
         name: String,
-        /// Its value.
+        /// Value of the field.
         found: String,
         /// Accepted values.
         expected: String,

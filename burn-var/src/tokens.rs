@@ -81,7 +81,10 @@ impl TokenPyramid {
     /// [`Error::Device`] if they cannot be read back.
     pub fn to_rows(&self) -> Result<Vec<Vec<u32>>> {
         let ids = self.sequence().try_into_vec_as::<i64>().map_err(Error::device("read token ids"))?;
-        Ok(ids.chunks(self.scales.tokens() * self.symbols).map(|row| row.iter().map(|&id| id as u32).collect()).collect())
+        Ok(ids
+            .chunks(self.scales.tokens() * self.symbols)
+            .map(|row| row.iter().map(|&id| id as u32).collect())
+            .collect())
     }
 
     /// Returns the scale schedule of the maps.

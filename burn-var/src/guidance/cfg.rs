@@ -65,7 +65,7 @@ mod tests {
     use crate::Scales;
 
     #[test]
-    fn no_guidance_needs_no_null_branch() {
+    fn zero_strength_needs_no_null_branch() {
         let scales = Scales::square(&[1, 2, 3]).unwrap();
         let needs_null = |cfg: Cfg, k: usize| cfg.branches(scales.at(k)).null;
         assert!(!needs_null(Cfg::ramp(3.0), 0), "the first scale of a ramp");

@@ -175,7 +175,7 @@ pub struct SsgConfig {
     /// Computation of the prior.
     #[serde(default)]
     pub dse: Dse,
-    /// Its place in the chain, which [`GuidanceConfig::chain`](super::GuidanceConfig::chain) gives it.
+    /// Place in the chain, which [`GuidanceConfig::chain`](super::GuidanceConfig::chain) gives it.
     #[serde(default)]
     pub order: SsgOrder,
     /// Takes the prior from logits after this guidance, unlike the paper.
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_scale_is_guided_and_a_batch_knows_nothing_of_the_one_before() {
+    fn the_last_scale_is_guided_and_batches_are_independent() {
         let scales = Scales::square(&[1, 2]).unwrap();
         let device = burn::tensor::Device::default();
         let logits = |tokens: usize, value: f32| Logits::cond(Tensor::full([1, tokens, 3], value, &device));

@@ -124,7 +124,7 @@ mod tests {
     use crate::Scales;
 
     #[test]
-    fn places_move_within_a_scale_and_are_a_function_of_the_image() {
+    fn positions_stay_within_a_scale_and_depend_on_the_image_alone() {
         let scales = Scales::square(&[1, 5]).unwrap();
         let device = Device::default();
         let mut vpg = Vpg::new(VpgConfig { share: 0.4, ..VpgConfig::paper(1.0) });
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_is_none_is_refused() {
+    fn an_invalid_share_is_an_error() {
         let scales = Scales::square(&[1, 2]).unwrap();
         for share in [0.0, -0.1, 1.1, f64::NAN] {
             let mut vpg = Vpg::new(VpgConfig { share, ..VpgConfig::paper(1.0) });

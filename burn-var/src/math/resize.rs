@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_sums_to_one_and_identity_stays() {
+    fn every_row_sums_to_one_and_equal_sizes_give_the_identity() {
         for resize in [Resize::Area, Resize::Bicubic, Resize::Bilinear, Resize::Nearest] {
             for (from, to) in [(1, 5), (5, 1), (3, 7), (7, 3), (13, 16), (4, 4)] {
                 let matrix = resize.matrix(from, to);

@@ -69,7 +69,11 @@ impl FeatureStats {
     /// [`Error::Shape`] with fewer than two rows.
     pub fn gaussian(&self) -> Result<Gaussian> {
         if self.count < 2 {
-            return Err(Error::shape("feature rows", "2 rows or more for a covariance", [self.count as usize, self.dim]));
+            return Err(Error::shape(
+                "feature rows",
+                "2 rows or more for a covariance",
+                [self.count as usize, self.dim],
+            ));
         }
         let scale = 1.0 / (self.count - 1) as f64;
         let covariance = self.scatter.iter().map(|s| s * scale).collect();
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn is_symmetric_and_lets_rows_come_in_any_order_and_parts() {
+    fn is_symmetric_and_independent_of_row_order_and_splits() {
         let (a, b) = (rows(613, 1), rows(300, 2));
         let whole = distance(&stats(&a), &stats(&b));
         assert!((whole - distance(&stats(&b), &stats(&a))).abs() < 1e-10, "exchanged sets");
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_its_digits_far_from_zero() {
+    fn is_precise_far_from_zero() {
         let near = rows(200, 3);
         let far: Vec<f32> = near.iter().map(|x| (x * 64.0).round() / 64.0 + 65_536.0).collect();
         let near: Vec<f32> = far.iter().map(|x| x - 65_536.0).collect();
@@ -333,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn is_steady_with_fewer_rows_than_features() {
+    fn is_stable_with_fewer_rows_than_features() {
         let few = stats(&rows(4, 1));
         assert!(distance(&few, &few) < 1e-6, "rank 3 of 7 against itself: {}", distance(&few, &few));
         let other = stats(&rows(5, 2));
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let mut broken = rows(9, 1);
         broken[5 * DIM + 2] = f32::NAN;
         let mut stats = stats(&rows(3, 1));

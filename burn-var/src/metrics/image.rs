@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_makes_no_sense() {
+    fn invalid_inputs_are_errors() {
         let a = image(1);
         assert!(psnr(&a, &a[1..], 255.0).is_err(), "different lengths");
         assert!(psnr(&[], &[], 255.0).is_err(), "empty images");

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lies_between_one_and_the_number_of_classes() {
+    fn is_between_one_and_the_number_of_classes() {
         let certain: Vec<f64> = (0..40).map(|i| f64::from(i % 8 == i / 8 % 8)).collect();
         let whole = |rows: &[f64], classes| InceptionScore::of_probabilities(rows, classes, Splits::Count(1)).unwrap();
         assert!((whole(&certain, 8).mean() - 5.0).abs() < 1e-12, "five classes, each certain");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_have_the_borders_of_their_rule() {
+    fn splits_have_the_documented_borders() {
         let logits: Vec<f32> = (0..23 * 3).map(|i| (i * i % 7) as f32).collect();
         let parts = |splits| InceptionScore::of(&logits, 3, splits).unwrap().scores;
         let one = |rows: std::ops::Range<usize>| {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let error = |logits: &[f32], splits| InceptionScore::of(logits, 3, splits).unwrap_err().to_string();
         assert!(error(&[0.0; 6], Splits::Count(3)).contains("number of splits"));
         assert!(error(&[0.0; 6], Splits::Size(0)).contains("size of a split"));

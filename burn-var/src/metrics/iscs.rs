@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_of_all_features_counts_in_both_halves() {
+    fn a_shift_of_all_features_counts_at_both_scales() {
         let real = features("real", 50, 0.0);
         let shifted: Vec<Vec<f32>> = real.iter().map(|scale| scale.iter().map(|x| x + 2.0).collect()).collect();
         let found = score(&real, &shifted);
@@ -159,18 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn nearer_images_score_higher_and_parts_make_the_whole() {
+    fn closer_images_score_higher_and_parts_merge() {
         let real = features("real", 200, 0.0);
         let [near, far] = [0.2, 1.0].map(|shift| score(&real, &features("made", 200, shift)).total);
         assert!(near > far, "{near} and {far}");
-        let made = features("made", 200, 0.2);
+        let fake = features("made", 200, 0.2);
         let cut = |features: &[Vec<f32>], range: std::ops::Range<usize>| -> Vec<Vec<f32>> {
             features.iter().map(|scale| scale[range.start * DIM..range.end * DIM].to_vec()).collect()
         };
         let part = |range: std::ops::Range<usize>| {
             let mut iscs = Iscs::new(3, DIM).unwrap();
             iscs.push(Side::Real, &cut(&real, range.clone())).unwrap();
-            iscs.push(Side::Generated, &cut(&made, range)).unwrap();
+            iscs.push(Side::Generated, &cut(&fake, range)).unwrap();
             iscs
         };
         let mut parts = part(0..70);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         assert!(Iscs::new(1, DIM).unwrap_err().to_string().contains("2 or more"));
         let mut iscs = Iscs::new(3, DIM).unwrap();
         assert!(iscs.push(Side::Real, &features("a", 2, 0.0)[..2]).unwrap_err().to_string().contains("3 scales"));

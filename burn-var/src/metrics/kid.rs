@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let a = rows(5, "a", 0.0);
         for subsets in [Subsets { size: 6, ..Default::default() }, Subsets { size: 1, ..Default::default() }] {
             let message = Kid::of(&a, &a, DIM, subsets, &Device::default()).unwrap_err().to_string();

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_covered() {
+    fn unrelated_rows_are_not_covered() {
         let far: Vec<f32> = rows(200, "far", 1.0).iter().map(|x| x + 1e3).collect();
         let found = coverage(&rows(300, "real", 1.0), &far, 3);
         let nothing = PrecisionRecall { precision: 0.0, recall: 0.0, density: 0.0, coverage: 0.0 };
@@ -181,14 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_diversity_is_precise_and_recalls_little() {
+    fn low_diversity_has_high_precision_and_low_recall() {
         let (real, narrow) = (rows(400, "real", 1.0), rows(300, "narrow", 0.3));
         let found = coverage(&real, &narrow, 3);
         assert!(found.precision > 0.9 && found.recall < 0.5 && found.coverage < 0.5, "{found:?}");
     }
 
     #[test]
-    fn equals_the_definition_and_does_not_mind_the_order() {
+    fn equals_the_definition_in_any_order() {
         let (real, generated) = (rows(150, "real", 1.0), rows(130, "generated", 1.2));
         let square =
             |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let real = rows(5, "real", 1.0);
         let device = Device::default();
         for k in [0, 5] {

@@ -17,6 +17,6 @@ pub use inception_score::{InceptionScore, Splits};
 pub use iscs::{Iscs, IscsScore, Side, Transition};
 pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
-pub use manifold::{PrecisionRecall, Manifold, Membership};
+pub use manifold::{Manifold, Membership, PrecisionRecall};
 pub use neighbors::{NearCopies, NeighborIndex, Neighbors};
 pub use spectrum::Spectrum;

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_what_a_full_search_finds_across_blocks() {
+    fn equals_a_full_search_across_blocks() {
         let (reference, queries) = (rows(BLOCK + 37, "reference"), rows(QUERY_BLOCK + 3, "queries"));
         let found = nearest(&reference, &queries, 4);
         assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbors a query");
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn its_own_rows_are_found_as_any_queries_are() {
+    fn own_rows_are_searched_like_queries() {
         let rows = rows(2 * OWN_BLOCK + 37, "reference");
         let index = NeighborIndex::new(&rows, DIM, &Device::default()).expect("finite rows");
         let [own, any] = [index.nearest_own(4), index.nearest(&rows, 4)].map(|found| found.expect("found"));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn near_copies_are_one_in_a_hundred_unrelated_and_all_copies() {
+    fn near_copies_are_all_copies_and_one_percent_of_unrelated_rows() {
         let reference = rows(4000, "reference");
         let neighbors = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBOURS);
         let test = NearCopies::calibrate(&neighbors(&rows(1000, "calibration"))).expect("enough images");
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let reference = rows(10, "reference");
         let device = Device::default();
         let index = NeighborIndex::new(&reference, DIM, &device).expect("finite rows");

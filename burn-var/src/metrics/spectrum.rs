@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wave_is_found_at_its_frequency_and_twice_as_strong_is_ln_2_more() {
+    fn a_wave_appears_at_its_frequency_and_doubling_adds_ln_2() {
         let size = MapSize { height: 3, width: 4 };
         let of = |amplitude: f32| {
             let mut spectrum = Spectrum::new(size);

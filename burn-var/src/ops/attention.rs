@@ -97,10 +97,7 @@ fn split_heads(
 
 /// Iterates over the inputs of a self-attention besides the joint projection and the mask.
 #[cfg(feature = "flex")]
-fn vectors<'a>(
-    biases: &'a Option<[Tensor<1>; 2]>,
-    query_keys: &'a QueryKeys,
-) -> impl Iterator<Item = &'a Tensor<1>> {
+fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) -> impl Iterator<Item = &'a Tensor<1>> {
     let sharpness = match query_keys {
         QueryKeys::Scaled(_) => None,
         QueryKeys::Unit(sharpness) => Some(sharpness),

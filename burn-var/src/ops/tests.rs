@@ -324,7 +324,7 @@ fn only_tracked_inputs_get_a_gradient() {
 /// Compares blocks of tokens that attend to a cache with attention under a mask: on the graph (in `f64`, without a
 /// kernel), off it, and switching between the two.
 #[test]
-fn cached_attention_sees_what_is_in_the_cache() {
+fn cached_attention_equals_masked_attention() {
     let (heads, blocks) = (3, [1, 4, 7]);
     let (tokens, width) = (blocks.iter().sum::<usize>(), heads * 5);
     let numbers = |shape: &[usize], seed| TensorData::new(noise(shape.iter().product(), seed), shape.to_vec());
@@ -399,7 +399,10 @@ fn cached_attention_keeps_the_gradient_of_a_bias_alone() {
     let q_bias = bias(2).require_grad();
     let biases = Some([q_bias.clone(), bias(3)]);
     let mixed = cached_attention(qkv, biases, 2, QueryKeys::Scaled(0.3), &mut KvCache::new(4));
-    assert!(q_bias.grad(&mixed.sum().backward()).is_some(), "the bias has a gradient though the projection is not tracked");
+    assert!(
+        q_bias.grad(&mixed.sum().backward()).is_some(),
+        "the bias has a gradient though the projection is not tracked"
+    );
 }
 
 #[test]

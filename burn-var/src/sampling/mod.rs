@@ -216,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn not_a_number_is_an_error() {
+    fn nan_is_an_error() {
         let error = Sampler::default().filter(&mut [0.0, f32::NAN]).unwrap_err();
         assert!(error.to_string().contains("token 1"), "{error}");
     }
 
     #[test]
-    fn odd_settings_are_refused() {
+    fn invalid_settings_are_errors() {
         assert!(Sampler { top_p: 1.5, ..Sampler::default() }.validate().is_err());
         assert!(Sampler { temperature: 0.0, ..Sampler::default() }.validate().is_err());
     }

@@ -113,7 +113,10 @@ impl DiscriminatorHeadsConfig {
     /// Those of [`DiscriminatorHeadsConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<DiscriminatorHeads> {
         self.validate()?;
-        Ok(DiscriminatorHeads { heads: (0..self.heads).map(|_| Head::new(self, device)).collect(), config: self.clone() })
+        Ok(DiscriminatorHeads {
+            heads: (0..self.heads).map(|_| Head::new(self, device)).collect(),
+            config: self.clone(),
+        })
     }
 }
 
@@ -385,7 +388,8 @@ impl DiscriminatorHeads {
         for features in features {
             let [found, width, length] = features.dims();
             let groups = batch.div_ceil(virtual_batch).max(1);
-            if found != batch || width != channels || length < KERNEL / 2 || batch == 0 || !batch.is_multiple_of(groups) {
+            if found != batch || width != channels || length < KERNEL / 2 || batch == 0 || !batch.is_multiple_of(groups)
+            {
                 let expected = format!(
                     "[batch, {channels}, {} or more] with the same batch in all layers, a multiple of {groups} \
                      groups of up to {virtual_batch} images",

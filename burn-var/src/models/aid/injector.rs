@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::SafeLayerNorm;
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
-use crate::ops::{QueryKeys, self_attention};
 use crate::math::{Constants, Resize};
+use crate::ops::{QueryKeys, self_attention};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 

@@ -5,7 +5,9 @@
 
 use burn::tensor::Tensor;
 
-use super::heads::{DiscriminatorHeads, Head, HeadTrace, Layer, LayerTrace, LocalNorm, NormTrace, SpectralConv, convolve};
+use super::heads::{
+    DiscriminatorHeads, Head, HeadTrace, Layer, LayerTrace, LocalNorm, NormTrace, SpectralConv, convolve,
+};
 use crate::{Error, Result};
 
 impl DiscriminatorHeads {

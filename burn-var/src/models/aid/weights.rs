@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authors_files_are_recognized() {
+    fn the_authors_files_load() {
         let config = InjectorConfig { resize: InjectorResize::Flat1d, num_layers: 3, ..InjectorConfig::paper(24) };
         let module = config.init(1, &Device::default()).unwrap();
         let dict = export(&module, &Injector::keys(&config)).unwrap();

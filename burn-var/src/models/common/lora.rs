@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn begins_as_nothing_and_merges_into_the_same() {
+    fn starts_without_effect_and_merges_exactly() {
         let transformer = transformer();
         let config = LoraConfig {
             attention: LowRankConfig { rank: 3, alpha: 6.0 },

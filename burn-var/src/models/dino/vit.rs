@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
+use crate::math::Resize;
 use crate::nn::{self, Conv2d, LayerNorm};
 use crate::ops::{self, ConvSpec, QueryKeys};
-use crate::math::Resize;
 use crate::{Error, MapSize, Result};
 
 /// Sizes of a [`Vit`].

@@ -5,8 +5,8 @@ use burn::nn::Embedding;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::tokenizer::VqVaeConfig;
-use crate::nn::{self, Conv2d};
 use crate::math::Resize;
+use crate::nn::{self, Conv2d};
 use crate::{MapSize, Scales};
 
 /// Codebook, and the small convolutions (phi) that smooth each scale's contribution.

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_share_there_are_no_phi_convolutions() {
+    fn zero_quant_resi_has_no_phi_convolutions() {
         let config = VqVaeConfig { quant_resi: 0.0, ..config(0) };
         let model = config.init_zeros(&Device::flex()).unwrap();
         let dict = export(&model, &VqVae::keys(&config)).unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn phi_names_follow_the_sharing() {
+    fn phi_names_depend_on_the_sharing() {
         let cases = [(0, "quantize.quant_resi.2.weight"), (1, "quantize.quant_resi.qresi.weight")];
         let cases = cases.into_iter().chain([(2, "quantize.quant_resi.qresi_ls.1.weight")]);
         for (share, last) in cases {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn saved_files_know_their_configuration() {
+    fn saved_files_contain_their_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vae.safetensors");
         let expected = VqVaeConfig { using_znorm: true, ..config(0) };

@@ -344,6 +344,8 @@ impl LoraTarget for Var {
 /// Replaces class labels by the null condition with probability `rate` (0.1 in the published recipe), so that the model
 /// learns both branches of classifier-free guidance. `rngs` holds one stream per image.
 pub fn drop_labels(labels: &[usize], rate: f64, rngs: &mut [Rng]) -> Vec<Condition> {
-    let drop = |(label, rng): (&usize, &mut Rng)| if rng.uniform() < rate { Condition::Null } else { Condition::Class(*label) };
+    let drop = |(label, rng): (&usize, &mut Rng)| {
+        if rng.uniform() < rate { Condition::Null } else { Condition::Class(*label) }
+    };
     labels.iter().zip(rngs).map(drop).collect()
 }

@@ -33,7 +33,11 @@ impl Array {
     /// If the number of values is not the product of `shape`.
     pub(super) fn new(values: Vec<f32>, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
-        assert_eq!(values.len(), shape.num_elements(), "a kernel returned the wrong number of values for shape {shape:?}");
+        assert_eq!(
+            values.len(),
+            shape.num_elements(),
+            "a kernel returned the wrong number of values for shape {shape:?}"
+        );
         Self(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32))
     }
 

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again() {
+    fn memory_is_reused() {
         let mut first = Scratch::new(10);
         first.fill(1.0);
         let (second, place) = (Scratch::new(20), first.as_ptr());
