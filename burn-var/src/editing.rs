@@ -1,4 +1,4 @@
-//! Editing: tokens of an existing image that are not drawn. Completion, in-painting, out-painting, and teacher forcing.
+//! Image editing with known tokens: completion, in-painting, out-painting, and teacher forcing.
 
 use burn::tensor::{Bool, Int, Tensor};
 
@@ -9,16 +9,16 @@ use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 /// Scales with at most this many tokens are kept whole; masking them would lose the layout.
 const WHOLE: usize = 3;
 
-/// Tokens that are known, so that only the others are drawn.
+/// Tokens known in advance, so that only the others are drawn.
 #[derive(Debug, Clone)]
 pub struct KnownTokens {
     tokens: TokenPyramid,
-    /// One per scale, `[batch, tokens]`: true where the token is known.
+    /// One mask per scale, `[batch, tokens]`: true where the token is known.
     masks: Vec<Tensor<2, Bool>>,
 }
 
 impl KnownTokens {
-    /// Marks all tokens as known: nothing is drawn, and the logits are those of a teacher-forced model.
+    /// Marks all tokens as known: nothing is drawn, and the logits are teacher-forced.
     pub fn all(tokens: TokenPyramid) -> Self {
         let scales = tokens.scales().len();
         Self::first(tokens, scales)
@@ -35,8 +35,8 @@ impl KnownTokens {
     }
 
     /// Marks the tokens under a mask as known: `mask`, `[batch, 1, height, width]` of any size, is 1 where the image
-    /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above a half; the
-    /// smallest scales are known as a whole (VAR's zero-shot editing).
+    /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above 0.5; the smallest
+    /// scales are known as a whole (VAR's zero-shot editing).
     ///
     /// # Errors
     /// [`Error::Shape`] if there is not one mask per image.
@@ -53,7 +53,7 @@ impl KnownTokens {
         Ok(Self { masks: (0..tokens.scales().len()).map(of).collect(), tokens })
     }
 
-    /// Returns the number of tokens that are drawn at each scale, of all images together.
+    /// Counts the tokens that are drawn at each scale, over all images.
     ///
     /// # Errors
     /// [`Error::Device`] if the masks cannot be read back.
@@ -65,7 +65,7 @@ impl KnownTokens {
         self.masks.iter().map(count).collect()
     }
 
-    /// Checks that the tokens are those of `images` images over a schedule.
+    /// Checks that the tokens belong to `images` images and this schedule.
     pub(crate) fn check(&self, images: usize, scales: &Scales) -> Result<()> {
         if self.tokens.scales() != scales {
             return Err(Error::config("scale schedule of the known tokens", self.tokens.scales(), scales.to_string()));
@@ -76,7 +76,7 @@ impl KnownTokens {
         }
     }
 
-    /// Puts the known ids of scale `k` over those that were drawn, `[batch, tokens * symbols]`.
+    /// Replaces sampled ids of scale `k` by the known ones, `[batch, tokens * symbols]`.
     pub(crate) fn fill_ids(&self, k: usize, drawn: Tensor<2, Int>) -> Tensor<2, Int> {
         let [batch, tokens] = self.masks[k].dims();
         let symbols = drawn.dims()[1] / tokens;
@@ -84,7 +84,7 @@ impl KnownTokens {
         drawn.mask_where(mask.reshape([batch, tokens * symbols]), self.tokens.map(k))
     }
 
-    /// Puts the code vectors of known tokens over those that were drawn, `[batch, tokens, z_channels]`.
+    /// Replaces code vectors of sampled tokens by the known ones, `[batch, tokens, z_channels]`.
     pub(crate) fn fill_codes<T>(&self, k: usize, drawn: Tensor<3>, tokenizer: &T) -> Tensor<3>
     where
         T: Tokenizer + ?Sized,

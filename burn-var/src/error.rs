@@ -37,7 +37,7 @@ pub enum Error {
     Config {
         /// The field, as written in the configuration.
         name: String,
-        /// Its value.
+        /// Value of the field.
         found: String,
         /// Accepted values.
         expected: String,
@@ -64,6 +64,9 @@ pub enum Error {
         /// Error of the device.
         reason: String,
     },
+    /// A covariance matrix that is not symmetric and positive semidefinite.
+    #[error("the covariance is not valid: {0}; compute the statistics again")]
+    Covariance(String),
     /// A value that must be finite is not.
     #[error("{what} is not finite ({found}); {hint}")]
     NonFinite {

@@ -1,9 +1,9 @@
-//! Randomness that does not depend on the device, the batch size or the number of threads.
+//! Random numbers that do not depend on the device, the batch size or the number of threads.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
-/// A stream of random numbers that is a function of `(seed, purpose, index)` alone.
+/// Stream of random numbers that is a function of `(seed, purpose, index)` alone.
 ///
 /// Burn's own generators differ between backends, are global to a process and can't be saved. So every draw here is
 /// made on the host from a stream of its own: image `i` of seed `s` is the same image whatever batch it is in, and a
@@ -12,7 +12,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng};
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {
-    /// The stream called `purpose`, number `index`, of the given seed.
+    /// Creates stream `index` of the given purpose and seed.
     pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
         let mut rng = Self::from_key([seed, fnv1a(purpose.as_bytes()), 0, 0]);
         rng.0.set_stream(index);
@@ -38,34 +38,34 @@ impl Rng {
         Self(ChaCha8Rng::from_seed(bytes))
     }
 
-    /// A uniform number in `[0, 1)`.
+    /// Draws a uniform number in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A uniform number in `(0, 1)`, safe to take a logarithm of.
+    /// Draws a uniform number in `(0, 1)`, safe to take a logarithm of.
     fn uniform_open(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A uniform integer in `0..bound`; 0 if `bound` is 0.
+    /// Draws a uniform integer in `0..bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        // The bias of the multiply-shift method is below 2^-64 * bound: far under what any use here could see.
+        // The bias of the multiply-shift method is below 2^-64 * bound: far too small for any use here to notice.
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
-    /// A number from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
+    /// Draws from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform_open().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// A number from the standard Gumbel distribution.
+    /// Draws from the standard Gumbel distribution.
     pub fn gumbel(&mut self) -> f64 {
         -(-self.uniform_open().ln()).ln()
     }
 }
 
-/// FNV-1a, 64 bits: turns names into keys.
+/// Hashes a name to a key (FNV-1a, 64 bits).
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{Error, Result, Scales};
 
-/// Token ids of every scale of a batch: what tokenizers produce and transformers predict.
+/// Token ids of every scale of a batch of images: the output of tokenizers and transformers.
 ///
 /// A bit-wise token has several ids, its symbols, side by side.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl TokenPyramid {
     /// Creates a pyramid of tokens of several symbols: one `[batch, tokens * symbols]` map per scale.
     ///
     /// # Errors
-    /// As [`TokenPyramid::new`].
+    /// Those of [`TokenPyramid::new`].
     pub fn with_symbols(scales: Scales, symbols: usize, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
         if maps.len() != scales.len() {
             return Err(Error::shape("token pyramid", format!("{} maps", scales.len()), vec![maps.len()]));
@@ -78,7 +78,7 @@ impl TokenPyramid {
     /// Reads the ids back to the host: one row of L ids per image.
     ///
     /// # Errors
-    /// [`Error::Device`] if they can't be read back.
+    /// [`Error::Device`] if they cannot be read back.
     pub fn to_rows(&self) -> Result<Vec<Vec<u32>>> {
         let ids = self.sequence().try_into_vec_as::<i64>().map_err(Error::device("read token ids"))?;
         Ok(ids

@@ -130,12 +130,12 @@ pub fn score(images: &FeatureTable, reference: &Reference, options: &Options, de
         frechet: frechet_distance(&own.features, features)?,
         frechet_interval,
         spatial_frechet,
-        inception_score: inception_score.transpose()?.map(|score| [score.mean(), score.deviation()]),
+        inception_score: inception_score.transpose()?.map(|score| [score.mean(), score.std()]),
         precision: coverage.map(|coverage| coverage.precision),
         recall: coverage.map(|coverage| coverage.recall),
         density: coverage.map(|coverage| coverage.density),
         coverage: coverage.map(|coverage| coverage.coverage),
-        kid: kid.map(|kid| [kid.mean, kid.deviation]),
+        kid: kid.map(|kid| [kid.mean, kid.std]),
     })
 }
 

@@ -21,13 +21,13 @@ pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::relu(x)
 }
 
-/// GELU, `x * Phi(x)` with the distribution function of the standard normal: PyTorch's default.
+/// GELU, `x * Phi(x)` with the standard normal distribution function `Phi`: PyTorch's default.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {
         return flex::run(flex::Pointwise::Gelu, [x.into_dispatch()]);
     }
-    // Not `activation::gelu`: its backward pass is that of the tanh form (Burn 0.22).
+    // Not `activation::gelu`, whose backward pass is that of the tanh form (Burn 0.22).
     x.clone() * (((x * core::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5)
 }
 

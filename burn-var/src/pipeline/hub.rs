@@ -7,7 +7,7 @@ const HUB: &str = "hub:";
 
 /// Resolves a path: `hub:owner/repository` and `hub:owner/repository/file` to the snapshot of the main branch in the
 /// local Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME/hub` or `~/.cache/huggingface/hub`), any other path to itself.
-/// With the feature `hf-hub`, a file that is not there is downloaded.
+/// With the feature `hf-hub`, a missing file is downloaded.
 ///
 /// # Errors
 /// [`Error::Config`] for a malformed name, [`Error::Unsupported`] with the command to run for a file that is not in the

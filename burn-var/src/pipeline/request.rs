@@ -8,7 +8,7 @@ pub struct Request {
     pub conditions: Vec<Condition>,
     /// Seed of the set of images.
     pub seed: u64,
-    /// Number of the first image in the set: image `i` of seed `s` is the same in every batch and every request.
+    /// Index of the first image in the set: image `i` of seed `s` is the same in every batch and every request.
     pub first: u64,
     /// Scale schedule, for models that accept others than their own.
     pub scales: Option<Scales>,

@@ -72,7 +72,7 @@ impl Pipeline {
     /// Adds AID-VAR's guidance injector, with the weight it is used with unless the settings name another.
     ///
     /// # Errors
-    /// [`Error::Config`] if it was made for a transformer of another width; [`Error::Unsupported`] if the model has no
+    /// [`Error::Config`] if it is for a transformer of another width; [`Error::Unsupported`] if the model has no
     /// embedding of code vectors.
     pub fn with_injector(mut self, injector: Injector, weight: AidWeight) -> Result<Self> {
         self.aid = Some(self.guidance_by(&injector, weight.clone())?);
@@ -161,7 +161,7 @@ impl Pipeline {
         &self.guidance
     }
 
-    /// Returns the filter and draw of tokens in use.
+    /// Returns the token filters and sampling in use.
     pub fn sampler(&self) -> Sampler {
         self.sampler
     }
@@ -188,7 +188,7 @@ impl Pipeline {
     /// Generates images without blocking while results are read back from the device, as a browser needs it.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub async fn generate_async(&self, request: &Request) -> Result<Vec<RgbImage>> {
         let mut images = Vec::with_capacity(request.conditions.len());
         for batch in self.batches(request)? {
@@ -203,7 +203,7 @@ impl Pipeline {
     /// Starts the generation of all images of a request at once, scale by scale. Dropping the steps stops it.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn steps(&self, request: &Request) -> Result<Steps<'_>> {
         self.start(self.batch(request, 0..request.conditions.len()))
     }
@@ -233,7 +233,7 @@ impl Pipeline {
     /// Starts a batch with the pipeline's guidance.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn start(&self, batch: BatchRequest) -> Result<Steps<'_>> {
         let mut guidance = self.guidance.clone();
         if batch.conditions.iter().all(|condition| matches!(condition, Condition::Null)) {
@@ -244,10 +244,10 @@ impl Pipeline {
         self.start_with(guidance, batch)
     }
 
-    /// Starts a batch with guidance of your own in place of the pipeline's.
+    /// Starts a batch with custom guidance instead of the pipeline's.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn start_with<'a>(&'a self, guidance: Vec<Box<dyn Guidance + 'a>>, batch: BatchRequest) -> Result<Steps<'a>> {
         Ok(Steps { pipeline: self, generation: self.model.start(guidance, batch)? })
     }
@@ -255,7 +255,7 @@ impl Pipeline {
     /// Decodes a canvas to images.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn images(&self, canvas: Tensor<4>) -> Result<Vec<RgbImage>> {
         to_images(self.tokenizer().decode(canvas), ValueRange::Signed)
     }
@@ -270,7 +270,7 @@ impl Pipeline {
     }
 }
 
-/// A batch on its way through the scales: an iterator with one [`Step`] per scale. Dropping it stops the generation.
+/// Generation of a batch in progress: an iterator with one [`Step`] per scale. Dropping it stops the generation.
 pub struct Steps<'a> {
     pipeline: &'a Pipeline,
     generation: Box<dyn AnyGeneration + 'a>,
@@ -288,10 +288,10 @@ impl<'a> Steps<'a> {
         Ok(Some(Step { pipeline: self.pipeline, done }))
     }
 
-    /// Generates all scales that are left, and returns tokens and canvas.
+    /// Generates the remaining scales, and returns tokens and canvas.
     ///
     /// # Errors
-    /// As [`Steps::next_async`].
+    /// Those of [`Steps::next_async`].
     pub fn finish(mut self) -> Result<Generated> {
         while let Some(step) = self.next() {
             step?;
@@ -335,7 +335,7 @@ impl Step<'_> {
     /// Decodes the canvas so far: a preview of every image.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn images(&self) -> Result<Vec<RgbImage>> {
         self.pipeline.images(self.done.canvas.clone())
     }
@@ -343,7 +343,7 @@ impl Step<'_> {
     /// Decodes a preview of the first image.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn image(&self) -> Result<RgbImage> {
         Ok(self.pipeline.images(self.done.canvas.clone().narrow(0, 0, 1))?.remove(0))
     }
@@ -351,7 +351,7 @@ impl Step<'_> {
     /// Decodes previews without blocking while they are read back.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub async fn images_async(&self) -> Result<Vec<RgbImage>> {
         to_images_async(self.pipeline.tokenizer().decode(self.done.canvas.clone()), ValueRange::Signed).await
     }

@@ -248,7 +248,7 @@ pub fn knn_accuracy(
 ) -> Result<f64> {
     let dim = known.dims[0];
     let [known, asked] = [known, asked].map(|table| unit_rows(&table.features.features, dim));
-    let neighbours = NeighbourIndex::new(&known, dim, device)?.nearest(&asked, probe.neighbours)?;
+    let neighbours = NeighborIndex::new(&known, dim, device)?.nearest(&asked, probe.neighbours)?;
     let classes = known_labels.iter().max().map_or(0, |last| last + 1);
     let vote = |i: usize| {
         let mut votes = vec![0.0; classes];

@@ -1,32 +1,32 @@
-//! Differentiable augmentation (Zhao et al. 2020, "DiffAugment"): what the discriminator sees is changed at random, so
-//! that it cannot learn pictures by heart, and gradients pass.
+//! Differentiable augmentation (Zhao et al. 2020, "DiffAugment"): random changes to the discriminator's inputs, so that
+//! it cannot memorize the training images. Gradients pass through.
 
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
 
-/// Which changes are made.
+/// Random changes that [`Augment::apply`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Brightness by up to a half, saturation up to doubled, contrast by up to a half.
+    /// Brightness by up to 0.5, saturation by a factor of up to 2, contrast by up to 0.5.
     pub color: bool,
-    /// Shifts by up to an eighth of each side, black beyond the edge.
+    /// Shifts by up to an eighth of each side; black beyond the edge.
     pub translation: bool,
-    /// A square of half of each side is greyed.
+    /// Replaces a square, half of each side, by gray.
     pub cutout: bool,
 }
 
 impl Default for Augment {
-    /// All, as in StyleGAN-T; AID-VAR's code stores the same and applies none.
+    /// Returns all changes, as in StyleGAN-T; AID-VAR's code stores the same setting and applies none.
     fn default() -> Self {
         Self { color: true, translation: true, cutout: true }
     }
 }
 
 impl Augment {
-    /// No change.
+    /// No changes.
     pub const NONE: Self = Self { color: false, translation: false, cutout: false };
 
     /// Changes each image of `[batch, channels, height, width]` in `[-1, 1]` in its own way. The draws for image `i` come
@@ -54,8 +54,8 @@ fn color(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {
     let images = match channels {
         1 => images,
         _ => {
-            let grey = images.clone().mean_dim(1);
-            (images - grey.clone()) * saturation + grey
+            let gray = images.clone().mean_dim(1);
+            (images - gray.clone()) * saturation + gray
         }
     };
     let mean = images.clone().mean_dims(&[1, 2, 3]);
@@ -90,8 +90,8 @@ fn cutout(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {
     let mut mask = vec![1.0f32; batch * height * width];
     for (mask, rng) in mask.chunks_exact_mut(height * width).zip(rngs) {
         let mut span = |side: usize| {
-            let (half, centre) = (side.div_ceil(2), rng.below(side + 1) as isize);
-            let first = centre - (half / 2) as isize;
+            let (half, center) = (side.div_ceil(2), rng.below(side + 1) as isize);
+            let first = center - (half / 2) as isize;
             move |at: usize| (first..first + half as isize).contains(&(at as isize))
         };
         let (in_rows, in_columns) = (span(height), span(width));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_is_drawn_anew_and_repeatable() {
+    fn every_change_is_random_and_repeatable() {
         let images = images(&Device::default());
         for augment in [
             Augment { color: true, ..Augment::NONE },
@@ -145,15 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn shifted_pictures_are_black_beyond_the_edge_and_cut_ones_lose_a_quarter_at_most() {
+    fn shifts_are_black_beyond_the_edge_and_cutout_removes_a_quarter_at_most() {
         let device = Device::default();
         let white = Tensor::<4>::ones([64, 1, 8, 8], &device);
         let mut rngs = streams(64, 0);
         let shifted: Vec<f32> = translation(white.clone(), &mut rngs).into_data().try_into_vec().unwrap();
         assert!(shifted.iter().all(|value| (value.abs() - 1.0).abs() < 1e-6), "white or black");
-        assert!(shifted.iter().filter(|value| **value < 0.0).count() > 64, "some are moved");
-        for picture in shifted.chunks(64) {
-            let lost = picture.iter().filter(|value| **value < 0.0).count();
+        assert!(shifted.iter().filter(|value| **value < 0.0).count() > 64, "some pixels are moved");
+        for image in shifted.chunks(64) {
+            let lost = image.iter().filter(|value| **value < 0.0).count();
             assert!(lost <= 15, "at most a row and a column of eight: {lost}");
         }
         let cut: Vec<f32> = cutout(white, &mut rngs).into_data().try_into_vec().unwrap();

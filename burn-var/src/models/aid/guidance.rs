@@ -14,7 +14,7 @@ use crate::{Error, Result, nn, ops};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AidWeight {
-    /// The same at every scale but the first, which has nothing before it; 0.001 in the papers.
+    /// Constant over all scales but the first, which has no scale before it; 0.001 in the papers.
     Constant(f64),
     /// One number per scale; the first is not used.
     PerScale(Vec<f64>),
@@ -41,7 +41,7 @@ pub enum Uncertainty {
 }
 
 impl Uncertainty {
-    /// Measures each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
+    /// Measures the uncertainty of each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
     pub fn of(self, logits: Tensor<3>) -> Tensor<3> {
         let probabilities = ops::softmax(logits.clone());
         match self {
@@ -67,7 +67,7 @@ impl Default for AidWeight {
 }
 
 impl AidWeight {
-    /// The weight that leaves an injector out.
+    /// Weight that disables an injector.
     pub const OFF: Self = Self::Constant(0.0);
 
     /// Returns the weight at scale `k`; for an adaptive weight, its maximum.
@@ -79,8 +79,8 @@ impl AidWeight {
     }
 }
 
-/// AID-VAR's guidance: `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free
-/// guidance. The features are the code vectors of the tokens drawn, embedded by the transformer, without positions.
+/// AID-VAR's guidance, `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free
+/// guidance. The features are the code vectors of the sampled tokens, embedded by the transformer, without positions.
 #[derive(Debug, Clone)]
 pub struct Aid {
     injector: Injector,
@@ -97,7 +97,7 @@ impl Aid {
     /// Creates the guidance of a transformer, given its embedding of code vectors, by an injector.
     ///
     /// # Errors
-    /// [`Error::Config`] if the injector was made for a transformer of another width.
+    /// [`Error::Config`] if the injector is for a transformer of another width.
     pub fn new(injector: Injector, word_embed: &Linear, weight: AidWeight) -> Result<Self> {
         let config = injector.config();
         let [_, width] = word_embed.weight.lazy_shape().dims();
@@ -174,7 +174,7 @@ impl Guidance for Aid {
 
     fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let weight = self.weight.at(at.k());
-        // Adding nothing is not the same as adding zeros: -0.0 would become 0.0.
+        // Skipping the addition is not the same as adding zeros: -0.0 would become 0.0.
         if weight == 0.0 {
             return Ok(hidden);
         }

@@ -14,24 +14,24 @@ use crate::ops::{QueryKeys, self_attention};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
-/// How a map of one scale becomes one of the next scale's size.
+/// Resize of a token map to the size of the next scale.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InjectorResize {
-    /// As the paper says: bilinear on the grid, averages where it shrinks.
+    /// Bilinear on the grid, averaging where it shrinks, as in the paper.
     #[default]
     Spatial,
-    /// As the released code does: along the row-major sequence, which mixes the ends of rows.
+    /// Along the row-major sequence, which mixes the ends of rows, as in the released code.
     Flat1d,
 }
 
-/// The sizes of an [`Injector`].
+/// Sizes of an [`Injector`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InjectorConfig {
-    /// Width of the transformer, whose token embeddings come in.
+    /// Width of the transformer, whose token embeddings are the input.
     pub input_dim: usize,
-    /// Width of the injector and of its guidance: the transformer's.
+    /// Width of the injector and of its guidance, which is the transformer's.
     pub embed_dim: usize,
     /// Number of encoder layers; the paper's is 2.
     #[serde(default = "default_layers")]
@@ -42,7 +42,7 @@ pub struct InjectorConfig {
     /// Resize of the map.
     #[serde(default)]
     pub resize: InjectorResize,
-    /// One vector for all tokens of a scale, the mean of its map: the ablation of the paper.
+    /// Averages the guidance over each scale, so that all its tokens get the same vector: an ablation of the paper.
     #[serde(default)]
     pub broadcast: bool,
 }
@@ -59,7 +59,7 @@ impl InjectorConfig {
     /// Share of values that training drops in the papers.
     pub const DROPOUT: f64 = 0.1;
 
-    /// The paper's injector for a transformer of `width`: 12.6 million parameters for d16.
+    /// Returns the sizes of the paper's injector for a transformer of `width`: 12.6 million parameters for d16.
     pub fn paper(width: usize) -> Self {
         Self {
             input_dim: width,
@@ -90,15 +90,16 @@ impl InjectorConfig {
         }
     }
 
-    /// Hidden width of the feed-forward.
+    /// Returns the hidden width of the feed-forward.
     pub fn hidden(&self) -> usize {
         (2 * self.embed_dim).min(512)
     }
 
-    /// An injector with the authors' first weights, drawn from `seed`: so small that it changes next to nothing.
+    /// Creates an injector with the authors' initial weights, drawn from `seed`, so small that the guidance is close to
+    /// zero.
     ///
     /// # Errors
-    /// As [`InjectorConfig::validate`].
+    /// Those of [`InjectorConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Injector> {
         let width = self.embed_dim as f64;
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
@@ -110,10 +111,10 @@ impl InjectorConfig {
         }))
     }
 
-    /// An injector whose weights take no memory until they are loaded.
+    /// Creates an injector whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// As [`InjectorConfig::validate`].
+    /// Those of [`InjectorConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Injector> {
         self.validate()?;
         let width = self.embed_dim;
@@ -163,7 +164,7 @@ struct FeedForward {
     fc2: Linear,
 }
 
-/// Attention and feed-forward, a tenth of each added.
+/// Attention and feed-forward; a tenth of each is added to the input.
 #[derive(Module, Debug)]
 struct Layer {
     norm1: SafeLayerNorm,
@@ -173,7 +174,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// Share of a branch that is added.
+    /// Fraction of a branch that is added.
     const BRANCH: f64 = 0.1;
 
     fn new(config: &InjectorConfig, device: &Device) -> Self {
@@ -208,9 +209,8 @@ struct Encoder {
     layers: Vec<Layer>,
 }
 
-/// The guidance injector `P` of AID-VAR: from the embedded tokens of one scale to a map that is added to what enters
-/// the transformer at the next. Field names are the checkpoints' where they can be; created with
-/// [`InjectorConfig::init`].
+/// AID-VAR's guidance injector `P`: maps the embedded tokens of one scale to an addition to the transformer's input at
+/// the next scale. Field names are the checkpoints' where possible; created with [`InjectorConfig::init`].
 #[derive(Module, Debug)]
 pub struct Injector {
     input_proj: Linear,
@@ -222,13 +222,13 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Its sizes.
+    /// Returns the sizes.
     pub fn config(&self) -> &InjectorConfig {
         &self.config
     }
 
-    /// From the embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`, to guidance for a scale of size
-    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2.
+    /// Computes guidance for a scale of size `to`, `[batch, tokens, embed_dim]` with values in `[-2, 2]`, from the
+    /// embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the tokens do not have that size or width.
@@ -262,7 +262,7 @@ impl Injector {
         })
     }
 
-    /// `[batch, tokens, width]` for another size of the map.
+    /// Resizes `[batch, tokens, width]` from one map size to another.
     fn resize(&self, x: Tensor<3>, from: MapSize, to: MapSize) -> Tensor<3> {
         if from == to {
             return x;
@@ -303,7 +303,7 @@ impl Injector {
     }
 }
 
-/// No value farther from 0 than `bound`; no gradient passes one that was.
+/// Clamps values to `[-bound, bound]`; no gradient passes a value that was out of bounds.
 fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
     x.clamp(-bound, bound)
 }

@@ -7,6 +7,7 @@ mod heads_weights;
 mod injector;
 #[cfg(feature = "metrics")]
 mod projector;
+mod r1;
 mod safe_norm;
 mod soft;
 mod weights;

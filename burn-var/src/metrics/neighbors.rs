@@ -1,4 +1,4 @@
-//! Nearest neighbours in a large set, and from them the share of generated pictures that copy a training picture.
+//! Nearest neighbors in a large set, and the fraction of generated images that copy a training image.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
@@ -6,30 +6,31 @@ use rayon::prelude::*;
 use super::rows::check_rows;
 use crate::{Error, Result};
 
-/// Rows of the large set, and of the queries, that one matrix product compares: 16 MiB of results.
+/// Rows of the large set, and queries, that one matrix product compares: 16 MiB of results.
 const BLOCK: usize = 4096;
 const QUERY_BLOCK: usize = 1024;
 
 /// Rows of a set that one product compares with one another.
 const OWN_BLOCK: usize = 2048;
-/// Columns of products that are read together: a line of the cache.
+/// Columns of products that are read together: one cache line.
 const COLUMNS: usize = 16;
 
-/// Candidates kept beyond those asked for, since single precision may swap neighbours at nearly one distance.
+/// Extra candidates to keep, since single precision can swap neighbors at almost equal distances.
 const SPARE: usize = 8;
 
-/// A large set of rows to find neighbours in: training pictures as pixels or as features.
+/// Index of a large set of rows to find neighbors in: training images as pixels or as features.
 #[derive(Debug, Clone)]
-pub struct NeighbourIndex<'a> {
+pub struct NeighborIndex<'a> {
     rows: &'a [f32],
     dim: usize,
-    /// Taken off everything before products are formed: distances stay, their rounding shrinks.
+    /// Mean of the rows, subtracted before products are computed, which leaves distances equal and reduces their
+    /// rounding.
     mean: Vec<f32>,
     device: Device,
 }
 
-impl<'a> NeighbourIndex<'a> {
-    /// An index over `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
+impl<'a> NeighborIndex<'a> {
+    /// Creates an index over `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
     /// [`Error::Shape`] if `rows` is empty or not a whole number of rows; [`Error::NonFinite`], naming the row, for NaN
@@ -47,14 +48,14 @@ impl<'a> NeighbourIndex<'a> {
         Ok(Self { rows, dim, mean: sums.iter().map(|sum| (sum / count) as f32).collect(), device: device.clone() })
     }
 
-    /// The `k` nearest rows of each query by Euclidean distance; `queries` is `[n, dim]`.
+    /// Finds the `k` rows nearest to each query by Euclidean distance; `queries` is `[n, dim]`.
     ///
-    /// Candidates come from products in single precision, their distances are taken again in double precision.
+    /// Candidates come from products in single precision; their distances are recomputed in double precision.
     ///
     /// # Errors
-    /// As for [`NeighbourIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows;
-    /// [`Error::Device`] if a product cannot be read back.
-    pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbours> {
+    /// Those of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows; [`Error::Device`]
+    /// if a product cannot be read back.
+    pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbors> {
         check_rows("queries", queries, self.dim, 0)?;
         self.check_count(k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
@@ -67,15 +68,15 @@ impl<'a> NeighbourIndex<'a> {
         Ok(self.exact(candidates, queries, k))
     }
 
-    /// [`NeighbourIndex::nearest`] of the rows themselves, with little more than half of the products; the nearest row of
-    /// each is itself.
+    /// Finds the neighbors of the rows themselves with little more than half of the products; the nearest neighbor of
+    /// each row is itself.
     ///
     /// # Errors
-    /// As for [`NeighbourIndex::nearest`].
-    pub fn nearest_own(&self, k: usize) -> Result<Neighbours> {
+    /// Those of [`NeighborIndex::nearest`].
+    pub fn nearest_own(&self, k: usize) -> Result<Neighbors> {
         self.check_count(k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); self.len()];
-        let blocks = self.centred_blocks(self.rows, OWN_BLOCK);
+        let blocks = self.centered_blocks(self.rows, OWN_BLOCK);
         for (i, (queries, own_squares)) in blocks.iter().enumerate() {
             for (j, (rows, squares)) in blocks.iter().enumerate().skip(i) {
                 let products = queries.clone().matmul(rows.clone().transpose());
@@ -91,7 +92,7 @@ impl<'a> NeighbourIndex<'a> {
                 if i == j {
                     continue;
                 }
-                // The same products seen from the other side, some neighbouring columns at a time.
+                // The same products with queries and rows exchanged, several adjacent columns at a time.
                 let columns = candidates[other..other + count].par_chunks_mut(COLUMNS).enumerate();
                 columns.for_each(|(chunk, candidates)| {
                     for (at, (row, square)) in products.chunks_exact(count).zip(own_squares).enumerate() {
@@ -105,9 +106,9 @@ impl<'a> NeighbourIndex<'a> {
         Ok(self.exact(candidates, self.rows, k))
     }
 
-    /// The nearest of some candidates for each query, by distances in double precision.
-    fn exact(&self, candidates: Vec<Candidates>, queries: &[f32], k: usize) -> Neighbours {
-        let mut neighbours = Neighbours { k, distances: Vec::new(), indices: Vec::new() };
+    /// Selects the nearest candidates of each query by distances in double precision.
+    fn exact(&self, candidates: Vec<Candidates>, queries: &[f32], k: usize) -> Neighbors {
+        let mut neighbors = Neighbors { k, distances: Vec::new(), indices: Vec::new() };
         let found: Vec<Vec<(f64, usize)>> = candidates
             .into_par_iter()
             .zip(queries.par_chunks_exact(self.dim))
@@ -115,25 +116,25 @@ impl<'a> NeighbourIndex<'a> {
                 candidates.into_indices().map(|index| (self.square(query, index).sqrt(), index)).collect()
             })
             .collect();
-        found.into_iter().for_each(|found| neighbours.add(found));
-        neighbours
+        found.into_iter().for_each(|found| neighbors.add(found));
+        neighbors
     }
 
     fn check_count(&self, k: usize) -> Result<()> {
         let count = self.len();
         match (1..=count).contains(&k) {
             true => Ok(()),
-            false => Err(Error::config("number of neighbours", k, format!("1 to {count}, the number of rows"))),
+            false => Err(Error::config("number of neighbors", k, format!("1 to {count}, the number of rows"))),
         }
     }
 
-    /// `|r|^2 - 2 q r` of centred rows r and queries q, in single precision and block by block.
+    /// Computes `|r|^2 - 2 q r` of centered rows r and queries q, in single precision and block by block.
     ///
     /// # Errors
     /// [`Error::Device`] if a product cannot be read back.
     pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(Block<'_>)) -> Result<()> {
-        let queries = self.centred_blocks(queries, QUERY_BLOCK);
-        for (block, (rows, squares)) in self.centred_blocks(self.rows, BLOCK).into_iter().enumerate() {
+        let queries = self.centered_blocks(queries, QUERY_BLOCK);
+        for (block, (rows, squares)) in self.centered_blocks(self.rows, BLOCK).into_iter().enumerate() {
             let rows = rows.transpose();
             for (part, (queries, _)) in queries.iter().enumerate() {
                 let products = queries.clone().matmul(rows.clone());
@@ -152,53 +153,53 @@ impl<'a> NeighbourIndex<'a> {
         Ok(())
     }
 
-    /// Squared length of a row less the mean.
-    pub(super) fn centred_square(&self, row: &[f32]) -> f32 {
+    /// Computes the squared length of a row minus the mean.
+    pub(super) fn centered_square(&self, row: &[f32]) -> f32 {
         row.iter().zip(&self.mean).map(|(x, m)| (x - m).powi(2)).sum()
     }
 
-    /// Blocks of rows less the mean on the device, `[n, dim]`, and their squared lengths.
-    fn centred_blocks(&self, rows: &[f32], block: usize) -> Vec<(Tensor<2>, Vec<f32>)> {
-        let centred = |rows: &[f32]| {
-            let mut centred = rows.to_vec();
-            let rows = centred.par_chunks_exact_mut(self.dim);
+    /// Returns blocks of rows minus the mean on the device, `[n, dim]`, and their squared lengths.
+    fn centered_blocks(&self, rows: &[f32], block: usize) -> Vec<(Tensor<2>, Vec<f32>)> {
+        let centered = |rows: &[f32]| {
+            let mut centered = rows.to_vec();
+            let rows = centered.par_chunks_exact_mut(self.dim);
             let squares = rows.map(|row| {
                 row.iter_mut().zip(&self.mean).for_each(|(x, m)| *x -= m);
                 row.iter().map(|x| x * x).sum()
             });
             let squares: Vec<f32> = squares.collect();
-            (Tensor::from_data(TensorData::new(centred, [squares.len(), self.dim]), &self.device), squares)
+            (Tensor::from_data(TensorData::new(centered, [squares.len(), self.dim]), &self.device), squares)
         };
-        rows.chunks(block * self.dim).map(centred).collect()
+        rows.chunks(block * self.dim).map(centered).collect()
     }
 
-    /// The squared distance of a query and a row, in double precision.
+    /// Computes the squared distance of a query and a row, in double precision.
     pub(super) fn square(&self, query: &[f32], index: usize) -> f64 {
         let row = &self.rows[index * self.dim..][..self.dim];
         query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
     }
 
-    /// The rows themselves.
+    /// Returns the rows.
     pub(super) fn rows(&self) -> &'a [f32] {
         self.rows
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
         self.rows.len() / self.dim
     }
 }
 
-/// Some queries against some rows.
+/// Products of some queries and some rows.
 pub(super) struct Block<'a> {
     pub(super) first_query: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Query by query, one a row.
+    /// Row-major, one row per query.
     pub(super) scores: &'a [f32],
 }
 
-/// The best few of many, by score.
+/// Smallest scores of a sequence, with their indices.
 #[derive(Debug, Clone)]
 struct Candidates {
     capacity: usize,
@@ -224,36 +225,36 @@ impl Candidates {
     }
 }
 
-/// For each query its `k` nearest rows, the nearest first.
+/// Nearest `k` rows of each query, the nearest first.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Neighbours {
+pub struct Neighbors {
     k: usize,
     distances: Vec<f64>,
     indices: Vec<usize>,
 }
 
-impl Neighbours {
-    /// How many queries there were.
+impl Neighbors {
+    /// Returns the number of queries.
     pub fn count(&self) -> usize {
         self.distances.len() / self.k
     }
 
-    /// The `k` distances of query `i`, rising.
+    /// Returns the `k` distances of query `i`, in ascending order.
     pub fn distances(&self, i: usize) -> &[f64] {
         &self.distances[i * self.k..][..self.k]
     }
 
-    /// The places, in the large set, of the `k` rows nearest to query `i`.
+    /// Returns the indices, in the large set, of the `k` rows nearest to query `i`.
     pub fn indices(&self, i: usize) -> &[usize] {
         &self.indices[i * self.k..][..self.k]
     }
 
-    /// Distance to the nearest row over the mean distance to the `k` nearest, for each query: 0 for an exact copy, 1
-    /// where nothing is nearer than the rest.
+    /// Computes, for each query, the distance to the nearest row over the mean distance to the `k` nearest: 0 for an
+    /// exact copy, 1 where all of them are equally far.
     ///
-    /// Plain distances would call every simple picture a copy, since simple pictures lie close together. This measure
-    /// asks whether one row is closer than its surroundings explain (Carlini et al. 2023, "Extracting training data
-    /// from diffusion models", where `k` is 50).
+    /// Plain distances would call every simple image a copy, since simple images lie close together. This ratio tests
+    /// whether one row is closer than its surroundings explain (Carlini et al. 2023, "Extracting training data from
+    /// diffusion models", where `k` is 50).
     pub fn closeness(&self) -> Vec<f64> {
         let of_row = |row: &[f64]| {
             let mean = row.iter().sum::<f64>() / row.len() as f64;
@@ -270,41 +271,41 @@ impl Neighbours {
     }
 }
 
-/// When a picture counts as a near copy of a training picture: its [closeness](Neighbours::closeness) is below that of
-/// 99 in 100 real pictures that were not trained on.
+/// Test for near copies of training images: an image is one if its [closeness](Neighbors::closeness) is below that of
+/// 99% of the real images outside the training set.
 ///
-/// Take the threshold from some real pictures and compare the shares of generated pictures and of *other* real
-/// pictures: about 1% of the latter are "near copies" by chance, and a model that has memorised has more.
+/// Calibrate it on some held-out real images, then compare the fraction of near copies among generated images and among
+/// *other* held-out images: about 1% of the latter by chance, and more among the images of a model that memorized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearCopies {
-    /// Below this closeness a picture is a near copy.
+    /// Closeness below which an image is a near copy.
     pub threshold: f64,
 }
 
 impl NearCopies {
-    /// Neighbours to search for: what surrounds the nearest one.
+    /// Number of neighbors to search for, which form the surroundings of the nearest one.
     pub const NEIGHBOURS: usize = 50;
-    /// One real picture in so many lies below the threshold.
+    /// One in this many held-out images lies below the threshold.
     const ONE_IN: usize = 100;
 
-    /// Takes the threshold from real pictures that were not trained on.
+    /// Calibrates the threshold on real images outside the training set.
     ///
     /// # Errors
-    /// [`Error::Config`] with fewer than 100 pictures: they have no 1st percentile.
-    pub fn calibrate(real: &Neighbours) -> Result<Self> {
+    /// [`Error::Config`] with fewer than 100 images, which have no 1st percentile.
+    pub fn calibrate(real: &Neighbors) -> Result<Self> {
         let mut closeness = real.closeness();
         if closeness.len() < Self::ONE_IN {
             let expected = format!("{} or more: their 1st percentile is the threshold", Self::ONE_IN);
-            return Err(Error::config("number of real pictures", closeness.len(), expected));
+            return Err(Error::config("number of real images", closeness.len(), expected));
         }
         closeness.sort_by(f64::total_cmp);
         Ok(Self { threshold: closeness[closeness.len() / Self::ONE_IN] })
     }
 
-    /// The share of near copies, in `[0, 1]`; 0 without pictures.
-    pub fn share(&self, pictures: &Neighbours) -> f64 {
-        let copies = pictures.closeness().into_iter().filter(|closeness| *closeness < self.threshold).count();
-        copies as f64 / pictures.count().max(1) as f64
+    /// Returns the fraction of near copies, in `[0, 1]`; 0 without images.
+    pub fn share(&self, images: &Neighbors) -> f64 {
+        let copies = images.closeness().into_iter().filter(|closeness| *closeness < self.threshold).count();
+        copies as f64 / images.count().max(1) as f64
     }
 }
 
@@ -320,23 +321,23 @@ mod tests {
         (0..count * DIM).map(|_| rng.normal() as f32 + 100.0).collect()
     }
 
-    fn nearest(reference: &[f32], queries: &[f32], k: usize) -> Neighbours {
-        let index = NeighbourIndex::new(reference, DIM, &Device::default()).expect("finite rows");
-        index.nearest(queries, k).expect("neighbours")
+    fn nearest(reference: &[f32], queries: &[f32], k: usize) -> Neighbors {
+        let index = NeighborIndex::new(reference, DIM, &Device::default()).expect("finite rows");
+        index.nearest(queries, k).expect("neighbors")
     }
 
     #[test]
-    fn finds_what_a_full_search_finds_across_blocks() {
+    fn equals_a_full_search_across_blocks() {
         let (reference, queries) = (rows(BLOCK + 37, "reference"), rows(QUERY_BLOCK + 3, "queries"));
         let found = nearest(&reference, &queries, 4);
-        assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbours a query");
+        assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbors a query");
         for i in [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 2] {
             let query = &queries[i * DIM..][..DIM];
             let square = |row: &[f32]| query.iter().zip(row).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
             let mut all: Vec<_> = reference.chunks(DIM).map(square).enumerate().collect();
             all.sort_by(|a, b| a.1.total_cmp(&b.1));
             for (j, (index, square)) in all[..4].iter().enumerate() {
-                assert_eq!(found.indices(i)[j], *index, "neighbour {j} of query {i}");
+                assert_eq!(found.indices(i)[j], *index, "neighbor {j} of query {i}");
                 let distance = found.distances(i)[j];
                 assert!((distance - square.sqrt()).abs() < 1e-5, "distance {j} of query {i}: {distance}");
             }
@@ -344,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn its_own_rows_are_found_as_any_queries_are() {
+    fn own_rows_are_searched_like_queries() {
         let rows = rows(2 * OWN_BLOCK + 37, "reference");
-        let index = NeighbourIndex::new(&rows, DIM, &Device::default()).expect("finite rows");
+        let index = NeighborIndex::new(&rows, DIM, &Device::default()).expect("finite rows");
         let [own, any] = [index.nearest_own(4), index.nearest(&rows, 4)].map(|found| found.expect("found"));
         assert_eq!(own.distances, any.distances, "the same distances in double precision");
         assert!((0..own.count()).all(|i| own.indices(i)[0] == i), "the nearest is the row itself");
@@ -362,35 +363,35 @@ mod tests {
         assert_eq!((found.distances(1)[0], found.indices(1)[0]), (0.0, 17), "the copy");
         assert_eq!(found.closeness()[1], 0.0, "closeness of a copy");
         let other = found.closeness()[0];
-        assert!(other > 0.2 && other <= 1.0, "closeness of a stranger: {other}");
+        assert!(other > 0.2 && other <= 1.0, "closeness of an unrelated row: {other}");
         let duplicates = nearest(&rows(1, "one").repeat(20), &rows(1, "one"), 9);
-        assert_eq!(duplicates.closeness(), [0.0], "all neighbours are copies");
+        assert_eq!(duplicates.closeness(), [0.0], "all neighbors are copies");
     }
 
     #[test]
-    fn near_copies_are_one_in_a_hundred_strangers_and_all_copies() {
+    fn near_copies_are_all_copies_and_one_percent_of_unrelated_rows() {
         let reference = rows(4000, "reference");
-        let neighbours = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBOURS);
-        let test = NearCopies::calibrate(&neighbours(&rows(1000, "calibration"))).expect("enough pictures");
-        assert_eq!(test.share(&neighbours(&rows(1000, "calibration"))), 0.01, "of those it was taken from");
-        let strangers = test.share(&neighbours(&rows(1000, "others")));
-        assert!(strangers < 0.025, "share of strangers: {strangers}");
+        let neighbors = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBOURS);
+        let test = NearCopies::calibrate(&neighbors(&rows(1000, "calibration"))).expect("enough images");
+        assert_eq!(test.share(&neighbors(&rows(1000, "calibration"))), 0.01, "of those it was taken from");
+        let unrelated = test.share(&neighbors(&rows(1000, "others")));
+        assert!(unrelated < 0.025, "fraction among unrelated rows: {unrelated}");
         let copies: Vec<f32> = reference[..500 * DIM].iter().map(|x| x + 1e-3).collect();
-        assert!(test.share(&neighbours(&copies)) > 0.95, "share of copies with a little noise");
-        assert!(NearCopies::calibrate(&neighbours(&rows(99, "few"))).is_err(), "too few to calibrate with");
+        assert!(test.share(&neighbors(&copies)) > 0.95, "share of copies with a little noise");
+        assert!(NearCopies::calibrate(&neighbors(&rows(99, "few"))).is_err(), "too few to calibrate with");
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let reference = rows(10, "reference");
         let device = Device::default();
-        let index = NeighbourIndex::new(&reference, DIM, &device).expect("finite rows");
+        let index = NeighborIndex::new(&reference, DIM, &device).expect("finite rows");
         let mut broken = rows(3, "queries");
         broken[2 * DIM + 4] = f32::INFINITY;
         let message = index.nearest(&broken, 1).expect_err("infinite").to_string();
         assert!(message.contains("number 4 of row 2 of the queries"), "{message}");
-        assert!(index.nearest(&reference, 11).is_err(), "more neighbours than rows");
-        assert!(NeighbourIndex::new(&[], DIM, &device).is_err(), "no rows");
-        assert!(NeighbourIndex::new(&reference[1..], DIM, &device).is_err(), "a part of a row");
+        assert!(index.nearest(&reference, 11).is_err(), "more neighbors than rows");
+        assert!(NeighborIndex::new(&[], DIM, &device).is_err(), "no rows");
+        assert!(NeighborIndex::new(&reference[1..], DIM, &device).is_err(), "a part of a row");
     }
 }
