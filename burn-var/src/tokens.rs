@@ -89,6 +89,11 @@ impl TokenPyramid {
         &self.scales
     }
 
+    /// Returns the number of symbols per token: 1, or the number of bits of a bit-wise token.
+    pub fn symbols(&self) -> usize {
+        self.symbols
+    }
+
     /// Returns the number of images.
     pub fn batch(&self) -> usize {
         self.maps[0].dims()[0]

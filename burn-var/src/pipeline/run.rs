@@ -265,8 +265,16 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Shape`] for an empty image.
     pub fn encode(&self, image: &RgbImage) -> Result<TokenPyramid> {
-        let images = from_image(image, self.image_shape(), &self.device())?;
-        self.tokenizer().encode(images, self.scales())
+        self.encode_over(image, self.scales())
+    }
+
+    /// Encodes an image as [`Pipeline::encode`] does, to the tokens of another scale schedule.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an empty image; [`Error::Config`] for a schedule that the tokenizer does not have.
+    pub fn encode_over(&self, image: &RgbImage, scales: &Scales) -> Result<TokenPyramid> {
+        let images = from_image(image, self.tokenizer().image_shape(scales), &self.device())?;
+        self.tokenizer().encode(images, scales)
     }
 }
 
