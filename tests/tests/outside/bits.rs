@@ -171,5 +171,8 @@ fn mixtures_of_bits_are_painted_too() {
     let generated = steps.start(batch).expect("steps").finish().expect("all");
     let canvas = generated.canvas.into_data().try_into_vec::<f32>().expect("values");
     let expected = [1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0];
-    assert!(canvas.iter().zip(expected).all(|(found, expected): (&f32, f32)| (found - expected).abs() < 1e-5), "{canvas:?}");
+    assert!(
+        canvas.iter().zip(expected).all(|(found, expected): (&f32, f32)| (found - expected).abs() < 1e-5),
+        "{canvas:?}"
+    );
 }
