@@ -10,6 +10,22 @@ use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 const WHOLE: usize = 3;
 
 /// Tokens that are known, so that only the others are drawn.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_var::editing::KnownTokens;
+/// use burn_var::{Scales, TokenPyramid};
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let device = Device::default();
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7, 1, 2, 3, 4]], &device)?;
+/// // The left half stays: 1 in the mask.
+/// let mask = Tensor::<1>::from_floats([1.0, 0.0], &device).reshape([1, 1, 1, 2]);
+/// let known = KnownTokens::masked(tokens, mask)?;
+/// assert_eq!(known.drawn()?, [0, 2], "tokens to draw per scale");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct KnownTokens {
     tokens: TokenPyramid,
