@@ -65,7 +65,18 @@ impl From<MapSize> for PatchNum {
 /// position of each map in the sequence of all tokens.
 ///
 /// The finest map has the size of the tokenizer's latent. Maps are usually square and growing; neither is required. A
-/// next-token model has a schedule too: [`Scales::raster`].
+/// model that predicts one token after the other has a schedule too: [`Scales::raster`].
+///
+/// ```
+/// use burn_var::Scales;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let scales = Scales::square(&[1, 2, 4])?;
+/// assert_eq!((scales.len(), scales.tokens()), (3, 21));
+/// assert_eq!(scales.at(2).range(), 5..21);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<MapSize>", into = "Vec<MapSize>")]
 pub struct Scales {

@@ -7,6 +7,18 @@ use crate::{Error, Result, Scales};
 /// Token ids of every scale of a batch of images: the output of tokenizers and transformers.
 ///
 /// A bit-wise token has several ids, its symbols, side by side.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_var::{Scales, TokenPyramid};
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7, 1, 2, 3, 4]], &Device::default())?;
+/// assert_eq!(tokens.map(1).dims(), [1, 4]);
+/// assert_eq!(tokens.to_rows()?, [[7, 1, 2, 3, 4]]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct TokenPyramid {
     scales: Scales,
@@ -90,6 +102,11 @@ impl TokenPyramid {
     /// Returns the scale schedule of the maps.
     pub fn scales(&self) -> &Scales {
         &self.scales
+    }
+
+    /// Returns the number of symbols per token: 1, or the number of bits of a bit-wise token.
+    pub fn symbols(&self) -> usize {
+        self.symbols
     }
 
     /// Returns the number of images.

@@ -78,7 +78,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         model.check_scales(&scales)?;
         let images = request.conditions.len();
         if let Some(known) = &request.known {
-            known.check(images, &scales)?;
+            known.check(images, &scales, tokenizer.vocabulary())?;
         }
         let device = tokenizer.device();
         let info = BatchInfo { scales: &scales, images, seed: request.seed, first: request.first, device: &device };

@@ -63,6 +63,26 @@ pub struct BatchInfo<'a> {
 /// One part of a guidance chain.
 ///
 /// A part may keep state from scale to scale; [`Guidance::begin`] starts a batch and must reset it.
+///
+/// ```
+/// use burn_var::Result;
+/// use burn_var::guidance::{Guidance, Logits};
+/// use burn_var::scales::ScaleAt;
+///
+/// /// Sharpens the logits of the last scale.
+/// struct Sharpen;
+///
+/// impl Guidance for Sharpen {
+///     fn name(&self) -> &'static str {
+///         "sharpen"
+///     }
+///
+///     fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
+///         let factor = if at.is_last() { 2.0 } else { 1.0 };
+///         Ok(Logits { cond: logits.cond * factor, ..logits })
+///     }
+/// }
+/// ```
 pub trait Guidance {
     /// Returns the name of the part, as on the command line and in messages.
     fn name(&self) -> &'static str;

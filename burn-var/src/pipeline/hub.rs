@@ -63,12 +63,12 @@ fn missing(owner: &str, repository: &str, file: Option<&str>, cache: &Path) -> R
 }
 
 #[cfg(feature = "hf-hub")]
-fn missing(owner: &str, repository: &str, file: Option<&str>, _cache: &Path) -> Result<PathBuf> {
+fn missing(owner: &str, repository: &str, file: Option<&str>, cache: &Path) -> Result<PathBuf> {
     let Some(file) = file else {
         let hint = "a whole repository is not downloaded; name a file, `hub:owner/repository/file`";
         return Err(Error::unsupported(format!("`hub:{owner}/{repository}`"), hint));
     };
-    super::download::download(owner, repository, file)
+    super::download::download(owner, repository, file, cache)
 }
 
 #[cfg(test)]

@@ -2,6 +2,14 @@ use crate::editing::KnownTokens;
 use crate::{Condition, Scales};
 
 /// Images to generate with a [`Pipeline`](super::Pipeline).
+///
+/// ```
+/// use burn_var::pipeline::Request;
+///
+/// let request = Request::classes([3, 3, 7]).seed(42);
+/// let rest = Request::new([Some(3), None]).seed(42).first(3); // images 3 and 4 of the same set
+/// assert_eq!(request.conditions.len() + rest.conditions.len(), 5);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Request {
     /// One condition per image.

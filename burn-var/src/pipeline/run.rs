@@ -17,6 +17,18 @@ use crate::{Condition, Error, Result, Scales, TokenPyramid};
 /// A model with its settings: generates, previews and edits images.
 ///
 /// Cloning is cheap: clones share the weights.
+///
+/// ```no_run
+/// use burn_var::prelude::*;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let mut pipeline = Pipeline::builder().model("models/fashion-mnist").without_injector().build()?;
+/// pipeline.configure(&Settings { cfg: Some(Schedule::Ramp(2.0)), top_k: Some(100), ..Settings::default() })?;
+/// let boot = pipeline.classes().find("Ankle boot")?;
+/// let images = pipeline.generate(&Request::classes([boot; 4]).seed(1))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Pipeline {
     model: Arc<dyn AnyPair>,
@@ -265,12 +277,32 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Shape`] for an empty image.
     pub fn encode(&self, image: &RgbImage) -> Result<TokenPyramid> {
-        let images = from_image(image, self.image_shape(), &self.device())?;
-        self.tokenizer().encode(images, self.scales())
+        self.encode_over(image, self.scales())
+    }
+
+    /// Encodes an image as [`Pipeline::encode`] does, to the tokens of another scale schedule.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an empty image; [`Error::Config`] for a schedule that the tokenizer does not have.
+    pub fn encode_over(&self, image: &RgbImage, scales: &Scales) -> Result<TokenPyramid> {
+        let images = from_image(image, self.tokenizer().image_shape(scales), &self.device())?;
+        self.tokenizer().encode(images, scales)
     }
 }
 
-/// Generation of a batch in progress: an iterator with one [`Step`] per scale. Dropping it stops the generation.
+/// A batch on its way through the scales: an iterator with one [`Step`] per scale. Dropping it stops the generation.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pipeline = burn_var::pipeline::Pipeline::from_pretrained("models/fashion-mnist")?;
+/// # let request = burn_var::pipeline::Request::classes([3]);
+/// for step in pipeline.steps(&request)? {
+///     let step = step?;
+///     step.image()?.save(format!("preview-{}.png", step.k()))?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Steps<'a> {
     pipeline: &'a Pipeline,
     generation: Box<dyn AnyGeneration + 'a>,

@@ -10,7 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Settings of token filters and sampling.
+/// Settings of the filter and the draw of tokens.
+///
+/// ```
+/// use burn_var::sampling::Sampler;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let mut logits = [3.0, 1.0, 2.0];
+/// Sampler { top_k: 2, top_p: 0.0, ..Sampler::default() }.filter(&mut logits)?;
+/// assert_eq!(logits, [3.0, f32::NEG_INFINITY, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampler {
