@@ -8,14 +8,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use burn_var::models::aid::{DiscriminatorHeadsConfig, InjectorConfig};
-use burn_var::models::classifier::ClassifierConfig;
-use burn_var::models::dino::VitConfig;
 use burn_var::guidance::AidWeight;
 use burn_var::init::{Init, initialize};
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict, save};
-use burn_var::rng::Rng;
+use burn_var::models::aid::{DiscriminatorHeadsConfig, InjectorConfig};
+use burn_var::models::classifier::ClassifierConfig;
 use burn_var::models::common::LoraConfig;
+use burn_var::models::dino::VitConfig;
+use burn_var::rng::Rng;
+use burn_var::weights::{GenerationConfig, Pretrained, StateDict, save};
 use serde_json::Value;
 use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
 

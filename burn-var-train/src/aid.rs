@@ -13,18 +13,22 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use burn_var::models::aid::{Augment, DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas, VitProjector, generator_loss};
 use burn_var::editing::KnownTokens;
+use burn_var::generation::NextScale;
 use burn_var::generation::{Generated, ScaleDone, check_pair};
 use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance};
-use burn_var::ops;
-use burn_var::weights::{LoadOptions, Pretrained, SaveOptions, StateDict};
-use burn_var::models::dino::Vit;
-use burn_var::rng::Rng;
-use burn_var::models::var::VqVae;
-use burn_var::generation::NextScale;
+use burn_var::image::{ValueRange, to_images};
+use burn_var::models::aid::{
+    Augment, DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, InjectorConfig, Projector, SoftCanvas,
+    VitProjector, generator_loss,
+};
 use burn_var::models::common::{DetachCache, Lora, LoraConfig};
+use burn_var::models::dino::Vit;
 use burn_var::models::var::Var;
+use burn_var::models::var::VqVae;
+use burn_var::ops;
+use burn_var::rng::Rng;
+use burn_var::weights::{LoadOptions, Pretrained, SaveOptions, StateDict};
 use burn_var::{BatchRequest, TokenPyramid, Tokenizer, generate};
 
 pub use config::{
@@ -35,7 +39,7 @@ pub use config::{
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchOrder, Fingerprint, Split, TokenCache, TokenCacheSpec, VariantChoice};
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::learner::{Learner, Rules};
 use crate::optim::no_decay_1d;
 use crate::progress::Progress;
@@ -224,7 +228,12 @@ impl AidTrainer {
         let correction = Learner::new(correction, own_rules).named("correction-");
         let DiscriminatorConfig { variant, virtual_batch, optimizer, learning_rate, .. } = config.discriminator.clone();
         let [layers, channels] = backbone.seen();
-        let heads = DiscriminatorHeadsConfig { heads: layers, variant, virtual_batch, ..DiscriminatorHeadsConfig::aid(channels) };
+        let heads = DiscriminatorHeadsConfig {
+            heads: layers,
+            variant,
+            virtual_batch,
+            ..DiscriminatorHeadsConfig::aid(channels)
+        };
         let heads = heads.init(config.run.seed, &autodiff)?;
         let heads = Learner::new(heads, rules(optimizer, learning_rate)).named("heads-");
         let order = BatchOrder::new(tokens.len(), config.run.batch_size, config.run.seed)?;
@@ -296,7 +305,12 @@ impl AidTrainer {
         take: &mut dyn FnMut(usize, Tensor<4>, Tensor<3>),
     ) -> Result<TokenPyramid> {
         let AidLossConfig { first_scale, temperature, decode, truncate, .. } = self.config.loss;
-        let mut canvas = SoftCanvas::new(&self.backbone.tokenizer, request.conditions.len(), self.backbone.tokenizer.scales(), temperature);
+        let mut canvas = SoftCanvas::new(
+            &self.backbone.tokenizer,
+            request.conditions.len(),
+            self.backbone.tokenizer.scales(),
+            temperature,
+        );
         let made = self.generate(Some(correction), step, None, request, &mut |done| {
             let soft = canvas.paint(self.backbone.tokenizer.scales().at(done.k), done.logits.clone());
             if truncate {
@@ -569,7 +583,7 @@ impl Trainer for AidTrainer {
         let request = BatchRequest { sampler, ..BatchRequest::classes(&labels, self.config.run.seed) };
         let make = |correction: Option<&Correction>| -> Result<Vec<image::RgbImage>> {
             let made = self.generate(correction, step, None, &request, &mut |_| ())?;
-            pictures(self.backbone.tokenizer.decode(made.canvas).inner(), Range::Signed)
+            Ok(to_images(self.backbone.tokenizer.decode(made.canvas).inner(), ValueRange::Signed)?)
         };
         // Off the graph, which for all classes at once would outgrow a step's.
         let correction = self.correction.model.clone().no_grad();

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
-use burn_var::weights::{Pretrained, SaveOptions};
-use burn_var::rng::Rng;
+use burn_var::image::{ValueRange, to_images};
 use burn_var::models::var::{VqVae, VqVaeConfig};
+use burn_var::rng::Rng;
+use burn_var::weights::{Pretrained, SaveOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::adversary::{Adversary, Judgement};
@@ -18,7 +19,7 @@ use self::losses::{Criterion, Pass};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::settle;
 use crate::data::{BatchLoader, PictureShape, Split, View};
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::progress::Progress;
@@ -299,7 +300,7 @@ impl Trainer for TokenizerTrainer {
         rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
-        Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
+        Grid::new(columns).write(&path, &to_images(Tensor::cat(rows, 0), ValueRange::Signed)?)?;
         Ok(Some(path))
     }
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
-use burn_var::ops;
-use burn_var::weights::{GenerationConfig, Pretrained, SaveOptions, StateDict};
-use burn_var::rng::Rng;
-use burn_var::sampling::Sampler;
+use burn_var::image::{ValueRange, to_images};
 use burn_var::models::var::VqVae;
 use burn_var::models::var::{Var, VarConfig, VarInit, drop_labels};
+use burn_var::ops;
+use burn_var::rng::Rng;
+use burn_var::sampling::Sampler;
+use burn_var::weights::{GenerationConfig, Pretrained, SaveOptions, StateDict};
 use burn_var::{BatchRequest, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -21,7 +22,7 @@ use crate::data::{
     BatchLoader, BatchOrder, Fingerprint, PictureShape, PictureSource, Split, TokenBatch, TokenCache, TokenCacheSpec,
     TokenCacheWriter, VariantChoice, View,
 };
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::learner::{Learner, Rules};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_var};
 use crate::progress::Progress;
@@ -314,11 +315,10 @@ impl Trainer for VarTrainer {
         let mut request = BatchRequest::classes(&labels, self.config.run.seed);
         request.sampler = preview.sampler;
         let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
-        let made = generate(&self.tokenizer, self.average(), guidance, request, &mut |_| {
-            std::ops::ControlFlow::Continue(())
-        })?;
+        let made =
+            generate(&self.tokenizer, self.average(), guidance, request, &mut |_| std::ops::ControlFlow::Continue(()))?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
-        let images = pictures(self.tokenizer.decode(made.canvas), Range::Signed)?;
+        let images = to_images(self.tokenizer.decode(made.canvas), ValueRange::Signed)?;
         Grid::new(preview.per_class).write(&path, &images)?;
         Ok(Some(path))
     }

@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
 use burn_var::models::var::VqVaeConfig;
 use burn_var::models::var::{VarConfig, VarInit};
+use burn_var::weights::{GenerationConfig, Pretrained, SaveOptions, StateDict};
 use image::{Rgb, RgbImage};
 
 /// The command, in a folder of its own.
@@ -80,7 +80,9 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
     let class_names = ["red fox", "Red panda", "newt"].map(str::to_owned).to_vec();
     let usage = GenerationConfig { class_names, ..GenerationConfig::default() };
     let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
-    save_var(&transformer, &usage, folder.join("transformer.safetensors"), false).expect("written");
+    let mut options = SaveOptions::default();
+    usage.insert(&mut options.metadata).expect("JSON");
+    transformer.save(folder.join("transformer.safetensors"), &options).expect("written");
 }
 
 /// A colour picture that depends on `salt`.
