@@ -1,41 +1,41 @@
-//! Sheets of pictures with words beside them.
+//! Sheets of images with captions.
 
 use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage, imageops};
 
 use anyhow::{Result, bail};
 
-/// A letter's width and height before it is made larger.
+/// Width and height of a letter before magnification.
 const LETTER: u32 = 8;
-/// Pixels between pictures and around them.
+/// Pixels between images and around them.
 const GAP: u32 = 2;
-/// Pictures are drawn this wide at least.
+/// Least width of an image on the sheet.
 const SMALLEST: u32 = 56;
-/// PNG viewers give up far below this.
+/// Largest sheet; PNG viewers fail far below this.
 const MOST_PIXELS: u64 = 400_000_000;
 
 /// A row of a sheet.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Row {
     pub(crate) caption: String,
-    pub(crate) pictures: Vec<RgbImage>,
+    pub(crate) images: Vec<RgbImage>,
 }
 
-/// Lays rows of pictures of one size out, their captions to the left, `headings` over the columns.
+/// Lays out rows of images of one size, with captions to the left and `headings` over the columns.
 pub(crate) fn sheet(rows: &[Row], headings: &[String]) -> Result<RgbImage> {
-    let size = rows.iter().flat_map(|row| &row.pictures).map(RgbImage::dimensions).next();
-    let Some((width, height)) = size else { bail!("there is no picture to draw") };
+    let size = rows.iter().flat_map(|row| &row.images).map(RgbImage::dimensions).next();
+    let Some((width, height)) = size else { bail!("there is no image to draw") };
     let zoom = SMALLEST.div_ceil(width);
     let letters = if width * zoom >= 200 { 2 } else { 1 };
     let text_width = |text: &str| text.chars().count() as u32 * LETTER * letters;
     let [cell_x, cell_y] = [width, height].map(|side| side * zoom + GAP);
     let left = rows.iter().map(|row| text_width(&row.caption)).max().map_or(0, |width| width + 4 * GAP);
     let top = if headings.is_empty() { 0 } else { LETTER * letters + 2 * GAP };
-    let columns = rows.iter().map(|row| row.pictures.len()).max().unwrap_or(0);
+    let columns = rows.iter().map(|row| row.images.len()).max().unwrap_or(0);
     let side = |start: u32, cell: u32, cells: usize| u64::from(start + GAP) + u64::from(cell) * cells as u64;
     let (full_width, full_height) = (side(left, cell_x, columns), side(top, cell_y, rows.len()));
     if full_width * full_height > MOST_PIXELS {
-        bail!("a sheet of {full_width}x{full_height} pixels is too large: ask for fewer pictures, or for --npz");
+        bail!("a sheet of {full_width}x{full_height} pixels is too large: ask for fewer images, or for --npz");
     }
     let mut sheet = RgbImage::from_pixel(full_width as u32, full_height as u32, Rgb([255; 3]));
     for (column, heading) in headings.iter().enumerate() {
@@ -46,10 +46,10 @@ pub(crate) fn sheet(rows: &[Row], headings: &[String]) -> Result<RgbImage> {
     for (line, row) in rows.iter().enumerate() {
         let y = top + GAP + line as u32 * cell_y;
         write(&mut sheet, &row.caption, [2 * GAP, y + (height * zoom).saturating_sub(LETTER * letters) / 2], letters);
-        for (column, picture) in row.pictures.iter().enumerate() {
+        for (column, image) in row.images.iter().enumerate() {
             let x = left + GAP + column as u32 * cell_x;
-            let drawn = imageops::resize(picture, width * zoom, height * zoom, imageops::FilterType::Nearest);
-            imageops::replace(&mut sheet, &drawn, x.into(), y.into());
+            let zoomed = imageops::resize(image, width * zoom, height * zoom, imageops::FilterType::Nearest);
+            imageops::replace(&mut sheet, &zoomed, x.into(), y.into());
         }
     }
     Ok(sheet)
@@ -79,11 +79,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_lie_beside_their_captions() {
-        let picture = |value| RgbImage::from_pixel(30, 20, Rgb([value, 9, 9]));
+    fn images_lie_beside_their_captions() {
+        let image = |value| RgbImage::from_pixel(30, 20, Rgb([value, 9, 9]));
         let rows = [
-            Row { caption: "Bag".to_owned(), pictures: vec![picture(50), picture(60)] },
-            Row { caption: "\u{4e2d}".to_owned(), pictures: vec![picture(70)] },
+            Row { caption: "Bag".to_owned(), images: vec![image(50), image(60)] },
+            Row { caption: "\u{4e2d}".to_owned(), images: vec![image(70)] },
         ];
         let sheet = sheet(&rows, &["one".to_owned()]).expect("fits");
         let (left, top) = (3 * 8 + 8, 8 + 4);
@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn nothing_and_too_much_are_refused() {
-        sheet(&[], &[]).expect_err("no picture");
-        let many = [Row { caption: String::new(), pictures: vec![RgbImage::new(1, 1); 100_000] }, Row::default()];
+        sheet(&[], &[]).expect_err("no image");
+        let many = [Row { caption: String::new(), images: vec![RgbImage::new(1, 1); 100_000] }, Row::default()];
         assert!(sheet(&many, &[]).expect_err("too large").to_string().contains("--npz"));
     }
 }

@@ -7,15 +7,15 @@ use crate::device::DeviceName;
 
 /// Next-scale autoregressive image generation: sample, reconstruct, train, measure.
 ///
-/// Without a model of your own, every command uses the small one that is compiled in: it makes pictures of clothes, as
-/// in Fashion-MNIST. `burn-var sample` makes some.
+/// Without a model of your own, every command uses the small one that is compiled in: it generates images of
+/// clothes, as in Fashion-MNIST. `burn-var sample` shows some.
 #[derive(Debug, Parser)]
 #[command(name = "burn-var", version, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Where to compute. All but the CPU's need a build with the feature of the same name.
+    /// Device to compute on. GPUs need a build with the feature of the same name.
     #[arg(long, global = true, value_enum, default_value_t = DeviceName::default())]
     pub(crate) device: DeviceName,
     /// Print results as one JSON value.
@@ -28,16 +28,16 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Generate pictures, class by class.
+    /// Generate images, class by class.
     Sample(sample::Args),
-    /// Change a part of a picture, or make up what is not there: in-painting, out-painting, another class, completion.
+    /// Generate a part of an image anew: in-painting, out-painting, another class, completion.
     Edit(edit::Args),
-    /// Turn pictures into tokens and back, and say how near they come: PSNR and SSIM.
+    /// Encode images to tokens and decode them again, and measure the difference: PSNR and SSIM.
     Reconstruct(reconstruct::Args),
-    /// Train a model, or go on with a run that was interrupted: the same command does both.
+    /// Train a model, or resume a run that was interrupted: the same command does both.
     #[command(subcommand)]
     Train(train::Command),
-    /// Measure a model against real pictures.
+    /// Measure a model against real images.
     #[command(subcommand)]
     Eval(eval::Command),
     /// Show what is in a checkpoint or a folder of a training run.

@@ -1,4 +1,4 @@
-//! Where to compute.
+//! The device to compute on.
 
 use anyhow::Result;
 use burn::tensor::Device;
@@ -11,13 +11,13 @@ use crate::output::usage;
 pub(crate) enum DeviceName {
     /// The CPU, fast.
     Flex,
-    /// The CPU, slow: for comparing results.
+    /// The CPU, slow: to compare results with.
     Ndarray,
     /// A GPU, through WebGPU.
     Wgpu,
     /// A GPU, through Vulkan.
     Vulkan,
-    /// A GPU of NVIDIA.
+    /// An NVIDIA GPU.
     Cuda,
 }
 
@@ -28,7 +28,7 @@ impl Default for DeviceName {
 }
 
 impl DeviceName {
-    /// Opens the device, and makes sure that it computes.
+    /// Opens the device, and checks that it computes.
     pub(crate) fn open(self) -> Result<Device> {
         match self {
             #[cfg(feature = "flex")]
@@ -54,7 +54,7 @@ impl DeviceName {
     }
 }
 
-/// Burn panics where there is no such GPU: found out here, before any work, and said in words.
+/// Checks a device before any work. Burn panics where there is no such GPU; here that becomes an error.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
 fn probe(name: &str, open: impl FnOnce() -> Device + std::panic::UnwindSafe) -> Result<Device> {
     use burn::tensor::Tensor;

@@ -1,92 +1,88 @@
-//! Pictures by the batch.
+//! Images of a pipeline, batch by batch.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor};
-use burn_var::guidance::{Aid, AidWeight, Guidance, GuidanceConfig, Keep, Schedule};
+use burn_var::editing::KnownTokens;
+use burn_var::guidance::AidWeight;
+use burn_var::image::{ValueRange, to_images};
+use burn_var::models::aid::Injector;
+use burn_var::models::common::Lora;
+use burn_var::models::var::{Var, VqVae};
+use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
-use burn_var::sampling::Sampler;
-use burn_var::models::var::Var;
-use burn_var::{MapSize, Request, TokenPyramid, Tokenizer, generate};
+use burn_var::{BatchRequest, Condition, MapSize, TokenPyramid};
 use burn_var_train::data::Fingerprint;
 use burn_var_train::eval::PictureSet;
-use burn_var_train::grid::{Range, pictures};
 
-use crate::models::{Pair, PairArgs};
-use crate::output::usage;
-use crate::settings::{AidSettings, SamplingArgs, Settings};
+use crate::classes::in_turn;
+use crate::models::PairArgs;
+use crate::output::{asked, usage};
+use crate::settings::{AidSettings, FileSettings, SamplingArgs};
 
-/// A model with its settings.
+/// A pipeline with the settings of the command line. Clones share the weights.
+#[derive(Clone)]
 pub(crate) struct Generator {
-    pub(crate) pair: Pair,
-    /// The transformer without its LoRA, if there is one and [`Wanted::plain`] may be asked for.
-    plain: Option<Var>,
-    /// The LoRA's fingerprint.
+    pub(crate) pipeline: Pipeline,
+    /// The pipeline without injector, LoRA and guidance other than CFG, if [`Plain::Too`] was asked for.
+    plain: Option<Pipeline>,
+    /// Fingerprint of the LoRA.
     lora: Option<String>,
-    guidance: GuidanceConfig,
-    aid: Option<(Aid, Injected)>,
-    sampler: Sampler,
+    aid: Option<InjectorInfo>,
     seed: u64,
-    batch: usize,
 }
 
-/// Whether pictures without injector, LoRA and guidance other than CFG will be asked for too.
+/// Tells if images without injector, LoRA and guidance other than CFG are needed too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plain {
-    /// A LoRA takes the place of what it changes, without memory for both.
     Never,
-    /// Both are kept.
+    /// With a LoRA, this takes memory for a second transformer.
     Too,
 }
 
-/// Where an injector came from, for results.
+/// The origin of an injector, for results.
 #[derive(Debug, Clone, serde::Serialize)]
-struct Injected {
+struct InjectorInfo {
     file: PathBuf,
     weights: String,
     weight: AidWeight,
 }
 
-/// What of a batch is wanted.
+/// The results of a batch that are needed besides its images.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
-    /// The pictures after every scale too.
+    /// The images after every scale.
     pub(crate) stages: bool,
     /// The guided logits of every scale.
     pub(crate) logits: bool,
-    /// Pictures without injector, LoRA and guidance other than CFG.
+    /// Use the pipeline without injector, LoRA and guidance other than CFG.
     pub(crate) plain: bool,
 }
 
 /// A finished batch.
 pub(crate) struct Batch<'a> {
+    pub(crate) labels: &'a [usize],
+    /// Number of the first image.
+    pub(crate) first: u64,
+    pub(crate) output: BatchOutput,
+}
+
+/// The results of a batch.
+pub(crate) struct BatchOutput {
     /// `[batch, channels, height, width]` in `[-1, 1]`.
     pub(crate) images: Tensor<4>,
-    /// If wanted, the pictures after every scale, the last one too.
+    /// If wanted, the images after every scale, the last one included.
     pub(crate) stages: Vec<Tensor<4>>,
-    /// If wanted, those of every scale, `[batch, tokens, vocab]`.
+    /// If wanted, the guided logits of every scale, `[batch, tokens, vocab]`.
     pub(crate) logits: Vec<Tensor<3>>,
-    pub(crate) labels: &'a [usize],
-    /// The number of its first picture.
-    pub(crate) first: u64,
     pub(crate) tokens: TokenPyramid,
     /// Time in the transformer and in the decoder.
     pub(crate) time: [Duration; 2],
 }
 
-/// What came out of the loop.
-struct Drawn {
-    images: Tensor<4>,
-    stages: Vec<Tensor<4>>,
-    logits: Vec<Tensor<3>>,
-    tokens: TokenPyramid,
-    time: [Duration; 2],
-}
-
-/// How pictures are drawn, and with which model.
+/// The model and the settings of generation.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DrawArgs {
     #[command(flatten)]
@@ -97,146 +93,163 @@ pub(crate) struct DrawArgs {
 
 impl Generator {
     pub(crate) fn new(args: &DrawArgs, plain: Plain, device: &Device) -> Result<Self> {
-        Self::of(args.model.load(device)?, &args.sampling, plain)
+        Self::of(&args.model, &args.sampling, plain, device)
     }
 
-    pub(crate) fn of(pair: Pair, args: &SamplingArgs, plain: Plain) -> Result<Self> {
-        Self::with(pair, &args.settings()?, args.seed, args.batch.map(|batch| batch as usize), plain)
+    pub(crate) fn of(model: &PairArgs, args: &SamplingArgs, plain: Plain, device: &Device) -> Result<Self> {
+        let (files, settings) = (model.open()?, args.settings()?);
+        let generator = Self::build(model, &files, &settings, plain, device)?;
+        Ok(generator.with_seed(args.seed).with_batch(args.batch))
     }
 
-    pub(crate) fn with(
-        mut pair: Pair,
-        settings: &Settings,
-        seed: u64,
-        batch: Option<usize>,
+    /// Loads a model with settings.
+    pub(crate) fn build(
+        model: &PairArgs,
+        files: &ModelFiles,
+        settings: &FileSettings,
         plain: Plain,
+        device: &Device,
     ) -> Result<Self> {
-        let (guidance, sampler) = (settings.guidance(&pair.usage), settings.sampler(&pair.usage));
-        let asked = |error: burn_var::Error| usage(error.to_string());
-        sampler.validate().map_err(asked)?;
-        let device = pair.tokenizer.codebook().device();
-        let aid = settings.aid.as_ref().map(|aid| injected(aid, &pair, &device)).transpose()?.flatten();
-        let (mut without, mut lora) = (None, None);
-        if let Some(file) = &settings.lora {
-            let change = Lora::load(&StateDict::open(file)?, &device)?;
-            lora = Some(Fingerprint::new().module(&change)?.finish());
-            without = (plain == Plain::Too).then(|| pair.transformer.clone());
-            pair.transformer = change.merge(pair.transformer)?;
+        // The settings decide about the injector, so it is added below.
+        let builder = model.builder(files, device)?.without_injector();
+        let with_lora = match &settings.lora {
+            Some(file) => builder.clone().lora(file),
+            None => builder.clone(),
+        };
+        let mut generator = Self::with(with_lora.build()?, files.injector.as_ref(), settings)?;
+        if plain == Plain::Too {
+            generator.plain = Some(match &settings.lora {
+                Some(_) => {
+                    let mut plain = builder.build()?;
+                    plain.configure(&settings.pipeline()).map_err(asked)?;
+                    plain.plain()
+                }
+                None => generator.pipeline.plain(),
+            });
         }
-        let [_, height, _] = pair.tokenizer.image_shape();
-        let batch = batch.unwrap_or(if height > 64 { 8 } else { 32 });
-        let generator = Self { pair, plain: without, lora, guidance, aid, sampler, seed, batch };
-        let scales = generator.pair.tokenizer.scales();
-        let chain = generator.chain(false).map_err(asked)?;
-        chain.iter().try_for_each(|part| part.check(scales)).map_err(asked)?;
         Ok(generator)
     }
 
-    /// All guidance in its order.
-    fn chain(&self, plain: bool) -> burn_var::Result<Vec<Box<dyn Guidance>>> {
-        match plain {
-            true => GuidanceConfig { vpg: None, ssg: None, ..self.guidance.clone() }.chain(None),
-            false => self.guidance.chain(self.injector()),
+    /// Adds an injector and settings to a pipeline, into which the LoRA of the settings is merged already.
+    pub(crate) fn with(mut pipeline: Pipeline, own: Option<&StateDict>, settings: &FileSettings) -> Result<Self> {
+        let mut aid = None;
+        if let Some((dict, weight)) = settings.aid.as_ref().map(|aid| injector_file(aid, own)).transpose()?.flatten() {
+            let injector = Injector::load(&dict, &pipeline.device())?;
+            let weights = Fingerprint::new().module(&injector)?.finish();
+            pipeline = pipeline.with_injector(injector, weight.clone())?;
+            aid = Some(InjectorInfo { file: dict.origin().to_owned(), weights, weight });
+        }
+        pipeline.configure(&settings.pipeline()).map_err(asked)?;
+        let lora = settings.lora.as_ref().map(|file| lora_fingerprint(file, &pipeline.device())).transpose()?;
+        Ok(Self { pipeline, plain: None, lora, aid, seed: 0 })
+    }
+
+    pub(crate) fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Sets the number of images per batch, if it is given.
+    pub(crate) fn with_batch(self, batch: Option<u32>) -> Self {
+        match batch {
+            Some(batch) => Self { pipeline: self.pipeline.with_batch_size(batch as usize), ..self },
+            None => self,
         }
     }
 
-    fn injector(&self) -> Option<Aid> {
-        self.aid.as_ref().map(|(aid, _)| aid.clone())
-    }
-
-    /// Whether there is anything that [`Wanted::plain`] leaves out.
+    /// Returns true if [`Wanted::plain`] leaves anything out.
     pub(crate) fn is_guided(&self) -> bool {
-        self.aid.is_some() || self.guidance.ssg.is_some() || self.guidance.vpg.is_some() || self.lora.is_some()
+        let guidance = self.pipeline.guidance();
+        self.aid.is_some() || guidance.ssg.is_some() || guidance.vpg.is_some() || self.lora.is_some()
     }
 
-    fn transformer(&self, plain: bool) -> &Var {
-        self.plain.as_ref().filter(|_| plain).unwrap_or(&self.pair.transformer)
+    /// Returns tokenizer and transformer.
+    pub(crate) fn pair(&self) -> Result<&ModelPair<VqVae, Var>> {
+        self.pipeline.pair().context("this command is for VAR models only")
     }
 
-    /// Pictures in a batch.
-    pub(crate) fn batch(&self) -> usize {
-        self.batch
+    /// Returns labels for `count` images that cycle through all classes.
+    pub(crate) fn labels_in_turn(&self, count: usize) -> Vec<usize> {
+        in_turn(&self.classes(), count)
     }
 
-    /// Generates one picture a label, and hands them on batch by batch.
+    /// Returns the labels of all classes.
+    pub(crate) fn classes(&self) -> Vec<usize> {
+        (0..self.pipeline.classes().count).collect()
+    }
+
+    /// Generates one image per label, and calls `take` with every batch.
     pub(crate) fn run(
         &self,
         labels: &[usize],
         wanted: Wanted,
         mut take: impl FnMut(Batch<'_>) -> Result<()>,
     ) -> Result<()> {
-        let starts = (0..).step_by(self.batch);
-        starts.zip(labels.chunks(self.batch)).try_for_each(|(first, part)| take(self.make(part, first, wanted)?))
+        let size = self.pipeline.batch_size();
+        (0..).step_by(size).zip(labels.chunks(size)).try_for_each(|(first, labels)| {
+            let output = self.draw(Condition::classes(labels), first, None, wanted)?;
+            take(Batch { labels, first, output })
+        })
     }
 
-    /// One batch, the first picture of which has a number.
-    fn make<'a>(&self, labels: &'a [usize], first: u64, wanted: Wanted) -> burn_var::Result<Batch<'a>> {
-        let known: Vec<Label> = labels.iter().copied().map(Some).collect();
-        let Drawn { images, stages, logits, tokens, time } =
-            self.draw(known, first, wanted, self.chain(wanted.plain)?)?;
-        Ok(Batch { images, stages, logits, labels, first, tokens, time })
+    /// Generates images of a class, or without a condition, of which some tokens are known; `first` is the number of the
+    /// first image.
+    pub(crate) fn edit(&self, label: Option<usize>, count: usize, first: u64, known: KnownTokens) -> Result<Tensor<4>> {
+        let conditions = vec![Condition::from(label); count];
+        Ok(self.draw(conditions, first, Some(known), Wanted::default())?.images)
     }
 
-    /// Pictures of a label, or of none, of which some tokens are given; they are numbers `first` and following.
-    pub(crate) fn edit(&self, label: Label, count: usize, first: u64, keep: Keep) -> Result<Tensor<4>> {
-        let mut chain = match label {
-            Some(_) => self.chain(false)?,
-            // Both branches would be the same.
-            None => GuidanceConfig { cfg: Schedule::Constant(0.0), ..self.guidance.clone() }.chain(self.injector())?,
-        };
-        chain.push(Box::new(keep));
-        Ok(self.draw(vec![label; count], first, Wanted::default(), chain)?.images)
-    }
-
-    /// The guided logits of every scale where all tokens are given, of pictures `first` and following.
-    pub(crate) fn taught(&self, labels: &[usize], first: u64, tokens: TokenPyramid) -> Result<Vec<Tensor<3>>> {
-        let mut chain = self.chain(false)?;
-        chain.push(Box::new(Keep::all(tokens)));
-        let labels = labels.iter().copied().map(Some).collect();
-        Ok(self.draw(labels, first, Wanted { logits: true, ..Default::default() }, chain)?.logits)
+    /// Returns the guided logits of every scale with the tokens of a batch given: those of a teacher-forced model.
+    pub(crate) fn teacher_forced(&self, batch: &Batch<'_>) -> Result<Vec<Tensor<3>>> {
+        let known = KnownTokens::all(batch.output.tokens.clone());
+        let wanted = Wanted { logits: true, ..Default::default() };
+        Ok(self.draw(Condition::classes(batch.labels), batch.first, Some(known), wanted)?.logits)
     }
 
     fn draw(
         &self,
-        labels: Vec<Label>,
+        conditions: Vec<Condition>,
         first: u64,
+        known: Option<KnownTokens>,
         wanted: Wanted,
-        mut chain: Vec<Box<dyn Guidance>>,
-    ) -> burn_var::Result<Drawn> {
-        let (tokenizer, transformer) = (&self.pair.tokenizer, self.transformer(wanted.plain));
-        let request = Request { labels, seed: self.seed, first, sampler: self.sampler };
+    ) -> burn_var::Result<BatchOutput> {
+        let pipeline = self.plain.as_ref().filter(|_| wanted.plain).unwrap_or(&self.pipeline);
+        let tokenizer = pipeline.tokenizer();
+        let sampler = pipeline.sampler();
+        let request = BatchRequest { first, sampler, known, ..BatchRequest::new(conditions, self.seed) };
         let (mut canvases, mut logits) = (Vec::new(), Vec::new());
         let start = Instant::now();
-        let made = generate(tokenizer, transformer, &mut chain, &request, &mut |scale| {
+        let mut steps = pipeline.start(request)?;
+        for step in steps.by_ref() {
+            let step = step?;
             if wanted.stages {
-                canvases.push(scale.canvas.clone());
+                canvases.push(step.scale().canvas.clone());
             }
             if wanted.logits {
-                logits.push(scale.logits.clone());
+                logits.push(step.scale().logits.clone());
             }
-            ControlFlow::Continue(())
-        })?;
+        }
+        let generated = steps.finish()?;
         self.sync()?;
         let drawn = Instant::now();
-        let images = tokenizer.decode(made.canvas);
+        let images = tokenizer.decode(generated.canvas);
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
         let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        Ok(Drawn { images, stages, logits, tokens: made.tokens, time })
+        Ok(BatchOutput { images, stages, logits, tokens: generated.tokens, time })
     }
 
     /// Waits for the device.
     fn sync(&self) -> burn_var::Result<()> {
-        self.pair.tokenizer.codebook().device().sync().map_err(burn_var::Error::device("finish its work"))
+        self.pipeline.device().sync().map_err(burn_var::Error::device("finish its work"))
     }
 
-    /// What was used, for results.
+    /// Returns the settings, for results.
     pub(crate) fn settings(&self) -> serde_json::Value {
-        let mut settings = serde_json::json!(self.guidance);
+        let mut settings = serde_json::json!(self.pipeline.guidance());
         settings["seed"] = serde_json::json!(self.seed);
-        settings["sampler"] = serde_json::json!(self.sampler);
-        if let Some((_, injected)) = &self.aid {
-            settings["aid"] = serde_json::json!(injected);
+        settings["sampler"] = serde_json::json!(self.pipeline.sampler());
+        if let Some(aid) = &self.aid {
+            settings["aid"] = serde_json::json!(aid);
         }
         if let Some(lora) = &self.lora {
             settings["lora"] = serde_json::json!(lora);
@@ -245,44 +258,48 @@ impl Generator {
     }
 }
 
-/// The injector in a file, or a model's own, for its transformer.
-fn injected(settings: &AidSettings, pair: &Pair, device: &Device) -> Result<Option<(Aid, Injected)>> {
-    let dict = match (&settings.file, &pair.injector) {
+/// Opens the injector that the settings name, or the model's own, and returns its weight.
+fn injector_file(settings: &AidSettings, own: Option<&StateDict>) -> Result<Option<(StateDict, AidWeight)>> {
+    let dict = match (&settings.file, own) {
         (Some(file), _) => StateDict::open(file)?,
         (None, Some(own)) => own.clone(),
         (None, None) if settings.if_any => return Ok(None),
         (None, None) => return Err(usage("the model has no injector of its own: name one with --aid")),
     };
-    let injector = Injector::load(&dict, device)?;
+    // A file of another kind is refused before its missing weight could matter.
     let weight = settings.weight(AidWeight::of(&dict)?)?;
-    let weights = Fingerprint::new().module(&injector)?.finish();
-    let aid = Aid::new(injector, &pair.transformer, weight.clone())?;
-    Ok(Some((aid, Injected { file: dict.origin().to_owned(), weights, weight })))
+    Ok(Some((dict, weight)))
 }
 
-/// A set of pictures that do not exist before they are asked for.
-pub(crate) struct Generated {
+fn lora_fingerprint(file: &PathBuf, device: &Device) -> Result<String> {
+    Ok(Fingerprint::new().module(&Lora::load(&StateDict::open(file)?, device)?)?.finish())
+}
+
+/// A set of images that are generated when they are read.
+pub(crate) struct GeneratedSet {
     generator: Generator,
-    /// The class of each.
+    /// One per image.
     labels: Vec<usize>,
-    /// The model's fingerprint.
+    /// Fingerprint of the model.
     model: String,
 }
 
-impl Generated {
+impl GeneratedSet {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let (tokenizer, transformer) = (&generator.pair.tokenizer, generator.transformer(false));
+        let ModelPair { tokenizer, transformer } = generator.pair()?;
         let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
         Ok(Self { generator, labels, model })
     }
 
     fn pixels(&self, numbers: std::ops::Range<usize>) -> burn_var_train::Result<Vec<u8>> {
-        let made = self.generator.make(&self.labels[numbers.clone()], numbers.start as u64, Wanted::default())?;
-        Ok(pictures(made.images, Range::Signed)?.into_iter().flat_map(image::RgbImage::into_raw).collect())
+        let conditions = Condition::classes(&self.labels[numbers.clone()]);
+        let output = self.generator.draw(conditions, numbers.start as u64, None, Wanted::default())?;
+        let images = to_images(output.images, ValueRange::Signed)?;
+        Ok(images.into_iter().flat_map(image::RgbImage::into_raw).collect())
     }
 }
 
-impl PictureSet for Generated {
+impl PictureSet for GeneratedSet {
     fn describe(&self) -> String {
         format!("generated, model {}", &self.model[..12])
     }
@@ -298,12 +315,12 @@ impl PictureSet for Generated {
     }
 
     fn size(&self) -> MapSize {
-        let [_, height, width] = self.generator.pair.tokenizer.image_shape();
+        let [_, height, width] = self.generator.pipeline.image_shape();
         MapSize { height, width }
     }
 
     fn channels(&self) -> usize {
-        self.generator.pair.tokenizer.image_shape()[0]
+        self.generator.pipeline.image_shape()[0]
     }
 
     fn labels(&self) -> Option<&[usize]> {
@@ -320,14 +337,14 @@ impl PictureSet for Generated {
         (first..count).step_by(batch).try_for_each(|at| take(&self.pixels(at..count.min(at + batch))?))
     }
 
-    /// A picture depends on nothing but its number, so the others need not be made.
+    /// Generates these images alone: an image depends on its number, not on the others.
     fn pick(&mut self, numbers: &[usize]) -> burn_var_train::Result<Vec<u8>> {
         let pixels = numbers.iter().map(|number| self.pixels(*number..number + 1));
         Ok(pixels.collect::<burn_var_train::Result<Vec<_>>>()?.concat())
     }
 }
 
-/// The path of an output, or its default in the present folder.
+/// Returns the path of an output, or its default in the current folder.
 pub(crate) fn or_default(path: Option<&PathBuf>, default: &str) -> PathBuf {
     path.cloned().unwrap_or_else(|| PathBuf::from(default))
 }

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// How results are printed.
+/// Format of results, and amount of progress.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     pub(crate) json: bool,
@@ -14,20 +14,20 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Prints a result: as JSON, or as text that is made only then.
+    /// Prints a result as JSON, or as the text that `text` returns.
     pub(crate) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(value).context("result as JSON")? } else { text() };
         print(text.trim_end())
     }
 
-    /// Says something in passing.
+    /// Prints a note to standard error.
     pub(crate) fn note(self, text: impl fmt::Display) {
         if !self.quiet {
             eprintln!("{text}");
         }
     }
 
-    /// A bar over `length` things on a terminal, nothing elsewhere.
+    /// Returns a progress bar of `length` steps, which shows on a terminal only.
     pub(crate) fn bar(self, length: usize, what: &str) -> indicatif::ProgressBar {
         if self.quiet {
             return indicatif::ProgressBar::hidden();
@@ -39,7 +39,7 @@ impl Output {
     }
 }
 
-/// Prints a line; a reader that has seen enough (`| head`) is no error.
+/// Prints a line. A reader that closes the pipe (`| head`) is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
@@ -47,7 +47,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// What the caller wrote on the command line cannot be meant: exit code 2.
+/// A mistake on the command line: exit code 2.
 #[derive(Debug)]
 pub(crate) struct UsageError(String);
 
@@ -59,12 +59,18 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// A [`UsageError`].
+/// Creates a [`UsageError`].
 pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
     UsageError(text.into()).into()
 }
 
-/// An error and its causes in one line; those whose words the error before them has already are left out.
+/// Turns an error of the library about what the user asked for into a [`UsageError`].
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(crate) fn asked(error: burn_var::Error) -> anyhow::Error {
+    usage(error.to_string())
+}
+
+/// Returns an error and its causes in one line; causes that the error before them quotes are left out.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
         true => cause,
@@ -73,7 +79,7 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
     })
 }
 
-/// 12345678 as `12.3 million`.
+/// Formats 12345678 as `12.3 million`.
 pub(crate) fn count(number: usize) -> String {
     match number {
         0..100_000 => number.to_string(),
@@ -82,7 +88,7 @@ pub(crate) fn count(number: usize) -> String {
     }
 }
 
-/// Bytes as `12.3 MB`.
+/// Formats bytes as `12.3 MB`.
 pub(crate) fn bytes(number: u64) -> String {
     match number {
         0..100_000 => format!("{:.1} kB", number as f64 / 1e3),

@@ -1,27 +1,26 @@
-//! How pictures are drawn and guided: flags over a file of settings over what the model's own file says.
+//! Settings of generation: flags take precedence over a file of settings, and that over the model's own file.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn_var::guidance::{AidWeight, GuidanceConfig, Schedule, SsgConfig, SsgOrder, Uncertainty, VpgConfig};
-use burn_var::weights::GenerationConfig;
-use burn_var::sampling::Sampler;
+use burn_var::guidance::{AidWeight, Schedule, SsgConfig, SsgOrder, Uncertainty, VpgConfig};
+use burn_var::pipeline::Settings;
 use burn_var_train::config::read_toml;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::output::usage;
 
-/// How pictures are drawn; what is left out comes from the transformer's file, or from the VAR paper.
+/// Settings of generation; what is left out comes from the transformer's file, or from the VAR paper.
 #[derive(Debug, Clone, Default, Args)]
 #[command(
     next_help_heading = "Sampling (default: what the transformer's file says, else cfg 1.5, top-k 900, top-p 0.96)"
 )]
 pub(crate) struct SamplingArgs {
-    /// Settings from a TOML file; what is named here goes before it.
+    /// Settings from a TOML file; flags take precedence.
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// The seed of the whole set: picture i of a seed is the same whatever the batch.
+    /// Seed of the whole set: image i of a seed is the same in every batch.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Strength of classifier-free guidance at the last scale, 0 at the first and linear between. 0 is none.
@@ -39,50 +38,50 @@ pub(crate) struct SamplingArgs {
     /// Strength of Scaled Spatial Guidance, which decays from scale to scale; 0.3 is a place to start.
     #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
     ssg: Option<f64>,
-    /// Where Scaled Spatial Guidance stands to classifier-free guidance.
+    /// Whether Scaled Spatial Guidance comes before or after classifier-free guidance.
     #[arg(long, value_enum, value_name = "ORDER")]
     ssg_order: Option<Order>,
-    /// Strength of visual prefix guidance, which takes a second run of the transformer. The paper: 3 for VAR-d16 to 1.3
+    /// Strength of visual prefix guidance, which runs the transformer twice. The paper: 3 for VAR-d16 to 1.3
     /// for d30.
     #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
     vpg: Option<f64>,
-    /// The share of the prefix that visual prefix guidance corrupts. [default: 0.1]
+    /// Share of the prefix that visual prefix guidance corrupts. [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     vpg_share: Option<f64>,
-    /// AID-VAR's guidance injector: corrects what enters the transformer, scale by scale. [default: the model's own, if it
-    /// has one and --lora does not change it]
+    /// AID-VAR's guidance injector: corrects the input of the transformer at each scale. [default: the model's own, if it
+    /// has one and --lora is not used]
     #[arg(long, value_name = "FILE")]
     aid: Option<PathBuf>,
-    /// Without the model's own injector.
+    /// Leave the model's own injector out.
     #[arg(long, conflicts_with_all = ["aid", "aid_weight", "aid_adaptive"])]
     no_aid: bool,
-    /// How much of the injector's map is added. [default: what the injector's file says, else 0.001]
+    /// Weight of the injector's map. [default: what the injector's file says, else 0.001]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     aid_weight: Option<f64>,
-    /// Scale that weight by how uncertain the model was at the scale before.
+    /// Scale that weight by the uncertainty of the model at the scale before.
     #[arg(long, value_enum, value_name = "MEASURE")]
     aid_adaptive: Option<Adaptive>,
     /// A LoRA of the transformer, from `burn-var train aid`.
     #[arg(long, value_name = "FILE")]
     lora: Option<PathBuf>,
-    /// Draw from so many of the most likely codes; 0 is all, 1 is always the most likely.
+    /// Draw from this number of most likely codes; 0 is all, 1 is always the most likely.
     #[arg(long, value_name = "CODES")]
     top_k: Option<usize>,
-    /// Draw from the most likely codes that have this share of the probability together; 0 is all.
+    /// Draw from the most likely codes that together have this share of the probability; 0 is all.
     #[arg(long, value_name = "SHARE")]
     top_p: Option<f64>,
-    /// Divides the logits: below 1 is more certain, above 1 more varied.
+    /// Divide the logits by this number: below 1 the images vary less, above 1 more.
     #[arg(long, value_name = "FACTOR")]
     temperature: Option<f64>,
-    /// Mix codes instead of choosing one (Gumbel softmax, VAR's `more_smooth`): for looks, not for figures.
+    /// Mix codes instead of choosing one (Gumbel softmax, VAR's `more_smooth`): for looks, not for metrics.
     #[arg(long)]
     smooth: bool,
-    /// Pictures at a time. It changes speed and memory, not the pictures. [default: 32, or 8 above 64 pixels]
-    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images per batch. It changes speed and memory, not the images. [default: 32, or 8 above 64 pixels]
+    #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: Option<u32>,
 }
 
-/// How the weight of an injector adapts.
+/// Adaptation of the weight of an injector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Adaptive {
     /// By the mean entropy of a scale's tokens.
@@ -126,10 +125,10 @@ impl From<Order> for SsgOrder {
     }
 }
 
-/// A file of settings; what is left out is as the model's own file has it.
+/// A file of settings; what is left out is as the model's own file says.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Settings {
+pub(crate) struct FileSettings {
     /// Classifier-free guidance: `{ ramp = 1.5 }`, `{ decay = 1.5 }`, `{ constant = 1.5 }` or `{ per-scale = [0, 1] }`.
     cfg: Option<Schedule>,
     top_k: Option<usize>,
@@ -143,42 +142,58 @@ pub(crate) struct Settings {
     pub(crate) lora: Option<PathBuf>,
 }
 
+impl FileSettings {
+    /// Returns the settings of a pipeline; its injector has the weight already that is asked for.
+    pub(crate) fn pipeline(&self) -> Settings {
+        Settings {
+            cfg: self.cfg.clone(),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            temperature: self.temperature,
+            more_smooth: self.more_smooth,
+            vpg: self.vpg.clone(),
+            ssg: self.ssg.clone(),
+            aid_weight: None,
+        }
+    }
+}
+
 /// An injector.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AidSettings {
-    /// The model's own, if left out.
+    /// File; the model's own injector if left out.
     pub(crate) file: Option<PathBuf>,
-    /// What the injector's file says, if left out.
+    /// Weight; the one in the injector's file if left out.
     weight: Option<AidWeight>,
     #[serde(skip)]
     adaptive: Option<Adaptive>,
-    /// Whether a model that has none of its own goes without.
+    /// True if a model without an injector of its own does without.
     #[serde(skip)]
     pub(crate) if_any: bool,
 }
 
 impl AidSettings {
-    /// The weight, given the one in the injector's file.
+    /// Returns the weight, given the one in the injector's file.
     pub(crate) fn weight(&self, stored: Option<AidWeight>) -> Result<AidWeight> {
         let weight = self.weight.clone().or(stored).unwrap_or_default();
         match (self.adaptive, weight) {
             (None, weight) => Ok(weight),
             (Some(adaptive), AidWeight::Constant(most)) => Ok(adaptive.weight(most)),
-            (Some(_), _) => Err(usage("--aid-adaptive wants one number: name it with --aid-weight")),
+            (Some(_), _) => Err(usage("--aid-adaptive needs one number: name it with --aid-weight")),
         }
     }
 }
 
 impl SamplingArgs {
-    /// The flags over the file of settings.
-    pub(crate) fn settings(&self) -> Result<Settings> {
-        let mut settings: Settings = match &self.settings {
+    /// Returns the settings; flags take precedence over the file.
+    pub(crate) fn settings(&self) -> Result<FileSettings> {
+        let mut settings: FileSettings = match &self.settings {
             Some(file) => read_toml(file)?,
-            None => Settings::default(),
+            None => FileSettings::default(),
         };
         let without =
-            |flag: &str, what: &str| usage(format!("{flag} wants {what}, or a part of that name in --settings"));
+            |flag: &str, what: &str| usage(format!("{flag} needs {what}, or a section of that name in --settings"));
         if let Some(strengths) = &self.cfg_schedule {
             settings.cfg = Some(Schedule::PerScale(strengths.clone()));
         } else if let Some(strength) = self.cfg {
@@ -219,24 +234,5 @@ impl SamplingArgs {
         settings.temperature = self.temperature.or(settings.temperature);
         settings.more_smooth = self.smooth.then_some(true).or(settings.more_smooth);
         Ok(settings)
-    }
-}
-
-impl Settings {
-    /// How tokens are drawn from a model with this usage.
-    pub(crate) fn sampler(&self, known: &GenerationConfig) -> Sampler {
-        let known = known.sampler;
-        Sampler {
-            top_k: self.top_k.unwrap_or(known.top_k),
-            top_p: self.top_p.unwrap_or(known.top_p),
-            temperature: self.temperature.unwrap_or(known.temperature),
-            more_smooth: self.more_smooth.unwrap_or(known.more_smooth),
-        }
-    }
-
-    /// The guidance of a model with this usage, but for the injector.
-    pub(crate) fn guidance(&self, known: &GenerationConfig) -> GuidanceConfig {
-        let cfg = self.cfg.clone().unwrap_or_else(|| known.cfg.clone());
-        GuidanceConfig { cfg, vpg: self.vpg.clone(), ssg: self.ssg.clone() }
     }
 }

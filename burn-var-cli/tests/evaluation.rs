@@ -10,7 +10,7 @@ use burn_var::models::classifier::ClassifierConfig;
 use burn_var::weights::Pretrained;
 use burn_var_train::eval::{NpzBuilder, NpzFile};
 use serde_json::Value;
-use support::{fails, json, ok, tiny_model};
+use support::{fails, half, json, ok, tiny_model};
 
 /// Writes a model, two classifiers of one width, images and real images.
 fn folder() -> tempfile::TempDir {
@@ -20,7 +20,7 @@ fn folder() -> tempfile::TempDir {
     let config = ClassifierConfig { image_channels: 1, image_size: [16, 16], classes: 3, ch: 32 };
     for (name, seed) in [("a.safetensors", 1), ("b.safetensors", 2)] {
         let classifier = config.init(seed, &Device::flex()).expect("valid");
-        save_classifier(&classifier, at.join(name), true).expect("written");
+        classifier.save(at.join(name), &half()).expect("written");
     }
     for (name, seed, count) in [("images.npz", "0", "30"), ("real.npz", "1", "40")] {
         ok(at, &["sample", "--model", ".", "--count", count, "--seed", seed, "--npz", name]);

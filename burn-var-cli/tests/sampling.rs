@@ -8,16 +8,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use burn::tensor::Device;
+use burn_var::init::{Init, initialize};
 use burn_var::models::aid::{DiscriminatorHeadsConfig, InjectorConfig};
 use burn_var::models::classifier::ClassifierConfig;
-use burn_var::models::dino::VitConfig;
-use burn_var::guidance::AidWeight;
-use burn_var::init::{Init, initialize};
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict, save};
-use burn_var::rng::Rng;
 use burn_var::models::common::LoraConfig;
+use burn_var::models::dino::VitConfig;
+use burn_var::models::var::{Var, VqVae};
+use burn_var::rng::Rng;
+use burn_var::weights::{GenerationConfig, LoadOptions, Pretrained, SaveOptions, StateDict, save};
 use serde_json::Value;
-use support::{assert_same_weights, command, fails, json, ok, picture, tiny_model};
+use support::{assert_same_weights, command, fails, half, json, ok, picture, save_injector, save_var, tiny_model};
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -187,7 +187,7 @@ fn an_adaptive_weight_is_nothing_where_the_model_is_certain() {
     let folder = folder();
     let at = folder.path();
     let injector = InjectorConfig::paper(64).init(1, &Device::flex()).expect("valid");
-    save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join("aid.safetensors"), false).expect("written");
+    save_injector(&injector, at.join("aid.safetensors"));
     // Logits that are so far apart that one code has all of the probability.
     scale_head(at, "certain.safetensors", 1e4);
     let sample = |transformer: &str, settings: &[&str]| {
@@ -215,8 +215,9 @@ fn scale_head(folder: &Path, name: &str, factor: f32) {
         let values = dict.tensor(key).expect(key).try_into_vec_as::<f32>().expect("numbers");
         values.into_iter().map(|value| value * factor).collect()
     });
-    let model = load_var(&scaled.expect("tensors"), &config, &Device::flex()).expect("fits");
-    save_var(&model, &usage, folder.join(name), false).expect("written");
+    let options = LoadOptions::default();
+    let model = Var::load_with(&scaled.expect("tensors"), &config, options, &Device::flex()).expect("fits");
+    save_var(&model, &usage, folder.join(name));
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn edits_a_part_of_a_picture() {
     for (more, expected) in [
         (&["--complete", "3"][..], "1 to 2 of this model's 3 scales"),
         (&["--complete", "0"], "1 to 2"),
-        (&["--redraw", "10,0,8,8"], "does not lie in a picture of 16x16"),
+        (&["--redraw", "10,0,8,8"], "does not lie in an image of 16x16"),
         (&["--redraw", "1,2,3"], "left, top, width and height"),
         (&["--redraw", "0,0,1,1"], "nothing would be drawn"),
         (&["--redraw", "0,0,8,8", "--class", "dragon"], "dragon"),
@@ -326,7 +327,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
     let at = folder.path();
     let injector = |width: usize, name: &str| {
         let injector = InjectorConfig::paper(width).init(1, &Device::flex()).expect("valid");
-        save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join(name), true).expect("written");
+        save_injector(&injector, at.join(name));
     };
     injector(64, "aid.safetensors");
     let sample = |settings: &[&str]| {
@@ -381,7 +382,8 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
     let transformer = Var::config_of(&dict, None).expect("its configuration");
     let lora = LoraConfig::released(&transformer).init(1, &Device::flex()).expect("valid");
-    save_lora(&initialize(lora, 2, |_| Init::Normal(0.3)), at.join("lora.safetensors"), false).expect("written");
+    let lora = initialize(lora, 2, |_| Init::Normal(0.3));
+    lora.save(at.join("lora.safetensors"), &SaveOptions::default()).expect("written");
     let sample = |settings: &[&str]| {
         ok(at, &[&["sample", "--count", "3", "--npz", "made.npz"], settings].concat());
         arrays(&at.join("made.npz")).1
@@ -428,13 +430,14 @@ fn measures_consistency_between_scales() {
     tiny_model(at, 1);
     noise(at, [20, 90]);
     let injector = InjectorConfig::paper(64).init(1, &Device::flex()).expect("valid");
-    save_injector(&injector, Some(&AidWeight::Constant(5.0)), at.join("aid.safetensors"), true).expect("written");
+    save_injector(&injector, at.join("aid.safetensors"));
     let vit: VitConfig = serde_json::from_value(serde_json::json!({
         "image_size": 16, "image_channels": 1, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
         "mean": [0.5], "std": [0.5],
     }))
     .expect("sizes");
-    save_vit(&vit.init(1, &Device::flex()).expect("valid"), at.join("dino.safetensors"), false).expect("written");
+    let vit = vit.init(1, &Device::flex()).expect("valid");
+    vit.save(at.join("dino.safetensors"), &SaveOptions::default()).expect("written");
     let iscs = ["eval", "iscs", "--model", ".", "--data", ".", "--count", "60"];
     let tokens = json(at, &[&iscs[..], &["--feature", "vae-tokens"]].concat());
     assert_eq!(
@@ -518,7 +521,7 @@ fn converts_there_and_back() {
     let again = StateDict::open(at.join("again.safetensors")).expect("a checkpoint");
     let config = VqVae::config_of(&again, None).expect("inside");
     assert_eq!(config, VqVae::config_of(&dict, None).expect("inside"), "the configuration");
-    load_vqvae(&again, &config, &Device::flex()).expect("loads");
+    VqVae::load_with(&again, &config, LoadOptions::default(), &Device::flex()).expect("loads");
 
     fs::write(at.join("names.txt"), "a\nb\nc\n").expect("written");
     let convert = ["convert", "transformer.safetensors", "half.safetensors", "--half", "--class-names"];
@@ -588,7 +591,7 @@ fn measures_models_against_real_pictures() {
 /// A classifier of 16x16 grey pictures in three classes.
 fn classifier(path: &Path) {
     let config = ClassifierConfig { image_channels: 1, image_size: [16, 16], classes: 3, ch: 32 };
-    save_classifier(&config.init(1, &Device::flex()).expect("valid"), path, true).expect("written");
+    config.init(1, &Device::flex()).expect("valid").save(path, &half()).expect("written");
 }
 
 /// A folder with an untrained grey model, an untrained classifier, and noise as real pictures.
@@ -675,7 +678,7 @@ fn sweeps_over_settings_and_seeds() {
     let names: Vec<&str> = measured.iter().filter_map(|found| found["varied"].as_str()).collect();
     assert_eq!(names, ["temperature 1.0", "temperature 3.0", ""], "{report}");
     let plot = fs::read_to_string(at.join("frontier.svg")).expect("a plot");
-    assert!(plot.contains("SSG") && plot.contains("recognised as asked"), "both methods by name");
+    assert!(plot.contains("SSG") && plot.contains("recognized class"), "both methods by name");
 
     // The same figures as of the command for one setting, and a second time without drawing anything.
     let one =

@@ -1,9 +1,8 @@
-//! Tensors as 8-bit images, sheets of images, and their files.
+//! Sheets of images, and files of images.
 
 use std::io::Cursor;
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, ImageFormat, Rgb, RgbImage, imageops};
 
@@ -16,48 +15,6 @@ const FRAME: u32 = 300;
 const LAST_FRAME: u32 = 1500;
 /// Speed of the search for the 256 colors of a frame, from 1 (best) to 30; the `gif` crate suggests 10.
 const GIF_SPEED: i32 = 10;
-
-/// The range of the values in a tensor of images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ValueRange {
-    /// Black is 0, white is 1.
-    Unit,
-    /// Black is -1, white is 1: the range of VAR's networks.
-    Signed,
-}
-
-// The callers in other folders still use this name.
-pub use ValueRange as Range;
-
-/// Converts a batch `[batch, channels, height, width]` with 1 or 3 channels to images; values beyond the range are clamped.
-///
-/// # Errors
-/// [`burn_var::Error::Shape`] for another number of channels, [`burn_var::Error::NonFinite`] for a value that is not
-/// finite, [`burn_var::Error::Device`] if the tensor cannot be read.
-pub fn pictures(batch: Tensor<4>, range: ValueRange) -> Result<Vec<RgbImage>> {
-    let shape @ [_, channels, height, width] = batch.dims();
-    let data = batch.try_into_data().map_err(burn_var::Error::device("read images"))?;
-    let values = data.iter::<f32>().collect::<Vec<_>>();
-    if channels != 1 && channels != 3 {
-        return Err(burn_var::Error::shape("images", "[batch, 1 or 3, height, width]", shape).into());
-    }
-    if let Some(&found) = values.iter().find(|v| !v.is_finite()) {
-        let hint = "the network that generated it has diverged";
-        return Err(burn_var::Error::NonFinite { what: "an image".into(), found: found.into(), hint }.into());
-    }
-    let byte = |value: f32| {
-        let unit = if range == ValueRange::Signed { (value + 1.0) / 2.0 } else { value };
-        (unit.clamp(0.0, 1.0) * 255.0).round() as u8
-    };
-    let plane = height * width;
-    let image = |values: &[f32]| {
-        RgbImage::from_fn(width as u32, height as u32, |x, y| {
-            let pixel = y as usize * width + x as usize;
-            Rgb([0, 1, 2].map(|channel| byte(values[channel.min(channels - 1) * plane + pixel])))
-        })
-    };
-    Ok(values.chunks_exact((channels * plane).max(1)).map(image).collect())
-}
 
 /// The layout of a sheet: images in rows, in cells of the size of the largest image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,36 +108,7 @@ pub fn write_gif(path: impl AsRef<Path>, frames: Vec<RgbImage>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-
-    #[test]
-    fn channels_and_ranges_become_bytes() {
-        let device = Device::flex();
-        // Two images of 1 x 2 x 3.
-        let values = [-2.0, -1.0, 0.0, 0.5, 1.0, 9.0, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
-        let gray = Tensor::<1>::from_data(values, &device).reshape([2, 1, 2, 3]);
-        let signed = pictures(gray.clone(), ValueRange::Signed).expect("signed");
-        let reds = |p: &RgbImage| p.pixels().map(|p| p[0]).collect::<Vec<_>>();
-        assert_eq!((signed.len(), signed[0].dimensions()), (2, (3, 2)), "two images, width by height");
-        assert_eq!(reds(&signed[0]), [0, 0, 128, 191, 255, 255], "-1 to 1, clamped");
-        assert_eq!(reds(&pictures(gray, ValueRange::Unit).expect("unit")[1]), [0, 51, 102, 153, 204, 255], "0 to 1");
-
-        let color = Tensor::<1>::from_data(values, &device).reshape([2, 3, 2, 1]);
-        let color = pictures(color, ValueRange::Unit).expect("color");
-        assert_eq!(color[1].get_pixel(0, 1), &Rgb([51, 153, 255]), "planes become the channels of a pixel");
-    }
-
-    #[test]
-    fn wrong_tensors_are_refused() {
-        let device = Device::flex();
-        let error = pictures(Tensor::zeros([2, 4, 3, 5], &device), ValueRange::Unit).expect_err("four channels");
-        assert!(error.to_string().contains("[2, 4, 3, 5]"), "names the shape: {error}");
-        let error =
-            pictures(Tensor::full([1, 1, 2, 2], f32::NAN, &device), ValueRange::Unit).expect_err("not a number");
-        assert!(error.to_string().contains("an image"), "names it: {error}");
-    }
 
     #[test]
     fn the_sheet_has_rows_padding_and_zoom() {

@@ -105,6 +105,33 @@ mod tests {
     }
 
     #[test]
+    fn channels_and_ranges_become_bytes() {
+        let device = Device::default();
+        // Two images of 1 x 2 x 3.
+        let values = [-2.0, -1.0, 0.0, 0.5, 1.0, 9.0, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
+        let gray = Tensor::<1>::from_data(values, &device).reshape([2, 1, 2, 3]);
+        let signed = to_images(gray.clone(), ValueRange::Signed).expect("signed");
+        let reds = |p: &RgbImage| p.pixels().map(|p| p[0]).collect::<Vec<_>>();
+        assert_eq!((signed.len(), signed[0].dimensions()), (2, (3, 2)), "two images, width by height");
+        assert_eq!(reds(&signed[0]), [0, 0, 128, 191, 255, 255], "-1 to 1, clamped");
+        assert_eq!(reds(&to_images(gray, ValueRange::Unit).expect("unit")[1]), [0, 51, 102, 153, 204, 255], "0 to 1");
+
+        let color = Tensor::<1>::from_data(values, &device).reshape([2, 3, 2, 1]);
+        let color = to_images(color, ValueRange::Unit).expect("color");
+        assert_eq!(color[1].get_pixel(0, 1), &Rgb([51, 153, 255]), "planes become the channels of a pixel");
+    }
+
+    #[test]
+    fn wrong_tensors_are_named() {
+        let device = Device::default();
+        let error = to_images(Tensor::zeros([2, 4, 3, 5], &device), ValueRange::Unit).expect_err("four channels");
+        assert!(error.to_string().contains("[2, 4, 3, 5]"), "names the shape: {error}");
+        let error =
+            to_images(Tensor::full([1, 1, 2, 2], f32::NAN, &device), ValueRange::Unit).expect_err("not a number");
+        assert!(error.to_string().contains("an image"), "names it: {error}");
+    }
+
+    #[test]
     fn values_that_are_not_finite_are_refused() {
         let tensor = Tensor::<4>::full([1, 1, 2, 2], f32::NAN, &Device::default());
         assert!(matches!(to_images(tensor, ValueRange::Unit), Err(Error::NonFinite { .. })));

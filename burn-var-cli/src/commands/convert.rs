@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
-use clap::ValueEnum;
+use burn_var::models::common::Lora;
+use burn_var::models::var::Var;
+use burn_var::weights::{
+    AnyModel, FloatType, GenerationConfig, LoadOptions, MODELS, Pretrained, SaveOptions, StateDict,
+};
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::models::check_target;
 use crate::output::{Output, bytes, usage};
@@ -22,119 +27,94 @@ pub(crate) struct Args {
     /// Round weights to half precision: half the size.
     #[arg(long)]
     half: bool,
-    /// Which model to take of a file that holds several.
-    #[arg(long, value_enum)]
-    part: Option<Part>,
-    /// Names of a transformer's classes for the new file: a text file, one name a line.
+    /// The model to convert, of a file that holds several.
+    #[arg(long, value_parser = roles())]
+    part: Option<String>,
+    /// Names of a transformer's classes for the new file: a text file with one name per line.
     #[arg(long, value_name = "FILE")]
     class_names: Option<PathBuf>,
     /// A LoRA to merge into a transformer.
     #[arg(long, value_name = "FILE")]
     lora: Option<PathBuf>,
-    /// Sides of the token maps, of a file that does not tell.
+    /// The scale schedule of a file that does not record it: sides of the token maps.
     #[arg(long, value_name = "SIDES", value_delimiter = ',')]
     patch_nums: Option<Vec<usize>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Part {
-    Tokenizer,
-    Transformer,
-    Classifier,
-    Injector,
-    /// The heads of AID-VAR's discriminator.
-    Heads,
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
     file: PathBuf,
-    part: Part,
+    part: &'static str,
     bytes: u64,
-    config: ModelConfig,
+    config: Value,
+}
+
+/// Accepts the role of any model.
+fn roles() -> PossibleValuesParser {
+    PossibleValuesParser::new(MODELS.iter().map(|model| model.kind().role))
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     check_target(&args.output)?;
     let dict = StateDict::open(&args.input)?;
     let scales = args.patch_nums.as_deref().map(Scales::square).transpose()?;
-    let part = match args.part {
-        Some(part) => part,
-        None => part_of(&dict)?,
-    };
-    if args.class_names.is_some() && part != Part::Transformer {
-        return Err(usage("--class-names is for transformers: others have no classes by name"));
+    let model = choose(&dict, args.part.as_deref())?;
+    let kind = model.kind();
+    if args.class_names.is_some() && kind != Var::KIND {
+        return Err(usage("--class-names is for transformers: other models have no classes by name"));
     }
-    if args.lora.is_some() && part != Part::Transformer {
+    if args.lora.is_some() && kind != Var::KIND {
         return Err(usage("--lora is for transformers: it changes the weights of one"));
     }
     let device = Device::default();
-    let (path, half) = (&args.output, args.half);
-    let config = match part {
-        Part::Tokenizer => {
-            let config = VqVae::config_of(&dict, scales.as_ref())?;
-            save_vqvae(&VqVae::load_with(&dict, &config, LoadOptions::default(), &device)?, path, half)?;
-            ModelConfig::VqVae(config)
-        }
-        Part::Transformer => {
-            let config = Var::config_of(&dict, scales.as_ref())?;
-            let mut usage = GenerationConfig::of(&dict)?.unwrap_or_default();
-            if let Some(file) = &args.class_names {
-                usage.class_names = class_names(file, config.num_classes)?;
-            }
-            let transformer = Var::load_with(&dict, &config, LoadOptions::default(), &device)?;
-            let transformer = match &args.lora {
-                Some(file) => Lora::load(&StateDict::open(file)?, &device)?.merge(transformer)?,
-                None => transformer,
-            };
-            save_var(&transformer, &usage, path, half)?;
-            ModelConfig::Var(config)
-        }
-        Part::Classifier => {
-            let classifier = Classifier::load(&dict, &device)?;
-            save_classifier(&classifier, path, half)?;
-            ModelConfig::Classifier(classifier.config().clone())
-        }
-        Part::Injector => {
-            let config = Injector::config_of(&dict, None)?;
-            let weight = AidWeight::of(&dict)?;
-            save_injector(&Injector::load_with(&dict, &config, LoadOptions::default(), &device)?, weight.as_ref(), path, half)?;
-            ModelConfig::Injector(config)
-        }
-        Part::Heads => {
-            let heads = DiscriminatorHeads::load(&dict, &device)?;
-            save_heads(&heads, path, half)?;
-            ModelConfig::Heads(heads.config().clone())
-        }
+    let path = &args.output;
+    let precision = args.half.then_some(FloatType::F16);
+    let mut options = SaveOptions { precision, ..Default::default() };
+    if let Some(file) = &args.class_names {
+        let config = Var::config_of(&dict, scales.as_ref())?;
+        let class_names = class_names(file, config.num_classes)?;
+        let generation = GenerationConfig { class_names, ..GenerationConfig::of(&dict)?.unwrap_or_default() };
+        generation.insert(&mut options.metadata)?;
+    }
+    let config = match &args.lora {
+        Some(lora) => merged(&dict, scales.as_ref(), lora, path, options, &device)?,
+        None => model.convert(&dict, scales.as_ref(), path, &options, &device)?,
     };
-    let length = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?.len();
-    let report = Report { file: path.clone(), part, bytes: length, config };
-    output.result(&report, || format!("{} ({})", path.display(), bytes(length)))
+    let bytes_written = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?.len();
+    let config = serde_json::json!({ kind.name: config });
+    let report = Report { file: path.clone(), part: kind.role, bytes: bytes_written, config };
+    output.result(&report, || format!("{} ({})", path.display(), bytes(bytes_written)))
 }
 
-/// Which model a file holds, if it is one only.
-fn part_of(dict: &StateDict) -> Result<Part> {
-    match ModelConfig::of(dict)? {
-        Some(ModelConfig::VqVae(_)) => return Ok(Part::Tokenizer),
-        Some(ModelConfig::Var(_)) => return Ok(Part::Transformer),
-        Some(ModelConfig::Classifier(_)) => return Ok(Part::Classifier),
-        Some(ModelConfig::Injector(_)) => return Ok(Part::Injector),
-        Some(ModelConfig::Heads(_)) => return Ok(Part::Heads),
-        _ => {}
+/// Returns the model of a role, or the only one in the file.
+fn choose(dict: &StateDict, role: Option<&str>) -> Result<&'static dyn AnyModel> {
+    if let Some(role) = role {
+        let model = MODELS.iter().copied().find(|model| model.kind().role == role);
+        return model.with_context(|| format!("there is no model `{role}`"));
     }
-    let sections = dict.sections();
-    let holds = |section: Section, key: &str| sections.contains(&section) || dict.contains(key);
-    let parts = [
-        (Part::Tokenizer, holds(Section::VqVae, "quantize.embedding.weight")),
-        (Part::Transformer, holds(Section::Var, "pos_start")),
-        (Part::Injector, holds(Section::Injector, "input_proj.weight")),
-    ];
-    match parts.iter().filter(|(_, held)| *held).map(|(part, _)| *part).collect::<Vec<_>>()[..] {
-        [part] => Ok(part),
+    match dict.models()?[..] {
+        [model] => Ok(model),
         [] => bail!("`{}` holds no model that is known here", dict.origin().display()),
         _ => Err(usage("the file holds several models: choose with --part")),
     }
+}
+
+/// Writes a transformer with a LoRA merged into it, and returns its configuration.
+fn merged(
+    dict: &StateDict,
+    scales: Option<&Scales>,
+    lora: &Path,
+    path: &Path,
+    mut options: SaveOptions,
+    device: &Device,
+) -> Result<Value> {
+    let config = Var::config_of(dict, scales)?;
+    let transformer = Var::load_with(dict, &config, LoadOptions::default(), device)?;
+    let transformer = Lora::load(&StateDict::open(lora)?, device)?.merge(transformer)?;
+    let mut metadata = Var::notes(dict)?;
+    metadata.append(&mut options.metadata);
+    Pretrained::save(&transformer, path, &SaveOptions { metadata, ..options })?;
+    serde_json::to_value(&config).context("configuration as JSON")
 }
 
 fn class_names(path: &Path, classes: usize) -> Result<Vec<String>> {

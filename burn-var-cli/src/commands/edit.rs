@@ -5,65 +5,66 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
-use burn_var::guidance::Keep;
-
+use burn_var::editing::KnownTokens;
+use burn_var::image::{ValueRange, to_images};
 use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::data::{PictureShape, load_picture};
-use burn_var_train::grid::{Range, pictures, write_png};
+use burn_var_train::grid::write_png;
 use image::RgbImage;
 use serde::Serialize;
 
 use crate::caption::{Row, sheet};
 use crate::generator::{DrawArgs, Generator, Plain, or_default};
 use crate::models::check_target;
-use crate::output::{Output, usage};
+use crate::output::{Output, asked, usage};
 
-/// Change a part of a picture, or make up what is not there: in-painting, out-painting, another class, completion.
+/// Generate a part of an image anew: in-painting, out-painting, another class, completion.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A PNG, JPEG or WebP file; resized and cut to the model's size.
-    picture: PathBuf,
-    /// What is drawn in: classes by name or number, a row of the sheet each. Default: none, the rest of the picture alone
-    /// says what fits.
+    /// A PNG, JPEG or WebP file; resized and cropped to the model's size.
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+    /// Classes of the new part, by name or number, with a row of the sheet each. Default: none; the new part depends on
+    /// the rest of the image alone.
     #[arg(long = "class", value_name = "NAME|NUMBER", allow_hyphen_values = true)]
     classes: Vec<String>,
     #[command(flatten)]
     part: Part,
-    /// Pictures to make, of each class.
-    #[arg(long, value_name = "PICTURES", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images to generate of each class.
+    #[arg(long, value_name = "IMAGES", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Put the picture's own pixels back where it stays; else they come from its tokens.
+    /// Put the image's own pixels back where it is kept; otherwise they are decoded from its tokens.
     #[arg(long, conflicts_with = "complete")]
     paste: bool,
-    /// The picture, what stays of it, and what was made of it, side by side: a PNG file. [default: burn-var-edit.png]
+    /// The image, its kept part and the results side by side, a PNG file. [default: burn-var-edit.png]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write every picture that was made into this folder too, in the model's size.
+    /// Also write every result into this folder, in the model's size.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     #[command(flatten)]
     draw: DrawArgs,
 }
 
-/// Which part of the picture is drawn anew.
+/// The part of the image that is generated anew.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct Part {
-    /// In-painting: draw a box anew, in pixels of the model's size from the top left; several by repeating it.
+    /// In-painting: generate a box anew, in pixels of the model's size from the top left; several by repeating it.
     #[arg(long, value_name = "LEFT,TOP,WIDTH,HEIGHT")]
     redraw: Vec<Rectangle>,
-    /// Out-painting: keep a box, and draw all around it anew; several by repeating it.
+    /// Out-painting: keep a box, and generate all around it anew; several by repeating it.
     #[arg(long, value_name = "LEFT,TOP,WIDTH,HEIGHT")]
     keep: Vec<Rectangle>,
-    /// Draw anew where this picture is white. It is resized and cut as the picture is.
+    /// Generate anew where this image is white. It is resized and cropped as the image is.
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// Completion: keep the tokens of so many scales, from the coarsest, and make the finer ones up.
+    /// Completion: keep the tokens of this number of scales, from the coarsest, and generate the finer ones.
     #[arg(long, value_name = "SCALES")]
     complete: Option<usize>,
 }
 
-/// A part of a picture, in pixels.
+/// A part of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rectangle {
     left: usize,
@@ -93,10 +94,11 @@ impl Rectangle {
 #[derive(Debug, Serialize)]
 struct Report {
     png: PathBuf,
-    /// Every picture that was made, if a folder was asked for.
+    /// The results, if a folder was named.
     files: Vec<PathBuf>,
-    pictures: usize,
-    /// Tokens of each scale that were drawn, the others being the picture's own.
+    #[serde(rename = "pictures")]
+    images: usize,
+    /// Number of tokens of each scale that were drawn; the others are the image's own.
     drawn_tokens: Vec<usize>,
     settings: serde_json::Value,
 }
@@ -105,62 +107,62 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-edit.png");
     check_target(&png)?;
     let generator = Generator::new(&args.draw, Plain::Never, device)?;
-    let classes = generator.pair.classes();
-    let chosen: Vec<Label> = match classes.find_all(&args.classes)? {
+    let classes = generator.pipeline.classes();
+    let chosen: Vec<Option<usize>> = match classes.find_all(&args.classes).map_err(asked)? {
         chosen if chosen.is_empty() => vec![None],
         chosen => chosen.into_iter().map(Some).collect(),
     };
-    let tokenizer = &generator.pair.tokenizer;
-    let [channels, height, width] = tokenizer.image_shape();
-    let values = load_picture(&args.picture, PictureShape::new(height, width, channels)?)?;
+    let tokenizer = generator.pipeline.tokenizer();
+    let [channels, height, width] = generator.pipeline.image_shape();
+    let values = load_picture(&args.image, PictureShape::new(height, width, channels)?)?;
     let original: Tensor<4> = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
-    let tokens = tokenizer.tokenize(original.clone())?;
+    let tokens = tokenizer.encode(original.clone(), generator.pipeline.scales())?;
     let change = Change::new(&args.part, [height, width], &tokens, device)?;
-    let drawn_tokens = change.keep(&tokens, 1)?.drawn()?;
+    let drawn_tokens = change.known(&tokens, 1)?.drawn()?;
     if drawn_tokens.iter().all(|drawn| *drawn == 0) {
-        let size = tokenizer.scales().finest();
+        let size = generator.pipeline.scales().finest();
         return Err(usage(format!(
-            "nothing would be drawn: the part covers less than half of every token, of which the picture has {size}"
+            "nothing would be drawn: the part covers less than half of every token, of which the image has {size}"
         )));
     }
 
     let count = args.count as usize;
-    let bar = output.bar(count * chosen.len(), "pictures");
+    let bar = output.bar(count * chosen.len(), "images");
     let stays = change.stays(&tokens, &original, tokenizer);
     let beside = [first(&original)?, first(&stays)?];
     let (mut rows, mut files) = (Vec::new(), Vec::new());
     for label in &chosen {
-        let mut made: Vec<RgbImage> = Vec::with_capacity(count);
-        while made.len() < count {
-            let batch = generator.batch().min(count - made.len());
-            let keep = change.keep(&tokens, batch)?;
-            let images = generator.edit(*label, batch, made.len() as u64, keep)?;
+        let mut results: Vec<RgbImage> = Vec::with_capacity(count);
+        while results.len() < count {
+            let batch = generator.pipeline.batch_size().min(count - results.len());
+            let known = change.known(&tokens, batch)?;
+            let images = generator.edit(*label, batch, results.len() as u64, known)?;
             let images = if args.paste { change.paste(&original, images) } else { images };
-            made.extend(pictures(images, Range::Signed)?);
+            results.extend(to_images(images, ValueRange::Signed)?);
             bar.inc(batch as u64);
         }
         let name = label.map(|label| classes.name(label)).unwrap_or_default();
         if let Some(folder) = &args.folder {
-            files.extend(write_all(folder, *label, &made)?);
+            files.extend(write_all(folder, *label, &results)?);
         }
-        rows.push(Row { caption: name, pictures: beside.iter().cloned().chain(made).collect() });
+        rows.push(Row { caption: name, images: beside.iter().cloned().chain(results).collect() });
     }
     bar.finish_and_clear();
     write_png(&png, &sheet(&rows, &["picture".to_owned(), "stays".to_owned()])?)?;
-    let (pictures, settings) = (count * chosen.len(), generator.settings());
-    let report = Report { png, files, pictures, drawn_tokens, settings };
+    let (images, settings) = (count * chosen.len(), generator.settings());
+    let report = Report { png, files, images, drawn_tokens, settings };
     output.result(&report, || {
         let drawn: usize = report.drawn_tokens.iter().sum();
-        let all = tokenizer.scales().tokens();
-        format!("{pictures} pictures, {drawn} of {all} tokens drawn anew: {}", report.png.display())
+        let all = generator.pipeline.scales().tokens();
+        format!("{images} images, {drawn} of {all} tokens drawn anew: {}", report.png.display())
     })
 }
 
-/// What is drawn anew.
+/// The part that is generated anew.
 enum Change {
-    /// `[1, 1, height, width]`: 1 where the picture stays.
+    /// `[1, 1, height, width]`: 1 where the image is kept.
     Where(Box<Tensor<4>>),
-    /// All after so many scales.
+    /// All scales after this number of them.
     After(usize),
 }
 
@@ -177,7 +179,7 @@ impl Change {
             if part.left.saturating_add(part.width) > width || part.top.saturating_add(part.height) > height {
                 let Rectangle { left, top, width: w, height: h } = part;
                 return Err(usage(format!(
-                    "the box {left},{top},{w},{h} does not lie in a picture of {width}x{height}, this model's size"
+                    "the box {left},{top},{w},{h} does not lie in an image of {width}x{height}, this model's size"
                 )));
             }
         }
@@ -199,47 +201,47 @@ impl Change {
         Ok(Self::Where(Box::new(stays)))
     }
 
-    /// The tokens that stay, for so many pictures.
-    fn keep(&self, tokens: &TokenPyramid, batch: usize) -> Result<Keep> {
+    /// Returns the tokens that are kept, repeated for a batch.
+    fn known(&self, tokens: &TokenPyramid, batch: usize) -> Result<KnownTokens> {
         let maps = (0..tokens.scales().len()).map(|k| tokens.map(k).repeat_dim(0, batch)).collect();
         let tokens = TokenPyramid::new(tokens.scales().clone(), maps)?;
         Ok(match self {
-            Self::Where(stays) => Keep::where_mask(tokens, Tensor::clone(stays).repeat_dim(0, batch))?,
-            Self::After(scales) => Keep::first(tokens, *scales),
+            Self::Where(stays) => KnownTokens::masked(tokens, Tensor::clone(stays).repeat_dim(0, batch))?,
+            Self::After(scales) => KnownTokens::first(tokens, *scales),
         })
     }
 
-    /// What stays of the picture: grey where it is drawn anew, or its coarse scales.
-    fn stays(&self, tokens: &TokenPyramid, original: &Tensor<4>, tokenizer: &impl Tokenizer) -> Tensor<4> {
+    /// Returns the kept part of the image: gray where it is generated anew, or its coarse scales.
+    fn stays(&self, tokens: &TokenPyramid, original: &Tensor<4>, tokenizer: &dyn Tokenizer) -> Tensor<4> {
         match self {
             Self::Where(stays) => original.clone() * Tensor::clone(stays),
             Self::After(scales) => tokenizer.decode(tokenizer.canvases(tokens).swap_remove(scales - 1)),
         }
     }
 
-    /// The original's pixels over those that were made, where the picture stays.
-    fn paste(&self, original: &Tensor<4>, made: Tensor<4>) -> Tensor<4> {
+    /// Puts the original's pixels over the result, where the image is kept.
+    fn paste(&self, original: &Tensor<4>, result: Tensor<4>) -> Tensor<4> {
         match self {
-            Self::Where(stays) => made.clone() + (original.clone() - made) * Tensor::clone(stays),
-            Self::After(_) => made,
+            Self::Where(stays) => result.clone() + (original.clone() - result) * Tensor::clone(stays),
+            Self::After(_) => result,
         }
     }
 }
 
 fn first(images: &Tensor<4>) -> Result<RgbImage> {
-    Ok(pictures(images.clone(), Range::Signed)?.remove(0))
+    Ok(to_images(images.clone(), ValueRange::Signed)?.remove(0))
 }
 
-/// Writes pictures of a label into a folder.
-fn write_all(folder: &Path, label: Label, made: &[RgbImage]) -> Result<Vec<PathBuf>> {
+/// Writes the results of a class into a folder.
+fn write_all(folder: &Path, label: Option<usize>, results: &[RgbImage]) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
     let class = label.map_or_else(|| "any".to_owned(), |label| format!("class-{label}"));
-    let write = |(number, picture): (usize, &RgbImage)| {
+    let write = |(number, image): (usize, &RgbImage)| {
         let path = folder.join(format!("{class}-{number:04}.png"));
-        write_png(&path, picture)?;
+        write_png(&path, image)?;
         Ok(path)
     };
-    made.iter().enumerate().map(write).collect()
+    results.iter().enumerate().map(write).collect()
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn_var::Scales;
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
+use burn_var::weights::{AnyModel, GenerationConfig, StateDict};
 use burn_var_train::checkpoint::Checkpoint;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::output::{Output, bytes, count};
 
@@ -19,12 +20,12 @@ pub(crate) struct Args {
     /// List every tensor with its shape and type.
     #[arg(long)]
     tensors: bool,
-    /// Sides of the token maps, of a file that does not tell.
+    /// The scale schedule of a file that does not record it: sides of the token maps.
     #[arg(long, value_name = "SIDES", value_delimiter = ',')]
     patch_nums: Option<Vec<usize>>,
 }
 
-/// A checkpoint's file.
+/// A checkpoint file.
 #[derive(Debug, Serialize)]
 struct FileInfo {
     path: PathBuf,
@@ -39,17 +40,18 @@ struct FileInfo {
     list: Option<Vec<TensorInfo>>,
 }
 
-/// A model in it.
+/// A model in a file.
 #[derive(Debug, Serialize)]
 struct ModelInfo {
     name: String,
     tensors: usize,
-    /// Elements of its tensors, buffers of public checkpoints included.
+    /// Number of elements, buffers of public checkpoints included.
     elements: usize,
-    /// Whether the configuration is in the file, or read off the shapes.
+    /// True if the configuration is in the file, false if it is inferred from the shapes.
     config_in_file: bool,
-    config: Option<ModelConfig>,
-    /// Why there is no configuration.
+    /// The configuration by the name of the kind.
+    config: Option<Value>,
+    /// The reason why there is no configuration.
     problem: Option<String>,
     usage: Option<GenerationConfig>,
 }
@@ -111,7 +113,7 @@ fn folder(path: &Path, tensors: bool, scales: Option<&Scales>) -> Result<FolderI
     paths.sort();
     let files = paths.iter().map(|path| file(path, tensors, scales)).collect::<Result<Vec<_>>>()?;
     if files.is_empty() && checkpoint.is_none() {
-        bail!("`{}` has neither a checkpoint nor a training run in it", path.display());
+        bail!("`{}` has neither a checkpoint nor a training run", path.display());
     }
     Ok(FolderInfo { path: path.to_path_buf(), checkpoint, files })
 }
@@ -151,45 +153,21 @@ fn dtype(dict: &StateDict, key: &str) -> String {
     dict.dtype(key).map(|dtype| format!("{dtype:?}").to_lowercase()).unwrap_or_default()
 }
 
-/// The models in a file: those of a trainer's sections, or the one that it is.
+/// Describes the models in a file.
 fn models(dict: &StateDict, scales: Option<&Scales>) -> Result<Vec<ModelInfo>> {
-    let inside = ModelConfig::of(dict)?;
     let usage = GenerationConfig::of(dict)?;
-    let model = |name: String, dict: &StateDict, config: Option<burn_var::Result<ModelConfig>>| {
-        let (config, problem) = match config {
-            Some(Ok(config)) => (Some(config), None),
-            Some(Err(error)) => (None, Some(error.to_string())),
-            None => (None, None),
+    let config_in_file = dict.kind_name()?.is_some();
+    let describe = |model: &'static dyn AnyModel| {
+        let kind = model.kind();
+        let part = dict.section(kind)?;
+        let (config, problem) = match model.config(dict, scales) {
+            Ok(config) => (Some(serde_json::json!({ kind.name: config })), None),
+            Err(error) => (None, Some(error.to_string())),
         };
-        let config_in_file = inside.is_some();
-        let (tensors, elements) = (dict.len(), dict.num_elements());
-        ModelInfo { name, tensors, elements, config_in_file, config, problem, usage: usage.clone() }
+        let (tensors, elements, usage) = (part.len(), part.num_elements(), usage.clone());
+        Ok(ModelInfo { name: kind.title.to_owned(), tensors, elements, config_in_file, config, problem, usage })
     };
-    let inferred = |section: Section, dict: &StateDict| match section {
-        Section::Var => Some(Var::config_of(dict, scales).map(ModelConfig::Var)),
-        Section::VqVae => Some(VqVae::config_of(dict, scales).map(ModelConfig::VqVae)),
-        _ => None,
-    };
-    if let Some(config) = &inside {
-        let name = match config {
-            ModelConfig::VqVae(_) => "VQ-VAE",
-            ModelConfig::Var(_) => "VAR transformer",
-            ModelConfig::Classifier(_) => "classifier",
-            _ => "model",
-        };
-        return Ok(vec![model(name.to_owned(), dict, Some(Ok(config.clone())))]);
-    }
-    let sections = dict.sections();
-    if !sections.is_empty() {
-        let named = |section: Section| {
-            let part = dict.section(section)?;
-            Ok(model(section.to_string(), &part, inferred(section, &part)))
-        };
-        return sections.into_iter().map(named).collect();
-    }
-    let bare = [(Section::Var, "pos_start"), (Section::VqVae, "quantize.embedding.weight")];
-    let bare = bare.into_iter().find(|(_, key)| dict.contains(key));
-    Ok(bare.into_iter().map(|(section, _)| model(section.to_string(), dict, inferred(section, dict))).collect())
+    dict.models()?.into_iter().map(describe).collect()
 }
 
 fn folder_text(folder: &FolderInfo) -> String {
@@ -216,12 +194,16 @@ fn file_text(file: &FileInfo) -> String {
         text += "  no model that is known here\n";
     }
     for model in &file.models {
-        let source = if model.config_in_file { "in the file" } else { "read off the shapes" };
+        let source = if model.config_in_file { "in the file" } else { "inferred from the shapes" };
         text += &format!("  {}: {} elements in {} tensors", model.name, count(model.elements), model.tensors);
         match (&model.config, &model.problem) {
             (Some(config), _) => {
                 text += &format!("; configuration {source}:\n");
-                lines(&mut text, config_of(config));
+                config
+                    .as_object()
+                    .into_iter()
+                    .flat_map(|models| models.values())
+                    .for_each(|config| lines(&mut text, config));
             }
             (None, Some(problem)) => text += &format!("\n    no configuration: {problem}\n"),
             (None, None) => text += "\n",
@@ -230,7 +212,7 @@ fn file_text(file: &FileInfo) -> String {
             if !usage.class_names.is_empty() {
                 text += &format!("    classes: {}\n", usage.class_names.join(", "));
             }
-            lines(&mut text, serde_json::json!({ "cfg": usage.cfg, "sampler": usage.sampler }));
+            lines(&mut text, &serde_json::json!({ "cfg": usage.cfg, "sampler": usage.sampler }));
         }
     }
     for TensorInfo { name, shape, dtype } in file.list.iter().flatten() {
@@ -239,15 +221,8 @@ fn file_text(file: &FileInfo) -> String {
     text
 }
 
-fn lines(text: &mut String, value: serde_json::Value) {
+fn lines(text: &mut String, value: &Value) {
     for (name, value) in value.as_object().into_iter().flatten() {
         *text += &format!("    {name}: {value}\n");
     }
-}
-
-/// The fields of a configuration, without the name of its model.
-fn config_of(config: &ModelConfig) -> serde_json::Value {
-    let value = serde_json::to_value(config).unwrap_or_default();
-    let inner = value.as_object().and_then(|outer| outer.values().next().cloned());
-    inner.unwrap_or(value)
 }

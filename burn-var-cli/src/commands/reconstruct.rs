@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::Tokenizer;
+use burn_var::image::{ValueRange, to_images};
 use burn_var::metrics::{MeanPsnr, psnr, ssim};
 use burn_var::models::var::VqVae;
 use burn_var_train::data::{PictureShape, load_picture};
-use burn_var_train::grid::{Range, pictures, write_png};
+use burn_var_train::grid::write_png;
 use image::RgbImage;
 use serde::Serialize;
 
@@ -17,19 +18,19 @@ use crate::generator::or_default;
 use crate::models::{ModelArgs, check_target};
 use crate::output::Output;
 
-/// SSIM looks through a window of so many pixels.
+/// Side of the window of SSIM, in pixels.
 const SSIM_WINDOW: usize = 11;
 
-/// Turn pictures into tokens and back, and say how near they come.
+/// Encode images to tokens and decode them again, and measure the difference.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// PNG, JPEG or WebP files; resized and cut to the tokenizer's size.
-    #[arg(required = true, value_name = "PICTURE")]
-    pictures: Vec<PathBuf>,
+    /// PNG, JPEG or WebP files; resized and cropped to the tokenizer's size.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
     /// Originals beside reconstructions, a PNG file. [default: burn-var-reconstruction.png]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Show each picture after every scale of tokens.
+    /// Show each image after every scale of tokens.
     #[arg(long)]
     scales: bool,
     #[command(flatten)]
@@ -39,17 +40,18 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Report {
     png: PathBuf,
-    pictures: Vec<Picture>,
-    /// dB, over the pictures that were changed at all.
+    #[serde(rename = "pictures")]
+    images: Vec<Measured>,
+    /// Mean over the images with any error, dB.
     mean_psnr: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct Picture {
+struct Measured {
     path: PathBuf,
     /// dB.
     psnr: f64,
-    /// `None` for pictures smaller than its window.
+    /// `None` for images smaller than its window.
     ssim: Option<f64>,
 }
 
@@ -57,41 +59,43 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-reconstruction.png");
     check_target(&png)?;
     let tokenizer = args.model.load_tokenizer(device)?;
-    let [channels, height, width] = tokenizer.image_shape();
+    let [channels, height, width] = tokenizer.config().image_shape();
     let shape = PictureShape::new(height, width, channels)?;
-    let bar = output.bar(args.pictures.len(), "pictures");
+    let bar = output.bar(args.images.len(), "images");
     let (mut rows, mut found, mut mean) = (Vec::new(), Vec::new(), MeanPsnr::default());
-    for path in &args.pictures {
+    for path in &args.images {
         let values = load_picture(path, shape)?;
         let original = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
         let stages = stages(&tokenizer, original, args.scales)?;
-        let row: Vec<RgbImage> =
-            stages.iter().map(|stage| Ok(pictures(stage.clone(), Range::Signed)?.remove(0))).collect::<Result<_>>()?;
-        let [a, b] = [&row[0], &row[row.len() - 1]].map(|picture| planes(picture, channels));
+        let row: Vec<RgbImage> = stages
+            .iter()
+            .map(|stage| Ok(to_images(stage.clone(), ValueRange::Signed)?.remove(0)))
+            .collect::<Result<_>>()?;
+        let [a, b] = [&row[0], &row[row.len() - 1]].map(|image| planes(image, channels));
         let psnr = psnr(&a, &b, 255.0)?;
         let large = height.min(width) >= SSIM_WINDOW;
         let ssim = large.then(|| ssim(&a, &b, [channels, height, width], 255.0)).transpose()?;
         mean.push(psnr);
-        found.push(Picture { path: path.clone(), psnr, ssim });
-        rows.push(Row { caption: stem(path), pictures: row });
+        found.push(Measured { path: path.clone(), psnr, ssim });
+        rows.push(Row { caption: stem(path), images: row });
         bar.inc(1);
     }
     bar.finish_and_clear();
     write_png(&png, &sheet(&rows, &headings(&tokenizer, args.scales))?)?;
-    let report = Report { png, pictures: found, mean_psnr: mean.mean() };
+    let report = Report { png, images: found, mean_psnr: mean.mean() };
     output.result(&report, || {
-        let line = |picture: &Picture| {
-            let ssim = picture.ssim.map_or_else(|| "-".to_owned(), |ssim| format!("{ssim:.4}"));
-            format!("PSNR {:.2} dB  SSIM {ssim}  {}\n", picture.psnr, picture.path.display())
+        let line = |image: &Measured| {
+            let ssim = image.ssim.map_or_else(|| "-".to_owned(), |ssim| format!("{ssim:.4}"));
+            format!("PSNR {:.2} dB  SSIM {ssim}  {}\n", image.psnr, image.path.display())
         };
-        let lines: String = report.pictures.iter().map(line).collect();
+        let lines: String = report.images.iter().map(line).collect();
         format!("{lines}originals and reconstructions: {}", report.png.display())
     })
 }
 
-/// The original, then the picture after every scale or after the last only.
+/// Returns the original, then the image after every scale, or after the last only.
 fn stages(tokenizer: &VqVae, original: Tensor<4>, all: bool) -> Result<Vec<Tensor<4>>> {
-    let mut canvases = tokenizer.canvases(&tokenizer.tokenize(original.clone())?);
+    let mut canvases = tokenizer.canvases(&tokenizer.encode(original.clone(), tokenizer.scales())?);
     if !all {
         canvases.drain(..canvases.len() - 1);
     }
@@ -99,9 +103,9 @@ fn stages(tokenizer: &VqVae, original: Tensor<4>, all: bool) -> Result<Vec<Tenso
     Ok(std::iter::once(original).chain(decoded).collect())
 }
 
-/// A picture channel by channel, as the measures want it.
-pub(crate) fn planes(picture: &RgbImage, channels: usize) -> Vec<f32> {
-    (0..channels).flat_map(|channel| picture.pixels().map(move |pixel| f32::from(pixel[channel]))).collect()
+/// Returns the pixels of an image channel by channel, as the metrics expect them.
+pub(crate) fn planes(image: &RgbImage, channels: usize) -> Vec<f32> {
+    (0..channels).flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel[channel]))).collect()
 }
 
 fn headings(tokenizer: &VqVae, scales: bool) -> Vec<String> {

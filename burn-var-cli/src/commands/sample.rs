@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::{MapSize, Tokenizer};
+use burn_var::MapSize;
+use burn_var::image::{ValueRange, to_images};
 use burn_var_train::eval::write_samples;
-use burn_var_train::grid::{Range, pictures, write_gif, write_png};
+use burn_var_train::grid::{write_gif, write_png};
 use image::RgbImage;
 use serde::Serialize;
 
@@ -15,38 +16,38 @@ use crate::caption::{Row, sheet};
 use crate::classes::{equal_parts, in_turn};
 use crate::generator::{Batch, DrawArgs, Generator, Plain, Wanted, or_default};
 use crate::models::check_target;
-use crate::output::{Output, usage};
+use crate::output::{Output, asked, usage};
 
-/// The classes that are shown if none is asked for.
+/// Number of classes that are shown if none is named.
 const MOST_CLASSES: usize = 10;
-/// Pictures a class, if no number is asked for.
+/// Images per class, if no number is named.
 const PER_CLASS: usize = 8;
-/// Pictures in a row of the sheet.
+/// Images in a row of the sheet.
 const COLUMNS: usize = 16;
 
-/// Generate pictures, class by class.
+/// Generate images, class by class.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Classes by name (or the beginning of one) or number; several with commas, or by repeating it. Default: all, and the first 10
-    /// of a model that has more.
+    /// Classes by name (or the beginning of one) or number; several with commas, or by repeating it. Default: all, or the first
+    /// 10 of a model that has more.
     #[arg(long = "class", value_name = "NAME|NUMBER", allow_hyphen_values = true)]
     classes: Vec<String>,
-    /// Pictures in all, the classes in equal parts. [default: 8 a class]
-    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Number of images, in equal parts of the classes. [default: 8 per class]
+    #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
-    /// The sheet of pictures, a PNG file. [default: burn-var-sample.png, none with --npz]
+    /// The sheet of images, a PNG file. [default: burn-var-sample.png, none with --npz]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write `arr_0` (uint8, N x height x width x 3) and `arr_1` (int64 labels), as evaluation tools read them.
+    /// Write `arr_0` (uint8, N x height x width x 3) and `arr_1` (int64 labels), the format of evaluation tools.
     #[arg(long, value_name = "FILE")]
     npz: Option<PathBuf>,
-    /// Show how each picture grows, a column a scale.
+    /// Show how each image grows, one column per scale.
     #[arg(long)]
     scales: bool,
     /// The sheet as it grows scale by scale, an animated GIF file.
     #[arg(long, value_name = "FILE", conflicts_with = "npz")]
     animate: Option<PathBuf>,
-    /// Every picture twice: without injector, LoRA and guidance other than CFG, and below with them.
+    /// Generate every image twice: without injector, LoRA and guidance other than CFG, and below with them.
     #[arg(long, conflicts_with = "npz")]
     compare: bool,
     #[command(flatten)]
@@ -55,7 +56,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    pictures: usize,
+    #[serde(rename = "pictures")]
+    images: usize,
     png: Option<PathBuf>,
     npz: Option<PathBuf>,
     gif: Option<PathBuf>,
@@ -68,7 +70,8 @@ struct Report {
 struct Class {
     label: usize,
     name: String,
-    pictures: usize,
+    #[serde(rename = "pictures")]
+    images: usize,
 }
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
@@ -83,22 +86,22 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if args.compare && !generator.is_guided() {
         return Err(usage("--compare needs something to compare: --aid, --lora, --ssg or --vpg"));
     }
-    let classes = generator.pair.classes();
-    let mut chosen = classes.find_all(&args.classes)?;
+    let classes = generator.pipeline.classes();
+    let mut chosen = classes.find_all(&args.classes).map_err(asked)?;
     if chosen.is_empty() {
         let most = if args.npz.is_some() { classes.count } else { MOST_CLASSES };
         chosen = (0..classes.count.min(most)).collect();
     }
     let count = args.count.map_or(chosen.len() * if args.scales { 1 } else { PER_CLASS }, |count| count as usize);
-    // A sheet shows class by class; evaluation tools take figures over parts of a file.
+    // A sheet shows class by class; evaluation tools compute metrics over parts of a file.
     let labels = if args.npz.is_some() { in_turn(&chosen, count) } else { equal_parts(&chosen, count) };
 
     let start = Instant::now();
-    let bar = output.bar(if args.compare { 2 * count } else { count }, "pictures");
+    let bar = output.bar(if args.compare { 2 * count } else { count }, "images");
     let wanted = Wanted { stages: args.scales || args.animate.is_some(), ..Default::default() };
     let make = |sheets: &mut Sheets, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
         generator.run(&labels, Wanted { plain, ..wanted }, |batch| {
-            let images = pictures(batch.images.clone(), Range::Signed)?;
+            let images = to_images(batch.output.images.clone(), ValueRange::Signed)?;
             images.iter().try_for_each(|image| take(image.as_raw()))?;
             let note = if args.compare && !plain { ", guided" } else { "" };
             sheets.add(&batch, images, |label| format!("{}{note}", classes.name(label)))?;
@@ -114,7 +117,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let mut sheets = empty();
     match &args.npz {
         Some(path) => {
-            let [_, height, width] = generator.pair.tokenizer.image_shape();
+            let [_, height, width] = generator.pipeline.image_shape();
             write_samples(path, &labels, MapSize { height, width }, |take| make(&mut sheets, false, take))?;
         }
         None => make(&mut sheets, args.compare, &mut |_| Ok(()))?,
@@ -137,13 +140,13 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     chosen.sort_unstable();
     chosen.dedup();
     let report = Report {
-        pictures: count,
+        images: count,
         png,
         npz: args.npz.clone(),
         gif: args.animate.clone(),
         classes: chosen
             .iter()
-            .map(|class| Class { label: *class, name: classes.name(*class), pictures: number(class) })
+            .map(|class| Class { label: *class, name: classes.name(*class), images: number(class) })
             .collect(),
         settings: generator.settings(),
         seconds,
@@ -151,14 +154,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     output.result(&report, || {
         let files: Vec<String> =
             report.png.iter().chain(&report.npz).chain(&report.gif).map(|path| path.display().to_string()).collect();
-        format!("{} pictures in {seconds:.1} s: {}", report.pictures, files.join(", "))
+        format!("{} images in {seconds:.1} s: {}", report.images, files.join(", "))
     })
 }
 
-/// What is drawn of pictures while they come.
+/// The sheets of images, filled batch by batch.
 struct Sheets {
     png: Option<Rows>,
-    /// Whether the sheet shows every picture in a row of its own, a column a scale.
+    /// True if the sheet shows every image in a row of its own, with a column per scale.
     stages_in_rows: bool,
     /// A sheet for every scale.
     frames: Option<Vec<Rows>>,
@@ -166,7 +169,7 @@ struct Sheets {
 
 impl Sheets {
     fn add(&mut self, batch: &Batch<'_>, images: Vec<RgbImage>, name: impl Fn(usize) -> String) -> Result<()> {
-        let stages = batch.stages.iter().map(|stage| pictures(stage.clone(), Range::Signed));
+        let stages = batch.output.stages.iter().map(|stage| to_images(stage.clone(), ValueRange::Signed));
         let stages: Vec<Vec<RgbImage>> = stages.collect::<Result<_, _>>()?;
         if let Some(frames) = &mut self.frames {
             frames.resize_with(stages.len(), Rows::default);
@@ -175,7 +178,7 @@ impl Sheets {
         match &mut self.png {
             Some(rows) if self.stages_in_rows => rows.0.extend(batch.labels.iter().enumerate().map(|(i, label)| Row {
                 caption: name(*label),
-                pictures: stages.iter().map(|stage| stage[i].clone()).collect(),
+                images: stages.iter().map(|stage| stage[i].clone()).collect(),
             })),
             Some(rows) => rows.add(batch.labels, images, &name),
             None => (),
@@ -183,7 +186,7 @@ impl Sheets {
         Ok(())
     }
 
-    /// A row of these, a row of the others.
+    /// Alternates rows of these sheets and of others.
     fn in_turn(self, others: Self) -> Self {
         let frames = self.frames.zip(others.frames);
         Self {
@@ -199,13 +202,13 @@ impl Sheets {
 struct Rows(Vec<Row>);
 
 impl Rows {
-    /// Puts each picture into the row of its caption.
+    /// Adds each image to the row of its caption.
     fn add(&mut self, labels: &[usize], images: Vec<RgbImage>, name: impl Fn(usize) -> String) {
         for (label, image) in labels.iter().zip(images) {
             let caption = name(*label);
             match self.0.iter_mut().find(|row| row.caption == caption) {
-                Some(row) => row.pictures.push(image),
-                None => self.0.push(Row { caption, pictures: vec![image] }),
+                Some(row) => row.images.push(image),
+                None => self.0.push(Row { caption, images: vec![image] }),
             }
         }
     }
@@ -214,19 +217,19 @@ impl Rows {
         Self(self.0.into_iter().zip(others.0).flat_map(|(a, b)| [a, b]).collect())
     }
 
-    /// Long rows go on below, without a caption.
+    /// Returns the rows; long ones continue below, without a caption.
     fn finish(self) -> Vec<Row> {
         let cut = |row: Row| {
-            let parts: Vec<Vec<RgbImage>> = row.pictures.chunks(COLUMNS).map(<[RgbImage]>::to_vec).collect();
+            let parts: Vec<Vec<RgbImage>> = row.images.chunks(COLUMNS).map(<[RgbImage]>::to_vec).collect();
             let captions = std::iter::once(row.caption).chain(std::iter::repeat(String::new()));
-            parts.into_iter().zip(captions).map(|(pictures, caption)| Row { caption, pictures }).collect::<Vec<_>>()
+            parts.into_iter().zip(captions).map(|(images, caption)| Row { caption, images }).collect::<Vec<_>>()
         };
         self.0.into_iter().flat_map(cut).collect()
     }
 }
 
-/// The sizes of the token maps over the columns of growing pictures.
+/// Returns the headings of the columns: the sizes of the token maps, if every scale is shown.
 fn headings(generator: &Generator, scales: bool) -> Vec<String> {
-    let sizes = generator.pair.tokenizer.scales().sizes();
+    let sizes = generator.pipeline.scales().sizes();
     if scales { sizes.iter().map(|size| format!("{}x{}", size.height, size.width)).collect() } else { Vec::new() }
 }

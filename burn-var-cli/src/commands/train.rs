@@ -17,39 +17,39 @@ use toml::Value;
 use crate::output::Output;
 use crate::progress::TrainProgress;
 
-/// What to train.
+/// The model to train.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// The tokenizer: images to tokens and back.
     Tokenizer(Args),
     /// The transformer, on the tokens of a tokenizer.
     Var(Args),
-    /// The classifier that evaluates generated images.
+    /// The classifier that judges generated images.
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
     Dino(Args),
-    /// AID-VAR's guidance injector, which corrects a transformer that stays as it is.
+    /// AID-VAR's guidance injector, which corrects a frozen transformer.
     Aid(Args),
 }
 
-/// A run.
+/// A training run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run's configuration, a TOML file.
     config: PathBuf,
-    /// The folder of the run. A run that is there is resumed.
+    /// Folder of the run. A run that is there already is resumed.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Steps of the whole run, instead of `run.steps` of the configuration. A run may be made longer, not shorter.
+    /// Steps of the whole run, in place of `run.steps` of the configuration. A run can be made longer, not shorter.
     #[arg(long, value_name = "STEPS")]
     steps: Option<u64>,
-    /// A value instead of the configuration's, `run.seed=2` or `data.path="pictures"` for instance. As often as needed.
+    /// A value in place of the one in the configuration, `run.seed=2` or `data.path="pictures"` for instance. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
 }
 
 impl Args {
-    /// The configuration with what the flags say.
+    /// Returns the configuration; flags take precedence over the file.
     fn config<T: DeserializeOwned>(&self, presets: &[(&str, &str)]) -> Result<T> {
         let steps = self.steps.map(|steps| i64::try_from(steps).map(|steps| ("run.steps".to_owned(), steps.into())));
         let set: Vec<_> = self.set.iter().cloned().chain(steps.transpose()?).collect();
@@ -57,11 +57,11 @@ impl Args {
     }
 }
 
-/// A dotted key and a value in TOML; what is no TOML is text.
+/// Parses a dotted key and a value in TOML; a value that is not TOML is text.
 fn setting(text: &str) -> Result<(String, Value), String> {
-    let (key, value) = text.split_once('=').ok_or("wanted KEY=VALUE")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     if key.split('.').any(|part| part.trim().is_empty()) {
-        return Err(format!("`{key}` is no key: wanted names with dots between them, `run.seed` for instance"));
+        return Err(format!("`{key}` is not a key: expected names with dots between them, `run.seed` for instance"));
     }
     let table = toml::from_str::<toml::Table>(&format!("value = {value}"));
     let value = table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| value.into());
@@ -114,7 +114,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         let share = |who: &str, share: f64| format!("{who} {:.2}% of the test images\n", 100.0 * share);
         let accuracy = report.test_accuracy.map(|found| share("recognizes", found));
         let accuracy = accuracy.or(report.knn_accuracy.map(|found| share("its nearest neighbors recognize", found)));
-        let stopped = "stopped, with a checkpoint: the same command resumes from here\n";
+        let stopped = "stopped, with a checkpoint: the same command resumes it\n";
         format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy.unwrap_or_default())
     })
 }
@@ -128,7 +128,7 @@ mod tests {
         let read = |text: &str| setting(text).expect("a setting");
         assert_eq!(read("run.seed=2"), ("run.seed".to_owned(), Value::Integer(2)));
         assert_eq!(read("ema.decay=0.5").1, Value::Float(0.5));
-        assert_eq!(read("data.path=a b=c").1, Value::String("a b=c".into()), "no TOML, so text");
+        assert_eq!(read("data.path=a b=c").1, Value::String("a b=c".into()), "not TOML, so text");
         assert_eq!(read("data.path=\"3\"").1, Value::String("3".into()));
         assert!(read("guidance.sampler={ top_p = 1.0 }").1.is_table());
         assert!(setting("run.seed").is_err() && setting("=3").is_err() && setting("run..seed=3").is_err());

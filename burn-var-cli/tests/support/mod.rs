@@ -6,9 +6,10 @@ use std::process::{Command, Output};
 
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::weights::{GenerationConfig, Pretrained, StateDict};
-use burn_var::models::var::VqVaeConfig;
-use burn_var::models::var::{VarConfig, VarInit};
+use burn_var::guidance::AidWeight;
+use burn_var::models::aid::Injector;
+use burn_var::models::var::{Var, VarConfig, VarInit, VqVaeConfig};
+use burn_var::weights::{FloatType, GenerationConfig, Pretrained, SaveOptions, StateDict};
 use image::{Rgb, RgbImage};
 
 /// The command, in a folder of its own.
@@ -80,7 +81,26 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
     let class_names = ["red fox", "Red panda", "newt"].map(str::to_owned).to_vec();
     let usage = GenerationConfig { class_names, ..GenerationConfig::default() };
     let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
-    save_var(&transformer, &usage, folder.join("transformer.safetensors"), false).expect("written");
+    save_var(&transformer, &usage, folder.join("transformer.safetensors"));
+}
+
+/// Saves in half precision.
+pub(crate) fn half() -> SaveOptions {
+    SaveOptions { precision: Some(FloatType::F16), ..Default::default() }
+}
+
+/// Saves an injector in half precision with a weight of 5.
+pub(crate) fn save_injector(injector: &Injector, path: impl AsRef<Path>) {
+    let mut options = half();
+    AidWeight::Constant(5.0).insert(&mut options.metadata).expect("JSON");
+    Pretrained::save(injector, path, &options).expect("written");
+}
+
+/// Saves a transformer with generation settings.
+pub(crate) fn save_var(transformer: &Var, usage: &GenerationConfig, path: impl AsRef<Path>) {
+    let mut options = SaveOptions::default();
+    usage.insert(&mut options.metadata).expect("JSON");
+    Pretrained::save(transformer, path, &options).expect("written");
 }
 
 /// A colour picture that depends on `salt`.

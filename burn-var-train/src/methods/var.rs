@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
+use burn_var::image::{ValueRange, to_images};
 use burn_var::models::var::VqVae;
 use burn_var::models::var::{Var, VarConfig, VarInit, drop_labels};
 use burn_var::ops;
@@ -22,7 +23,7 @@ use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
     train,
 };
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_var};
 use crate::{Error, Result};
 
@@ -343,7 +344,7 @@ impl Method for VarMethod {
         let generated =
             generate(&self.tokenizer, self.average(), guidance, request, &mut |_| std::ops::ControlFlow::Continue(()))?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
-        let images = pictures(self.tokenizer.decode(generated.canvas), Range::Signed)?;
+        let images = to_images(self.tokenizer.decode(generated.canvas), ValueRange::Signed)?;
         Grid::new(preview.per_class).write(&path, &images)?;
         Ok(Some(path))
     }

@@ -139,7 +139,11 @@ impl PipelineBuilder {
         Ok(pipeline)
     }
 
-    fn open(&self) -> Result<ModelFiles> {
+    /// Opens the model's files without loading the weights, to look at them first; [`PipelineBuilder::files`] takes them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] for a file that is missing or damaged; [`Error::Config`] without a model.
+    pub fn open(&self) -> Result<ModelFiles> {
         if let Some(files) = &self.files {
             return Ok(files.clone());
         }

@@ -1,32 +1,32 @@
-//! What an evaluation spends its time with.
+//! The costly parts of an evaluation.
 
 use anyhow::Result;
 use burn::tensor::{Distribution, Tensor};
+use burn_var::metrics::{FeatureStats, PrecisionRecall, frechet_distance};
 use burn_var::models::inception::Inception;
-use burn_var::metrics::{PrecisionRecall, FeatureStats, frechet_distance};
 use burn_var::rng::Rng;
 
 use super::Bench;
 
 /// Features of FID's network.
 const FEATURES: usize = 2048;
-/// Pictures behind the statistics: more than features, so that the covariances have full rank.
-const PICTURES: usize = 2 * FEATURES;
-/// Pictures on either side for precision and recall.
+/// Images behind the statistics: more than features, so that the covariances have full rank.
+const IMAGES: usize = 2 * FEATURES;
+/// Images on either side for precision and recall.
 const COMPARED: usize = 10_000;
 
 impl Bench<'_> {
-    /// Features of prepared pictures; which weights makes no difference to the time.
+    /// Measures the features of prepared images. The time does not depend on the weights.
     pub(super) fn inception(&mut self, batch: usize) -> Result<()> {
         let network = Inception::init_zeros(self.device);
         let images = Tensor::<4>::random([batch, 3, 299, 299], Distribution::Uniform(-1.0, 1.0), self.device);
-        self.rate("Inception", "pictures/s", batch as f64, batch, |_| Ok(network.features(images.clone())?))
+        self.rate("Inception", "images/s", batch as f64, batch, |_| Ok(network.features(images.clone())?))
     }
 
     pub(super) fn frechet(&mut self) -> Result<()> {
         let gaussian = |stream: u64| {
             let mut stats = FeatureStats::new(FEATURES);
-            stats.push(&features(PICTURES, stream))?;
+            stats.push(&features(IMAGES, stream))?;
             stats.gaussian()
         };
         let (a, b) = (gaussian(0)?, gaussian(1)?);
@@ -34,10 +34,10 @@ impl Bench<'_> {
     }
 
     pub(super) fn coverage(&mut self) -> Result<()> {
-        let [real, made] = [0, 1].map(|stream| features(COMPARED, stream));
+        let [real, fake] = [0, 1].map(|stream| features(COMPARED, stream));
         let device = self.device.clone();
         self.seconds("precision and recall", COMPARED, |_| {
-            Ok(PrecisionRecall::of(&real, &made, FEATURES, PrecisionRecall::NEIGHBOURS, &device)?)
+            Ok(PrecisionRecall::of(&real, &fake, FEATURES, PrecisionRecall::NEIGHBOURS, &device)?)
         })
     }
 }

@@ -1,17 +1,18 @@
-//! What guidance costs beside the transformer.
+//! The cost of guidance beside the transformer.
 
 use anyhow::Result;
 use burn::tensor::{Distribution, Tensor};
 use burn_var::Tokenizer;
+use burn_var::guidance::{BatchInfo, Guidance, Logits, Ssg, SsgConfig};
 use burn_var::models::aid::InjectorConfig;
-use burn_var::guidance::{Guidance, Logits, Ssg, SsgConfig};
+use burn_var::models::var::{Var, VqVae};
+use burn_var::pipeline::ModelPair;
 
 use super::Bench;
-use crate::models::Pair;
 
 impl Bench<'_> {
-    /// An injector of the paper's size for this transformer, at all scales of a batch.
-    pub(super) fn injector(&mut self, pair: &Pair, batch: usize) -> Result<()> {
+    /// Measures an injector of the paper's size for this transformer, at all scales of a batch.
+    pub(super) fn injector(&mut self, pair: &ModelPair<VqVae, Var>, batch: usize) -> Result<()> {
         let scales = pair.tokenizer.scales();
         let width = pair.transformer.config().embed_dim;
         let injector = InjectorConfig::paper(width).init(1, self.device)?;
@@ -24,17 +25,19 @@ impl Bench<'_> {
         })
     }
 
-    /// Scaled Spatial Guidance, at all scales of a batch.
-    pub(super) fn ssg(&mut self, pair: &Pair, batch: usize) -> Result<()> {
+    /// Measures Scaled Spatial Guidance at all scales of a batch.
+    pub(super) fn ssg(&mut self, pair: &ModelPair<VqVae, Var>, batch: usize) -> Result<()> {
         let scales = pair.tokenizer.scales();
         let vocab = pair.transformer.config().vocab_size;
         let logits: Vec<Tensor<3>> =
             scales.sizes().iter().map(|size| self.noise([batch, size.area(), vocab])).collect();
+        let device = self.device.clone();
         self.seconds("Scaled Spatial Guidance", batch, |_| {
             let mut ssg = Ssg::new(SsgConfig::paper(0.3));
-            let steered = logits.iter().enumerate();
-            let steered = steered.map(|(k, cond)| ssg.steer(k, scales, Logits::cond(cond.clone())));
-            Ok(steered.collect::<burn_var::Result<Vec<_>>>()?)
+            ssg.begin(&BatchInfo { scales, images: batch, seed: 0, first: 0, device: &device })?;
+            let guided = scales.iter().zip(&logits);
+            let guided = guided.map(|(at, cond)| ssg.logits(at, Logits::cond(cond.clone())));
+            Ok(guided.collect::<burn_var::Result<Vec<_>>>()?)
         })
     }
 

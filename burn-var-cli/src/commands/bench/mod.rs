@@ -28,19 +28,19 @@ use crate::settings::SamplingArgs;
 /// Measure speed and memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure, several with commas. [default: sample,train-tokenizer,train-var; with --preset sample]
+    /// What to measure; several with commas. [default: sample,train-tokenizer,train-var; with --preset sample]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<What>,
-    /// A published size, d16 to d36, with random weights, in place of a model; minutes a run on a CPU.
+    /// A published size, d16 to d36, with random weights, in place of a model; minutes per run on a CPU.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "tokenizer", "transformer"])]
     preset: Option<VarPreset>,
-    /// Timed runs, after one that is not timed; medians are shown.
+    /// Number of timed runs, after one that is not timed; the median is shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Pictures in a training step. [default: 32, or 1 above 64 pixels]
-    #[arg(long, value_name = "PICTURES", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Images in a training step. [default: 32, or 1 above 64 pixels]
+    #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u32).range(1..))]
     train_batch: Option<u32>,
-    /// Show where the time of one more run goes, by operation. On flex alone: other devices work on their own time.
+    /// Show the time of each operation in one more run. On flex only: other devices work asynchronously.
     #[arg(long)]
     profile: bool,
     #[command(flatten)]
@@ -51,31 +51,31 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Pictures a second, by stage.
+    /// Images per second, by stage.
     Sample,
-    /// Pictures to tokens.
+    /// Images to tokens.
     Encode,
-    /// The last canvas to pictures.
+    /// The last canvas to images.
     Decode,
     /// A training step of the tokenizer.
     TrainTokenizer,
     /// A training step of the transformer.
     TrainVar,
-    /// DINO ViT-S/16 with random weights, pictures of 224 pixels.
+    /// DINO ViT-S/16 with random weights, images of 224 pixels.
     Dino,
-    /// The same, with the gradient for the pictures.
+    /// The same, with the gradient of the images.
     DinoBackward,
     /// AID-VAR's injector with random weights, at all scales of a batch: what it adds to sampling.
     Injector,
-    /// Scaled Spatial Guidance, the same.
+    /// Scaled Spatial Guidance, in the same way.
     Ssg,
-    /// FID's Inception network, pictures of 299 pixels.
+    /// FID's Inception network, images of 299 pixels.
     Inception,
     /// The Frechet distance of two covariances of 2048 features.
     Frechet,
     /// Precision, recall, density and coverage of 10,000 pictures against 10,000, 2048 features each.
     Coverage,
-    /// A matrix product of 2048 x 2048 numbers: what the machine can do.
+    /// A matrix product of 2048 x 2048 numbers: the speed of the machine.
     Matmul,
 }
 
@@ -85,7 +85,7 @@ struct Report {
     device: String,
     threads: usize,
     results: Vec<Measured>,
-    /// Bytes, of the whole process; `None` where the system does not say.
+    /// Peak memory of the process, in bytes; `None` where the system does not report it.
     peak_memory: Option<u64>,
 }
 
@@ -93,13 +93,13 @@ struct Report {
 struct Measured {
     name: &'static str,
     unit: &'static str,
-    /// Pictures in a run.
+    /// Images in a run.
     batch: usize,
     median: f64,
     runs: Vec<f64>,
-    /// Bytes, of the process until then.
+    /// Peak memory of the process so far, in bytes.
     peak_memory: Option<u64>,
-    /// Where the time of one run went, if that was asked for.
+    /// Time of each operation in a run, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<Share>,
 }
@@ -120,21 +120,26 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         ([], Some(_)) => &[What::Sample],
         (only, _) => only,
     };
-    let (name, pair) = match args.preset {
+    let (name, generator) = match args.preset {
         Some(preset) => {
-            output.note(format!("draws the weights of {}", preset.name()));
-            let pair = made_up::pair(preset, args.model.model.scales()?, args.model.weights.into(), device)?;
-            (format!("{} with random weights", preset.name()), pair)
+            output.note(format!("initializing the weights of {}", preset.name()));
+            let settings = args.sampling.settings()?;
+            let lora = settings.lora.as_deref();
+            let pipeline =
+                made_up::pipeline(preset, args.model.model.scales()?, args.model.weights.into(), lora, device)?;
+            let generator = Generator::with(pipeline, None, &settings)?;
+            let generator = generator.with_seed(args.sampling.seed).with_batch(args.sampling.batch);
+            (format!("{} with random weights", preset.name()), generator)
         }
         None => (
             args.model.model.model.as_ref().map_or("compiled in", |_| "of your own").to_owned(),
-            args.model.load(device)?,
+            Generator::of(&args.model, &args.sampling, Plain::Never, device)?,
         ),
     };
-    let generator = Generator::of(pair, &args.sampling, Plain::Never)?;
-    let tokenizer = &generator.pair.tokenizer;
-    let [channels, height, width] = tokenizer.image_shape();
-    let batch = generator.batch();
+    let pair = generator.pair()?;
+    let tokenizer = &pair.tokenizer;
+    let [channels, height, width] = generator.pipeline.image_shape();
+    let batch = generator.pipeline.batch_size();
     let train_batch = args.train_batch.map_or(if height > 64 { 1 } else { 32 }, |batch| batch as usize);
     let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -144,14 +149,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             What::Sample => bench.sample(&generator)?,
             What::Encode => {
                 let images = random([batch, channels, height, width]);
-                bench.rate("pictures to tokens", "pictures/s", batch as f64, batch, |_| {
-                    Ok(tokenizer.tokenize(images.clone())?)
+                bench.rate("images to tokens", "images/s", batch as f64, batch, |_| {
+                    Ok(tokenizer.encode(images.clone(), tokenizer.scales())?)
                 })?;
             }
             What::Decode => {
                 let MapSize { height, width } = tokenizer.scales().finest();
                 let canvas = random([batch, tokenizer.z_channels(), height, width]);
-                bench.rate("canvas to pictures", "pictures/s", batch as f64, batch, |_| {
+                bench.rate("canvas to images", "images/s", batch as f64, batch, |_| {
                     Ok(tokenizer.decode(canvas.clone()))
                 })?;
             }
@@ -160,24 +165,24 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                 bench.steps("tokenizer training", trainer, train_batch)?;
             }
             What::TrainVar => {
-                let trainer = made_up::var_trainer(&generator.pair, folder.path(), train_batch, device)?;
+                let trainer = made_up::var_trainer(pair, folder.path(), train_batch, device)?;
                 bench.steps("transformer training", trainer, train_batch)?;
             }
             What::Dino => {
                 let vit = VitConfig::dino_small_16().init(1, device)?;
                 let images = random([batch, 3, 224, 224]);
-                bench.rate("DINO ViT-S/16", "pictures/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))?;
+                bench.rate("DINO ViT-S/16", "images/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))?;
             }
             What::DinoBackward => {
                 let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
                 let images = random([batch, 3, 224, 224]);
-                bench.rate("DINO ViT-S/16, gradients", "pictures/s", batch as f64, batch, |_| {
+                bench.rate("DINO ViT-S/16, gradients", "images/s", batch as f64, batch, |_| {
                     let images = Tensor::from_inner(images.clone()).require_grad();
                     Ok(vit.forward(images)?.sum().backward())
                 })?;
             }
-            What::Injector => bench.injector(&generator.pair, batch)?,
-            What::Ssg => bench.ssg(&generator.pair, batch)?,
+            What::Injector => bench.injector(pair, batch)?,
+            What::Ssg => bench.ssg(pair, batch)?,
             What::Inception => bench.inception(batch)?,
             What::Frechet => bench.frechet()?,
             What::Coverage => bench.coverage()?,
@@ -212,7 +217,7 @@ fn text(report: &Report) -> String {
     format!("model {model}, {device}, {threads} threads, medians of {runs} runs\n{lines}{profiles}")
 }
 
-/// What was measured so far, and how to measure.
+/// The measurements so far, and the way to measure.
 struct Bench<'a> {
     runs: u32,
     profile: bool,
@@ -222,7 +227,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Does `work` as often as asked, once before, and once more for the profile.
+    /// Runs `work` once to warm up, then the timed runs, then once more for the profile if asked for.
     fn each_run<R>(&self, name: &str, mut work: impl FnMut(u64) -> Result<R>) -> Result<(Vec<f64>, Vec<Share>)> {
         let mut times = Vec::new();
         for run in 0..=self.runs {
@@ -242,7 +247,7 @@ impl Bench<'_> {
         Ok((times.split_off(1), shares))
     }
 
-    /// How much of `amount` a second.
+    /// Measures `amount` per second.
     fn rate<R>(
         &mut self,
         name: &'static str,
@@ -257,40 +262,39 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Seconds.
+    /// Measures seconds.
     fn seconds<R>(&mut self, name: &'static str, batch: usize, work: impl FnMut(u64) -> Result<R>) -> Result<()> {
         let (times, profile) = self.each_run(name, work)?;
         self.results.push(Measured { profile, ..Measured::new(name, "s", batch, times) });
         Ok(())
     }
 
-    /// One step a run.
+    /// Measures one training step per run.
     fn steps<M: Method>(&mut self, name: &'static str, mut trainer: Trainer<M>, batch: usize) -> Result<()> {
         let (times, profile) = self.each_run(name, |step| Ok(trainer.step(step, false)?))?;
         self.results.push(Measured { profile, ..Measured::new(name, "s/step", batch, times) });
         Ok(())
     }
 
-    /// One batch a run.
+    /// Measures one batch of images per run.
     fn sample(&mut self, generator: &Generator) -> Result<()> {
-        let batch = generator.batch();
-        let classes: Vec<usize> = (0..generator.pair.classes().count).collect();
-        let labels = equal_parts(&classes, batch);
+        let batch = generator.pipeline.batch_size();
+        let labels = equal_parts(&generator.classes(), batch);
         let mut stages: Vec<[Duration; 2]> = Vec::new();
         let (times, profile) = self.each_run("sampling", |_| {
-            generator.run(&labels, Wanted::default(), |made| {
-                stages.push(made.time);
+            generator.run(&labels, Wanted::default(), |batch| {
+                stages.push(batch.output.time);
                 Ok(())
             })
         })?;
         let rates = |seconds: &mut dyn Iterator<Item = f64>| seconds.map(|seconds| batch as f64 / seconds).collect();
-        // The first run was not timed, and a profiled one is behind the others.
+        // The first run is not timed, and a profiled one comes last.
         let stage = |name, stage: usize| {
             let seconds = &mut stages[1..=times.len()].iter().map(|times| times[stage].as_secs_f64());
-            Measured::new(name, "pictures/s", batch, rates(seconds))
+            Measured::new(name, "images/s", batch, rates(seconds))
         };
         let stages = [stage("sampling: transformer", 0), stage("sampling: decoder", 1)];
-        let whole = Measured::new("sampling", "pictures/s", batch, rates(&mut times.iter().copied()));
+        let whole = Measured::new("sampling", "images/s", batch, rates(&mut times.iter().copied()));
         self.results.push(Measured { profile, ..whole });
         self.results.extend(stages);
         Ok(())

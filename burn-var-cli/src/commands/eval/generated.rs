@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
 use super::page;
-use crate::generator::{DrawArgs, Generated, Generator, Plain};
+use crate::generator::{DrawArgs, GeneratedSet, Generator, Plain};
 use crate::models::check_target;
 use crate::output::{Output, usage};
 
@@ -367,11 +367,11 @@ impl Args {
             return Ok((open_set(path)?, serde_json::Value::Null, Vec::new()));
         }
         let generator = Generator::new(&self.draw, Plain::Never, device)?;
-        let classes = generator.pair.classes();
+        let classes = generator.pipeline.classes();
         let names = (0..classes.count).map(|class| classes.name(class)).collect();
-        let labels = classes.in_turn(self.count as usize);
+        let labels = generator.labels_in_turn(self.count as usize);
         let settings = generator.settings();
-        Ok((Box::new(Generated::new(generator, labels)?), settings, names))
+        Ok((Box::new(GeneratedSet::new(generator, labels)?), settings, names))
     }
 }
 

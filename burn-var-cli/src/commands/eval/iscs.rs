@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
-use burn_var::models::dino::Vit;
 use burn_var::metrics::{Iscs, IscsScore, Side};
-use burn_var::weights::{Pretrained, StateDict};
+use burn_var::models::dino::Vit;
 use burn_var::models::var::Var;
+use burn_var::pipeline::ModelPair;
+use burn_var::weights::{Pretrained, StateDict};
 use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
@@ -92,7 +93,7 @@ impl ScaleFeatures {
         &self,
         stages: Vec<Tensor<4>>,
         tokens: &TokenPyramid,
-        tokenizer: &impl Tokenizer,
+        tokenizer: &dyn Tokenizer,
         transformer: &Var,
     ) -> Result<Vec<Vec<f32>>> {
         let read = |features: Tensor<2>| -> Result<Vec<f32>> {
@@ -123,18 +124,18 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let features = ScaleFeatures::load(args, device)?;
     let generator = Generator::new(&args.draw, Plain::Too, device)?;
-    let (tokenizer, transformer) = (&generator.pair.tokenizer, &generator.pair.transformer);
+    let ModelPair { tokenizer, transformer } = generator.pair()?;
     let stages = matches!(features, ScaleFeatures::Dino(_));
     let mut empty = Iscs::new(tokenizer.scales().len(), features.dim(transformer))?;
 
-    let [channels, height, width] = tokenizer.image_shape();
+    let [channels, height, width] = generator.pipeline.image_shape();
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let chosen = evenly(loader.source().len(), args.count as usize);
     let bar = output.bar(chosen.len(), "real images");
-    for numbers in chosen.chunks(generator.batch()) {
+    for numbers in chosen.chunks(generator.pipeline.batch_size()) {
         let images = loader.load(numbers, View::Fixed { mirrored: false }, device)?.images;
-        let tokens = tokenizer.tokenize(images)?;
+        let tokens = tokenizer.encode(images, tokenizer.scales())?;
         let canvases = if stages { tokenizer.canvases(&tokens) } else { Vec::new() };
         let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
         empty.push(Side::Real, &features.extract(stages, &tokens, tokenizer, transformer)?)?;
@@ -142,13 +143,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    let labels = generator.pair.classes().in_turn(args.count as usize);
+    let labels = generator.labels_in_turn(args.count as usize);
     let score = |plain: bool, name: &'static str| -> Result<(IscsScore, Vec<Vec<u32>>)> {
         let (mut iscs, mut tokens) = (empty.clone(), Vec::new());
         let bar = output.bar(labels.len(), name);
         generator.run(&labels, Wanted { stages, plain, ..Default::default() }, |batch| {
-            iscs.push(Side::Generated, &features.extract(batch.stages, &batch.tokens, tokenizer, transformer)?)?;
-            tokens.extend(batch.tokens.to_rows()?);
+            let output = batch.output;
+            iscs.push(Side::Generated, &features.extract(output.stages, &output.tokens, tokenizer, transformer)?)?;
+            tokens.extend(output.tokens.to_rows()?);
             bar.inc(batch.labels.len() as u64);
             Ok(())
         })?;

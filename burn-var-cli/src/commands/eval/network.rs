@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::models::inception::InceptionInput;
+use burn_var::models::classifier::Classifier;
+use burn_var::models::dino::Vit;
+use burn_var::models::inception::{Inception, InceptionInput};
 use burn_var::weights::{Pretrained, StateDict};
 use burn_var_train::eval::{ClassifierExtractor, FeatureExtractor, InceptionExtractor, VitExtractor};
 use clap::ValueEnum;

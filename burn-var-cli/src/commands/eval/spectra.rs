@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::Tokenizer;
 use burn_var::metrics::Spectrum;
 use burn_var_train::curves::{Chart, Series};
 use serde::Serialize;
@@ -57,14 +56,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if !generator.is_guided() {
         return Err(usage("nothing to compare: name a guidance, such as --ssg"));
     }
-    let sizes = generator.pair.tokenizer.scales().sizes();
+    let sizes = generator.pipeline.scales().sizes();
     let empty: Vec<Spectrum> = sizes.iter().map(|size| Spectrum::new(*size)).collect();
     let (mut plain, mut guided) = (empty.clone(), empty);
-    let labels = generator.pair.classes().in_turn(args.count as usize);
+    let labels = generator.labels_in_turn(args.count as usize);
     let bar = output.bar(labels.len(), "images");
     generator.run(&labels, Wanted { logits: true, plain: true, ..Default::default() }, |batch| {
-        let teacher_forced = generator.taught(batch.labels, batch.first, batch.tokens)?;
-        for (spectra, logits) in [(&mut plain, batch.logits), (&mut guided, teacher_forced)] {
+        let teacher_forced = generator.teacher_forced(&batch)?;
+        for (spectra, logits) in [(&mut plain, batch.output.logits), (&mut guided, teacher_forced)] {
             spectra.iter_mut().zip(logits).try_for_each(|(spectrum, logits)| spectrum.push(logits))?;
         }
         bar.inc(batch.labels.len() as u64);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::Tokenizer;
+use burn_var::pipeline::ModelFiles;
 use burn_var_train::config::{put, read_toml};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{Fingerprint, PictureOptions, PictureShape, Split, open_pictures};
@@ -18,10 +18,10 @@ use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
-use crate::generator::{Generated, Generator, Plain};
-use crate::models::{Pair, PairArgs, check_target};
+use crate::generator::{GeneratedSet, Generator, Plain};
+use crate::models::{PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
-use crate::settings::Settings;
+use crate::settings::FileSettings;
 
 /// The file of measures in the folder of one setting and seed.
 const FIGURES: &str = "figures.json";
@@ -74,7 +74,7 @@ struct Method {
 
 impl Method {
     /// Returns all combinations: a description of the settings that vary, and all settings.
-    fn variants(&self) -> Result<Vec<(String, Settings)>> {
+    fn variants(&self) -> Result<Vec<(String, FileSettings)>> {
         let mut variants = vec![(Vec::new(), self.settings.clone())];
         for (key, values) in &self.vary {
             let over = |(words, table): &(Vec<String>, toml::Table)| {
@@ -89,7 +89,7 @@ impl Method {
             variants = variants.iter().flat_map(over).collect();
         }
         let read = |(words, table): (Vec<String>, toml::Table)| {
-            let settings: Settings = table.try_into().map_err(|error: toml::de::Error| {
+            let settings: FileSettings = table.try_into().map_err(|error: toml::de::Error| {
                 usage(format!("settings of the method `{}`: {}", self.name, error.to_string().trim_end()))
             })?;
             Ok((words.join(", "), settings))
@@ -138,14 +138,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if sweep.count < 2 || sweep.seeds.is_empty() || sweep.method.is_empty() {
         return Err(usage(format!("`{}`: expected at least 2 images, a seed and a method", args.file.display())));
     }
-    let variants: Vec<(&Method, Vec<(String, Settings)>)> =
+    let variants: Vec<(&Method, Vec<(String, FileSettings)>)> =
         sweep.method.iter().map(|method| Ok((method, method.variants()?))).collect::<Result<_>>()?;
     let network = args.network.require(device)?;
-    let pair = args.model.load(device)?;
-    let [channels, height, width] = pair.tokenizer.image_shape();
+    let files = args.model.open()?;
+    let [channels, height, width] = args.model.builder(&files, device)?.without_injector().build()?.image_shape();
     let test = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let mut test = DataPictures::new(test, PictureShape::new(height, width, channels)?);
-    let inputs = SweepInputs { args, network: &*network, pair: &pair, count: sweep.count, device };
+    let inputs = SweepInputs { args, network: &*network, files: &files, count: sweep.count, device };
     let bar = output.bar(test.count(), "test images");
     let reference = inputs.features(&mut test, &args.out.join("test"), &bar)?;
     bar.finish_and_clear();
@@ -159,15 +159,15 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                 Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
                 Err(error) => error.context(format!("the method `{name}`")),
             };
-            let first = inputs.generator(&settings, 0).map_err(named)?;
+            let generator = inputs.generator(&settings).map_err(named)?;
             let figures = sweep.seeds.iter().map(|seed| {
                 let bar = output.bar(sweep.count, &format!("{name}, seed {seed}"));
-                let figures = inputs.measure(&settings, *seed, &reference, &bar);
+                let figures = inputs.measure(generator.clone(), *seed, &reference, &bar);
                 bar.finish_and_clear();
                 figures
             });
             let figures = figures.collect::<Result<Vec<_>>>().map_err(named)?;
-            let mut settings = first.settings();
+            let mut settings = generator.settings();
             if let Some(settings) = settings.as_object_mut() {
                 settings.remove("seed");
             }
@@ -186,14 +186,15 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 struct SweepInputs<'a> {
     args: &'a Args,
     network: &'a dyn FeatureExtractor,
-    pair: &'a Pair,
+    files: &'a ModelFiles,
     count: usize,
     device: &'a Device,
 }
 
 impl SweepInputs<'_> {
-    fn generator(&self, settings: &Settings, seed: u64) -> Result<Generator> {
-        Generator::with(self.pair.clone(), settings, seed, Some(self.args.batch as usize), Plain::Never)
+    fn generator(&self, settings: &FileSettings) -> Result<Generator> {
+        let generator = Generator::build(&self.args.model, self.files, settings, Plain::Never, self.device)?;
+        Ok(generator.with_batch(Some(self.args.batch)))
     }
 
     fn features(&self, set: &mut dyn PictureSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
@@ -204,14 +205,14 @@ impl SweepInputs<'_> {
 
     fn measure(
         &self,
-        settings: &Settings,
+        generator: Generator,
         seed: u64,
         reference: &Reference,
         bar: &indicatif::ProgressBar,
     ) -> Result<Figures> {
-        let classes = self.pair.classes();
-        let labels = classes.in_turn(self.count);
-        let mut set = Generated::new(self.generator(settings, seed)?, labels.clone())?;
+        let labels = generator.labels_in_turn(self.count);
+        let classes = generator.pipeline.classes().count;
+        let mut set = GeneratedSet::new(generator.with_seed(seed), labels.clone())?;
         // Named by its content, so that a changed file of settings measures only what it changed.
         let network = self.network.identity();
         let key = Fingerprint::new().field(set.identity()?.as_bytes());
@@ -235,7 +236,7 @@ impl SweepInputs<'_> {
         let start = Instant::now();
         let table = self.features(&mut set, &folder, bar)?;
         let seconds = start.elapsed().as_secs_f64();
-        let known = self.args.network.classifier.is_some() && classes.count <= table.dims[2];
+        let known = self.args.network.classifier.is_some() && classes <= table.dims[2];
         let recognized = known.then(|| Recognition::of(&table, &labels)).transpose()?;
         let options = Options { splits: self.network.splits(), seed, ..Default::default() };
         let figures = Figures {

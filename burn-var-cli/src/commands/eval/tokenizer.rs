@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor, TensorData};
+use burn_var::image::{ValueRange, to_images};
 use burn_var::metrics::{Lpips, MeanPsnr, psnr, ssim};
 use burn_var::weights::StateDict;
 use burn_var::{MapSize, TokenPyramid, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
 use burn_var_train::eval::{FeatureTable, Options, Reference, score};
-use burn_var_train::grid::{ValueRange, pictures};
 use image::RgbImage;
 use serde::Serialize;
 
@@ -64,19 +64,19 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         Some(file) => Some(Lpips::load(&StateDict::open(file)?, &Lpips::published_heads()?, device)?),
         None => None,
     };
-    let shape @ [channels, height, width] = tokenizer.image_shape();
+    let shape @ [channels, height, width] = tokenizer.config().image_shape();
     let size = MapSize { height, width };
     let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
     let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
     let all: Vec<usize> = (0..loader.source().len()).collect();
     let bar = output.bar(all.len(), "images");
     let scales = tokenizer.scales();
-    let mut used = vec![vec![0_usize; tokenizer.vocab_size()]; scales.len()];
+    let mut used = vec![vec![0_usize; tokenizer.config().vocab_size]; scales.len()];
     let (mut mean, mut similarity, mut distance) = (MeanPsnr::default(), 0.0, 0.0);
     let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(&**network)));
     for indices in all.chunks(BATCH) {
         let images = loader.load(indices, View::Fixed { mirrored: false }, device)?.images;
-        let tokens: TokenPyramid = tokenizer.tokenize(images.clone())?;
+        let tokens: TokenPyramid = tokenizer.encode(images.clone(), scales)?;
         for row in tokens.to_rows()? {
             for (k, used) in used.iter_mut().enumerate() {
                 row[scales.range(k)].iter().for_each(|code| used[*code as usize] += 1);
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         }
         let Some(canvas) = tokenizer.canvases(&tokens).pop() else { continue };
         // As 8-bit images, like files.
-        let sides = [images, tokenizer.decode(canvas)].map(|images| pictures(images, ValueRange::Signed));
+        let sides = [images, tokenizer.decode(canvas)].map(|images| to_images(images, ValueRange::Signed));
         let [originals, reconstructions] = sides;
         let (originals, reconstructions) = (originals?, reconstructions?);
         for (a, b) in originals.iter().zip(&reconstructions) {
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     let share = |counts: &[usize]| counts.iter().filter(|count| **count > 0).count() as f64 / counts.len() as f64;
     let anywhere: Vec<usize> =
-        (0..tokenizer.vocab_size()).map(|code| used.iter().map(|used| used[code]).sum()).collect();
+        (0..tokenizer.config().vocab_size).map(|code| used.iter().map(|used| used[code]).sum()).collect();
     let report = Report {
         images: all.len(),
         psnr: mean.mean(),

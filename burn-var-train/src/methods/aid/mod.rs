@@ -19,6 +19,7 @@ use burn::tensor::{Device, Tensor};
 use burn_var::editing::KnownTokens;
 use burn_var::generation::{Generated, NextScale, ScaleDone, check_pair};
 use burn_var::guidance::{Aid, AidWeight, Cfg, Guidance};
+use burn_var::image::{ValueRange, to_images};
 use burn_var::models::aid::{
     Augment, DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, InjectorConfig, InjectorDropout, Projector,
     SoftCanvas, VitProjector, generator_loss,
@@ -45,7 +46,7 @@ use crate::engine::run::{Metrics, RunConfig};
 use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, train,
 };
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::optim::no_decay_1d;
 use crate::tensor::scalar;
 use crate::{Error, Result};
@@ -736,7 +737,7 @@ impl Method for AidMethod {
         let request = BatchRequest { sampler, ..BatchRequest::classes(&labels, self.config.run.seed) };
         let images = |correction: Option<&Correction>| -> Result<Vec<image::RgbImage>> {
             let generated = self.generate(correction, step, None, None, &request, &mut |_| ())?;
-            pictures(self.backbone.tokenizer.decode(generated.canvas).inner(), Range::Signed)
+            to_images(self.backbone.tokenizer.decode(generated.canvas).inner(), ValueRange::Signed)
         };
         // Off the graph, which for all classes at once would outgrow a step's.
         let correction = self.correction.model.clone().no_grad();

@@ -12,6 +12,7 @@ use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_var::Tokenizer;
+use burn_var::image::{ValueRange, to_images};
 use burn_var::models::var::{VqVae, VqVaeConfig};
 use burn_var::rng::Rng;
 use burn_var::weights::{Pretrained, SaveOptions};
@@ -27,7 +28,7 @@ use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
     train,
 };
-use crate::grid::{Grid, Range, pictures};
+use crate::grid::Grid;
 use crate::losses::Criterion;
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::mean;
@@ -451,7 +452,7 @@ impl Method for TokenizerMethod {
         rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
-        Grid::new(columns).write(&path, &pictures(Tensor::cat(rows, 0), Range::Signed)?)?;
+        Grid::new(columns).write(&path, &to_images(Tensor::cat(rows, 0), ValueRange::Signed)?)?;
         Ok(Some(path))
     }
 
