@@ -18,5 +18,5 @@ pub use iscs::{Iscs, IscsScore, Side, Transition};
 pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
 pub use manifold::{Manifold, Membership, PrecisionRecall};
-pub use neighbours::{NearCopies, NeighbourIndex, Neighbours};
+pub use neighbors::{NearCopies, NeighborIndex, Neighbors};
 pub use spectrum::Spectrum;

@@ -737,7 +737,7 @@ impl Method for AidMethod {
         let request = BatchRequest { sampler, ..BatchRequest::classes(&labels, self.config.run.seed) };
         let images = |correction: Option<&Correction>| -> Result<Vec<image::RgbImage>> {
             let generated = self.generate(correction, step, None, None, &request, &mut |_| ())?;
-            to_images(self.backbone.tokenizer.decode(generated.canvas).inner(), ValueRange::Signed)
+            Ok(to_images(self.backbone.tokenizer.decode(generated.canvas).inner(), ValueRange::Signed)?)
         };
         // Off the graph, which for all classes at once would outgrow a step's.
         let correction = self.correction.model.clone().no_grad();

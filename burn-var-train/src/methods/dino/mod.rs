@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
-use burn_var::metrics::NeighbourIndex;
+use burn_var::metrics::NeighborIndex;
 use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
