@@ -36,7 +36,11 @@ fn find(name: &str, cache: &Path) -> Result<PathBuf> {
             (owner, repository, file.filter(|file| !file.is_empty()))
         }
         _ => {
-            return Err(Error::config("name on the hub", name, "`hub:owner/repository` or `hub:owner/repository/file`"));
+            return Err(Error::config(
+                "name on the hub",
+                name,
+                "`hub:owner/repository` or `hub:owner/repository/file`",
+            ));
         }
     };
     if name.split('/').any(|part| part == "..") {

@@ -37,7 +37,7 @@ impl Bench<'_> {
         let [real, made] = [0, 1].map(|stream| features(COMPARED, stream));
         let device = self.device.clone();
         self.seconds("precision and recall", COMPARED, |_| {
-            Ok(PrecisionRecall::of(&real, &made, FEATURES, PrecisionRecall::NEIGHBOURS, &device)?)
+            Ok(PrecisionRecall::of(&real, &made, FEATURES, PrecisionRecall::NEIGHBORS, &device)?)
         })
     }
 }
