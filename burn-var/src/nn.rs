@@ -1,8 +1,8 @@
 //! Layers that the models share, with fields named as in PyTorch's checkpoints.
 //!
-//! [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] shadow Burn's layers of the same names because they run the fused kernels
-//! of [`ops`] where there are any. They hold no more than the models need: [`GroupNorm`] is fixed at 32 groups and an
-//! epsilon of 1e-6, and [`Conv2d`] has square kernels and always a bias.
+//! [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] shadow Burn's layers of the same names because they run the fused
+//! kernels of [`ops`] where there are any. They hold no more than the models need: [`GroupNorm`] is fixed at 32 groups
+//! and an epsilon of 1e-6, and [`Conv2d`] has square kernels and always a bias.
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
@@ -28,8 +28,8 @@ impl Conv2d {
         Self::new(channels, kernel, ConvSpec { stride: 1, padding: [pad; 4] }, device)
     }
 
-    /// Creates a convolution that halves the map as VAR's encoder does: a row and a column of zeros at the end, then 3x3
-    /// with stride 2. Weights start at zero.
+    /// Creates a convolution that halves the map as VAR's encoder does: a row and a column of zeros at the end, then
+    /// 3x3 with stride 2. Weights start at zero.
     pub fn halve(channels: usize, device: &Device) -> Self {
         Self::new([channels; 2], 3, ConvSpec { stride: 2, padding: [0, 1, 0, 1] }, device)
     }

@@ -40,7 +40,7 @@ impl Copies {
         let others = (0..tests).filter(|i| chosen.binary_search(i).is_err());
         let others: Vec<f32> = others.flat_map(row).copied().collect();
         let index = NeighborIndex::new(train, dim, device)?;
-        let nearest = |rows: &[f32]| index.nearest(rows, NearCopies::NEIGHBOURS.min(train.len() / dim));
+        let nearest = |rows: &[f32]| index.nearest(rows, NearCopies::NEIGHBORS.min(train.len() / dim));
         let near = NearCopies::calibrate(&nearest(&others)?)?;
         Ok(Self {
             generated: near.share(&nearest(generated)?),

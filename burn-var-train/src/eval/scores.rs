@@ -51,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            neighbors: PrecisionRecall::NEIGHBOURS,
+            neighbors: PrecisionRecall::NEIGHBORS,
             splits: Splits::Count(10),
             kid: Subsets::default(),
             resamples: 0,

@@ -39,8 +39,8 @@ pub struct ScaleInput<'a> {
     /// The tokenizer's view of the canvas so far, `[sequences, z_channels, height, width]` of this scale's size
     /// ([`Tokenizer::next_input`](super::Tokenizer::next_input)). At the first scale it holds no information.
     pub map: Tensor<4>,
-    /// Symbols drawn at the preceding scale, `[sequences, tokens * symbols]`; `None` at the first scale. For models with
-    /// a token embedding of their own.
+    /// Symbols drawn at the preceding scale, `[sequences, tokens * symbols]`; `None` at the first scale. For models
+    /// with a token embedding of their own.
     pub ids: Option<&'a Tensor<2, Int>>,
 }
 
@@ -62,8 +62,8 @@ pub trait NextScale {
     /// Returns the number of classes, the null class not counted; 0 for a model without classes.
     fn num_classes(&self) -> usize;
 
-    /// Returns the embedding of code vectors, `[.., z_channels]` to `[.., width]`, which AID-VAR's injector reads; `None`
-    /// for a model without one.
+    /// Returns the embedding of code vectors, `[.., z_channels]` to `[.., width]`, which AID-VAR's injector reads;
+    /// `None` for a model without one.
     fn code_embedding(&self) -> Option<&Linear> {
         None
     }

@@ -131,13 +131,13 @@ struct Axis {
     replaced: Vec<f64>,
 }
 
-/// `a b` of `a: [m, k]` and `b: [k, n]`.
+/// Computes `a b` of `a: [m, k]` and `b: [k, n]`.
 fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
     let entry = |i: usize| (0..k).map(|j| a[i / n * k + j] * b[j * n + i % n]).sum();
     (0..m * n).map(entry).collect()
 }
 
-/// `aT b` of `a: [k, m]` and `b: [k, n]`.
+/// Computes `aT b` of `a: [k, m]` and `b: [k, n]`.
 fn product_of_transposed(a: &[f64], b: &[f64], [k, m, n]: [usize; 3]) -> Vec<f64> {
     let entry = |i: usize| (0..k).map(|j| a[j * m + i / n] * b[j * n + i % n]).sum();
     (0..m * n).map(entry).collect()

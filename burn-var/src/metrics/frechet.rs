@@ -269,7 +269,7 @@ mod tests {
 
     const DIM: usize = 7;
 
-    /// Deterministic rows with correlated columns.
+    /// Returns deterministic rows with correlated columns.
     fn rows(count: usize, salt: usize) -> Vec<f32> {
         let noise = |k: usize| ((k * 7919 + salt * 31_337) % 10_007) as f32 / 5003.5 - 1.0;
         (0..count * DIM).map(|k| noise(k) + 0.5 * noise(k / DIM * DIM) + (k % DIM) as f32).collect()

@@ -127,7 +127,7 @@ pub struct PrecisionRecall {
 impl PrecisionRecall {
     /// Number of neighbors for [`PrecisionRecall::precision`] and [`PrecisionRecall::recall`] in the guided-diffusion
     /// evaluator.
-    pub const NEIGHBOURS: usize = 3;
+    pub const NEIGHBORS: usize = 3;
 
     /// Compares `generated` with `real` rows, `[n, dim]` each, by balls of `k` neighbors.
     ///

@@ -284,19 +284,19 @@ pub struct NearCopies {
 
 impl NearCopies {
     /// Number of neighbors to search for, which form the surroundings of the nearest one.
-    pub const NEIGHBOURS: usize = 50;
+    pub const NEIGHBORS: usize = 50;
     /// One in this many held-out images lies below the threshold.
     const ONE_IN: usize = 100;
 
     /// Calibrates the threshold on real images outside the training set.
     ///
     /// # Errors
-    /// [`Error::Config`] with fewer than 100 images, which have no 1st percentile.
+    /// [`Error::Shape`] with fewer than 100 images, which have no 1st percentile.
     pub fn calibrate(real: &Neighbors) -> Result<Self> {
         let mut closeness = real.closeness();
         if closeness.len() < Self::ONE_IN {
-            let expected = format!("{} or more: their 1st percentile is the threshold", Self::ONE_IN);
-            return Err(Error::config("number of real images", closeness.len(), expected));
+            let expected = format!("{} or more, whose 1st percentile is the threshold", Self::ONE_IN);
+            return Err(Error::shape("real images", expected, [closeness.len()]));
         }
         closeness.sort_by(f64::total_cmp);
         Ok(Self { threshold: closeness[closeness.len() / Self::ONE_IN] })
@@ -330,7 +330,7 @@ mod tests {
     fn equals_a_full_search_across_blocks() {
         let (reference, queries) = (rows(BLOCK + 37, "reference"), rows(QUERY_BLOCK + 3, "queries"));
         let found = nearest(&reference, &queries, 4);
-        assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbors a query");
+        assert_eq!(found.count(), QUERY_BLOCK + 3, "one row of neighbors per query");
         for i in [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 2] {
             let query = &queries[i * DIM..][..DIM];
             let square = |row: &[f32]| query.iter().zip(row).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
@@ -371,13 +371,13 @@ mod tests {
     #[test]
     fn near_copies_are_all_copies_and_one_percent_of_unrelated_rows() {
         let reference = rows(4000, "reference");
-        let neighbors = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBOURS);
+        let neighbors = |queries: &[f32]| nearest(&reference, queries, NearCopies::NEIGHBORS);
         let test = NearCopies::calibrate(&neighbors(&rows(1000, "calibration"))).expect("enough images");
-        assert_eq!(test.share(&neighbors(&rows(1000, "calibration"))), 0.01, "of those it was taken from");
+        assert_eq!(test.share(&neighbors(&rows(1000, "calibration"))), 0.01, "fraction of the calibration set");
         let unrelated = test.share(&neighbors(&rows(1000, "others")));
         assert!(unrelated < 0.025, "fraction among unrelated rows: {unrelated}");
         let copies: Vec<f32> = reference[..500 * DIM].iter().map(|x| x + 1e-3).collect();
-        assert!(test.share(&neighbors(&copies)) > 0.95, "share of copies with a little noise");
+        assert!(test.share(&neighbors(&copies)) > 0.95, "fraction of copies with a little noise");
         assert!(NearCopies::calibrate(&neighbors(&rows(99, "few"))).is_err(), "too few to calibrate with");
     }
 

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use super::flex;
 use super::silu;
 
-/// Group normalization: normalizes each of `groups` runs of channels of an image to mean 0 and (biased) variance 1,
-/// then applies each channel's `weight` and `bias`. `eps` is added to the variance.
+/// Applies group normalization: normalizes each of `groups` runs of channels of an image to mean 0 and (biased)
+/// variance 1, then applies each channel's `weight` and `bias`. `eps` is added to the variance.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, channels, height, width]`, `channels` a multiple of `groups`
@@ -32,8 +32,8 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
     silu(group_norm(x, weight, bias, groups, eps))
 }
 
-/// Layer normalization over the last axis without learned parameters, then `* (1 + scale) + shift`: the adaptive layer
-/// norm of DiT and VAR, where scale and shift are projected from the condition.
+/// Applies layer normalization over the last axis without learned parameters, then `* (1 + scale) + shift`: the
+/// adaptive layer norm of DiT and VAR, where scale and shift are projected from the condition.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, length, channels]`
@@ -47,7 +47,7 @@ pub fn layer_norm_modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, eps
     normalize(x, eps) * (scale + 1.0) + shift
 }
 
-/// Layer normalization over the last axis, then each channel's `weight` and `bias`.
+/// Applies layer normalization over the last axis, then each channel's `weight` and `bias`.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, length, channels]`

@@ -62,7 +62,7 @@ impl InceptionInput {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
-    /// In single precision and in the order of the original kernels, to match the last bit.
+    /// Interpolates four values in single precision and in the order of the original kernels, to match the last bit.
     fn blend(self, [a, b]: [f32; 2], [c, d]: [f32; 2], down: f32, right: f32) -> f32 {
         match self {
             Self::Tf1 => {
@@ -261,7 +261,7 @@ impl Unit {
         }
     }
 
-    /// The norm is a factor and an offset per channel, which are folded into the convolution.
+    /// Applies the norm as a factor and an offset per channel, folded into the convolution.
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let Norm { weight, bias, running_mean, running_var } = &self.bn;
         let factor = weight.val() / (running_var.val() + EPSILON).sqrt();

@@ -47,7 +47,8 @@ impl Quantizer {
         }
     }
 
-    /// Returns the ids of the codes nearest to `residual`, `[positions, z_channels]`: `[positions]`. Ties go to the first.
+    /// Returns the ids of the codes nearest to `residual`, `[positions, z_channels]`: `[positions]`. The first one
+    /// wins.
     pub fn nearest(&self, residual: Tensor<2>) -> Tensor<1, Int> {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();

@@ -106,7 +106,7 @@ impl VarConfig {
             return Err(Error::config("mlp_ratio", self.mlp_ratio, "a positive number"));
         }
         if !(0.0..1.0).contains(&self.drop_path_rate) {
-            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a share in 0..1"));
+            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a fraction in 0..1"));
         }
         Ok(())
     }

@@ -72,7 +72,8 @@ fn multiplied<H: Copy + Sync>(
     product(x, View::new(&single, [inputs, outputs], outputs), bias)
 }
 
-/// Each task converts the weights of some outputs to single precision, and multiplies while they are in the cache.
+/// Multiplies block by block: each task converts the weights of some outputs to single precision, and multiplies while
+/// they are in the cache.
 fn by_blocks<H: Copy + Sync>(
     x: View<'_>,
     weight: &[H],

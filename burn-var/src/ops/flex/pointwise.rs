@@ -51,7 +51,7 @@ pub(super) fn silu_slope<const FMA: bool>(x: f32) -> f32 {
     s * (1.0 + x * (1.0 - s))
 }
 
-/// Since `1 + tanh(u) = 2 sigmoid(2 u)`, the tanh form of GELU is `x sigmoid(2 u)`, with one exponential.
+/// Computes the factor `sigmoid(2 u)` of GELU's tanh form, with one exponential: `1 + tanh(u) = 2 sigmoid(2 u)`.
 #[inline(always)]
 fn gelu_gate<const FMA: bool>(x: f32) -> f32 {
     sigmoid::<FMA>(GELU_SCALE * (x + GELU_CUBIC * x * x * x))

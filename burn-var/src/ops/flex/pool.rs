@@ -55,7 +55,7 @@ pub(in crate::ops) fn pool(x: Tensor<4>, pool: Pool) -> Tensor<4> {
     Array::new(out, [batch, channels, down, across]).into()
 }
 
-/// NaN counts as larger than any number.
+/// Returns the larger number; NaN counts as larger than any number.
 #[inline(always)]
 fn max(a: f32, b: f32) -> f32 {
     if b > a || b.is_nan() { b } else { a }
@@ -74,7 +74,7 @@ vectorized! {
         }
     }
 
-    /// `line` holds sums of columns, with a zero beyond each end.
+    /// Computes the means of windows from `line`, the sums of columns with a zero beyond each end.
     fn means_of_three(line: &[f32], rows: f32, out: &mut [f32]) {
         for (window, out) in line.windows(SIDE).zip(out.iter_mut()) {
             *out = (window[0] + window[1] + window[2]) * (1.0 / (SIDE as f32 * rows));

@@ -38,7 +38,7 @@ vectorized! {
     }
 }
 
-/// Softmax of a row in place.
+/// Computes the softmax of a row in place.
 #[inline(always)]
 pub(super) fn softmax_inline<const FMA: bool>(row: &mut [f32]) {
     // The comparison skips NaN, but the exponential below does not.

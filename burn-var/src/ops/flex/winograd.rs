@@ -103,8 +103,8 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32>
     out
 }
 
-/// Each task transforms the inputs of a band of tiles, multiplies them with the weights of some outputs and transforms
-/// the products back, all in its core's cache.
+/// Convolves with transformed weights: each task transforms the inputs of a band of tiles, multiplies them with the
+/// weights of some outputs and transforms the products back, all in its core's cache.
 fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     assert_eq!(bias.len(), outputs, "conv2d: length of the bias");
