@@ -196,7 +196,7 @@ pub struct TokenizerBatch {
 /// Values of a piece besides its gradients.
 pub enum TokenizerRecord {
     /// Of the round that finds the adaptive weight: gradients of both sides at the decoder's last convolution.
-    Weight([Tensor<4>; 2]),
+    Weight(Box<[Tensor<4>; 2]>),
     /// Of the round that trains.
     Loss(Box<LossRecord>),
 }
@@ -347,10 +347,10 @@ impl Method for TokenizerMethod {
         };
         let sides = match sides {
             Some(sides) if self.finds_weight(round) => {
-                let record = TokenizerRecord::Weight(pass.at_last_convolution(model.decoder.conv_out(), &sides));
+                let gradients = pass.at_last_convolution(model.decoder.conv_out(), &sides);
                 // Several pieces are there to save the memory of the graph, which is then made again.
                 batch.kept = piece.is_whole().then_some((pass, sides));
-                return Ok((Vec::new(), record));
+                return Ok((Vec::new(), TokenizerRecord::Weight(Box::new(gradients))));
             }
             sides => sides,
         };
@@ -381,7 +381,8 @@ impl Method for TokenizerMethod {
         for record in records {
             match record {
                 TokenizerRecord::Loss(record) => losses.push(*record),
-                TokenizerRecord::Weight([other, own]) => {
+                TokenizerRecord::Weight(sides) => {
+                    let [other, own] = *sides;
                     others.push(other);
                     owns.push(own);
                 }
