@@ -18,7 +18,7 @@ const WHOLE: usize = 3;
 ///
 /// # fn main() -> burn_var::Result<()> {
 /// let device = Device::default();
-/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7, 1, 2, 3, 4]], &device)?;
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7u32, 1, 2, 3, 4]], &device)?;
 /// // The left half stays: 1 in the mask.
 /// let mask = Tensor::<1>::from_floats([1.0, 0.0], &device).reshape([1, 1, 1, 2]);
 /// let known = KnownTokens::masked(tokens, mask)?;

@@ -13,7 +13,7 @@ use crate::{Error, Result, Scales};
 /// use burn_var::{Scales, TokenPyramid};
 ///
 /// # fn main() -> burn_var::Result<()> {
-/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7, 1, 2, 3, 4]], &Device::default())?;
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7u32, 1, 2, 3, 4]], &Device::default())?;
 /// assert_eq!(tokens.map(1).dims(), [1, 4]);
 /// assert_eq!(tokens.to_rows()?, [[7, 1, 2, 3, 4]]);
 /// # Ok(())

@@ -148,7 +148,7 @@ fn tokens_of_bits_are_edited() {
     assert_eq!(tokens.to_rows().expect("tokens")[0][..6], [1, 0, 0].repeat(2), "two tokens");
     let (completed, _) =
         everywhere(&tokenizer, &model, &Request::classes([6]).known(KnownTokens::first(tokens.clone(), 1)));
-    assert_eq!(completed[0], [[1, 0, 0].repeat(1), [0, 1, 1].repeat(20)].concat());
+    assert_eq!(completed[0], [vec![1, 0, 0], [0, 1, 1].repeat(20)].concat());
     let top = Tensor::<1>::from_floats([1.0, 1.0, 0.0, 0.0], &device()).reshape([1, 1, 4, 1]).expand([1, 1, 4, 4]);
     let known = KnownTokens::masked(tokens.clone(), top).expect("a mask");
     assert_eq!(known.drawn().expect("counts"), [0, 2, 8], "tokens, not bits");

@@ -22,7 +22,7 @@ struct Brighter {
 }
 
 impl Brighter {
-    fn new(at: usize, seen: &Seen) -> Box<dyn Guidance> {
+    fn boxed(at: usize, seen: &Seen) -> Box<dyn Guidance> {
         Box::new(Self { at, seen: seen.clone(), batches: 0 })
     }
 }
@@ -86,7 +86,7 @@ fn guidance_from_outside_acts_everywhere() {
     let guided = [[vec![0], vec![2; 4], vec![4; 16]].concat(), [vec![2], vec![6; 4], vec![2; 16]].concat()];
 
     let seen = Seen::default();
-    let chain = || vec![Brighter::new(1, &seen), Box::new(Turn) as Box<dyn Guidance>];
+    let chain = || vec![Brighter::boxed(1, &seen), Box::new(Turn) as Box<dyn Guidance>];
     let go_on = &mut |_: &burn_var::generation::ScaleDone| ControlFlow::Continue(());
     let direct = generate(&tokenizer, &model, chain(), request.clone(), go_on).expect("images");
     assert_eq!(direct.tokens.to_rows().expect("tokens"), guided);
@@ -99,7 +99,7 @@ fn guidance_from_outside_acts_everywhere() {
     let unguided = pipeline.start(request.clone()).expect("steps").finish().expect("all");
     assert_eq!(unguided.tokens.to_rows().expect("tokens"), plain, "nothing is left of it");
 
-    let error = pipeline.start_with(vec![Brighter::new(3, &seen)], request).map(|_| ()).expect_err("three scales");
+    let error = pipeline.start_with(vec![Brighter::boxed(3, &seen)], request).map(|_| ()).expect_err("three scales");
     assert!(error.to_string().contains("a scale below 3"), "{error}");
 }
 
