@@ -409,9 +409,13 @@ fn accumulation_changes_nothing(class_dropout: f64, drop_path: f64) {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     write_images(at);
-    let sections =
-        format!("[run]\nsteps = 2\nbatch_size = 6\nseed = 5\nlog_every = 1\n[data]\npath = {at:?}\nmirror = true\n");
-    let tokenizer = sections.clone()
+    let sections = |accumulate: usize| {
+        format!(
+            "[run]\nsteps = 2\nbatch_size = 6\naccumulate = {accumulate}\nseed = 5\nlog_every = 1\n\
+             [data]\npath = {at:?}\nmirror = true\n"
+        )
+    };
+    let tokenizer = sections(1)
         + "[model]\nimage_channels = 1\nch = 32\nch_mult = [1, 2]\nnum_res_blocks = 1\nz_channels = 6\n\
            vocab_size = 24\npatch_nums = [1, 3, 8]\n";
     let tokenizer = toml::from_str(&tokenizer).unwrap_or_else(|error| panic!("{error}"));
@@ -419,9 +423,10 @@ fn accumulation_changes_nothing(class_dropout: f64, drop_path: f64) {
     let file = train_tokenizer(tokenizer, &at.join("tokenizer"), &device, &mut ()).expect("trains").expect("a file");
     let train = |accumulate: usize| {
         let text = format!(
-            "tokenizer = {file:?}\nclass_dropout = {class_dropout}\n{sections}\
+            "tokenizer = {file:?}\nclass_dropout = {class_dropout}\n{}\
              [learning_rate]\npeak = 0.5\n[optimizer]\nepsilon = 1.0\n[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\n\
-             drop_path_rate = {drop_path}\n[preview]\nper_class = 1\n"
+             drop_path_rate = {drop_path}\n[preview]\nper_class = 1\n",
+            sections(accumulate)
         );
         let config = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
         let run = at.join(format!("run-{accumulate}"));

@@ -69,12 +69,12 @@ impl Models {
     fn maps(&self, tokens: &TokenPyramid) -> Result<Vec<Tensor<3>>> {
         let mut aid = Aid::new(self.injector.clone(), self.transformer.word_embed(), AidWeight::default())?;
         let scales = self.tokenizer.scales();
-        let mut map = |k: usize| {
+        let map = |k: usize| {
             let codes = self.tokenizer.lookup(tokens.map(k - 1));
             let map = aid.map(scales.at(k), Some(&codes))?;
             Ok(map.expect("there is a scale before"))
         };
-        (1..scales.len()).map(&mut map).collect()
+        (1..scales.len()).map(map).collect()
     }
 
     fn rollout(&self, unguided: &TokenPyramid) -> Result<Rollout> {
