@@ -22,8 +22,12 @@ use clap::error::ErrorKind;
 use crate::cli::Cli;
 use crate::output::{Output, UsageError};
 
+/// Keeps large blocks that are freed for the next tensor; the C library gives each one back to the system, and its next
+/// use pays for page faults.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
-    memory::keep_freed_blocks();
     let cli = Cli::parse();
     let output = Output { json: cli.json, quiet: cli.quiet };
     let level = if cli.quiet { tracing::Level::ERROR } else { tracing::Level::WARN };
@@ -32,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<UsageError>() {
             Some(usage) => {
-                // clap's own form and exit code.
+                // The format and exit code of clap's own errors.
                 let _ = clap::Error::raw(ErrorKind::ValueValidation, format!("{usage}\n")).print();
                 ExitCode::from(2)
             }
