@@ -4,33 +4,36 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{BoolStore, DType, TensorData};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use super::StateDict;
 use super::state_dict::Entry;
 use crate::{Error, Result};
 
-/// Length of the number in front of the header.
+/// Length of the header's length field, in bytes.
 const PREFIX: u64 = 8;
-/// The longest header that the format allows, in bytes.
+/// Longest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
 type Contents = (Vec<(String, Entry)>, BTreeMap<String, String>);
 
-/// Whether a file that begins so is a safetensors file: a length, then JSON.
+/// Returns true if a file that begins with `head` is a safetensors file: a length, then JSON.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     let length = head.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|length| length <= MAX_HEADER) && head.get(8) == Some(&b'{')
 }
 
-/// Reads a file's header. A read at an offset rather than a memory map: a file that is overwritten while in use gives
-/// an error, where a map would end the program.
+/// Reads the header of a file.
+///
+/// Tensors are read at their offsets and not memory-mapped: a file that is overwritten while in use then gives an error,
+/// where a map would end the program.
 pub(super) fn open(path: &Path) -> Result<Contents> {
     let io = || Error::io("read", path);
     let mut file = File::open(path).map_err(io())?;
@@ -67,7 +70,7 @@ pub(super) fn from_bytes(name: &Path, bytes: Cow<'static, [u8]>) -> Result<Conte
     Ok(contents(metadata, move |start, end| Ok(bytes[data_start + start..data_start + end].to_vec())))
 }
 
-/// Parses a header; the parser checks that the tensors lie one behind the other, and that shapes and lengths agree.
+/// Parses a header. The parser checks that tensors are contiguous, and that shapes and lengths agree.
 fn parse(path: &Path, header: &[u8], data_length: u64) -> Result<Metadata> {
     let metadata: Metadata = serde_json::from_slice(header)
         .map_err(|error| Error::format(path, format!("its safetensors header is damaged: {error}")))?;
@@ -76,7 +79,7 @@ fn parse(path: &Path, header: &[u8], data_length: u64) -> Result<Metadata> {
         return Err(Error::format(
             path,
             format!(
-                "its header speaks of {expected} bytes of tensors, it has {data_length}; is the download complete?"
+                "its header lists {expected} bytes of tensors, but it holds {data_length}; is the download complete?"
             ),
         ));
     }
@@ -109,56 +112,60 @@ where
 /// How [`save`] writes a file.
 #[derive(Debug, Clone, Default)]
 pub struct SaveOptions {
-    /// Round floats to half precision.
+    /// Rounds floats to half precision.
     pub half: bool,
-    /// Notes for the file's header. The configuration of a model of this project is JSON under `burn_var`.
+    /// Entries for the metadata of the header. Models of this project store their configuration as JSON in `burn_var`.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Writes tensors as a safetensors file, one after the other, so that no more than one is copied in memory.
+/// Writes tensors as a safetensors file, one by one, so that at most one is copied in memory.
 ///
-/// The file appears under its name only when it is complete; until then, and after an error, whatever was there before
-/// stays as it was.
+/// The file takes its name only when it is complete and synced; until then, and after an error, a file that was there
+/// before stays as it was.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written, [`Error::Format`] if a tensor cannot be read from its own file.
 pub fn save(dict: &StateDict, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
     let path = path.as_ref();
-    // A rename would put a file in the place of `/dev/null`.
+    // The rename would put a file in the place of `/dev/null`.
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no file but a folder or a device");
+        let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is a folder or a device, not a file");
         return Err(Error::io("write", path)(reason));
     }
-    let partial = partial_name(path);
-    let written =
-        write(dict, &partial, options).and_then(|()| std::fs::rename(&partial, path).map_err(Error::io("write", path)));
-    if written.is_err() {
-        // The first error is the one to report; the remains may not even exist.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
+    let mut file = BufWriter::new(temporary_beside(path).map_err(Error::io("create", path))?);
+    write(dict, path, &mut file, options)?;
+    let file = file.into_inner().map_err(|error| error.into_error());
+    let synced = file.and_then(|file| file.as_file().sync_all().map(|()| file));
+    synced.and_then(|file| Ok(file.persist(path)?)).map_err(Error::io("write", path))?;
+    Ok(())
 }
 
-/// A name beside the file, so that the rename stays within one file system.
-fn partial_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
+/// Creates a hidden file in the folder of `path`, which is removed on drop unless it is renamed.
+fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".burn-var-").suffix(".tmp");
+    // By default only the owner may read it. The file that it becomes gets what the umask allows, as any other file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
-/// JSON with sorted keys: the notes come from a hash map, and the same model should give the same file.
+/// Serializes with sorted keys: metadata comes from a hash map, and the same model must give the same file.
 fn sorted_json(metadata: &Metadata) -> serde_json::Result<Vec<u8>> {
     let entries: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_value(serde_json::to_value(metadata)?)?;
     serde_json::to_vec(&entries)
 }
 
-fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
+/// Writes the contents of the file that will be called `path`.
+fn write(dict: &StateDict, path: &Path, file: &mut impl Write, options: &SaveOptions) -> Result<()> {
     let target = |dtype: DType| match dtype {
         DType::F64 | DType::F32 | DType::BF16 if options.half => DType::F16,
         dtype => dtype,
     };
     let mut infos = Vec::new();
     let mut end = 0;
-    // Wide elements first keeps every tensor aligned to its element.
+    // Wide elements go first, so that every tensor is aligned to its element size.
     let mut order: Vec<_> = dict.entries().iter().collect();
     order.sort_by_key(|(_, entry)| std::cmp::Reverse(target(entry.dtype).size()));
     for (key, entry) in &order {
@@ -177,15 +184,13 @@ fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
     header.resize(header.len().next_multiple_of(PREFIX as usize), b' ');
 
     let io = || Error::io("write", path);
-    let mut file = BufWriter::new(File::create(path).map_err(Error::io("create", path))?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
     file.write_all(&header).map_err(io())?;
     for (key, entry) in order {
         let data = dict.tensor(key)?.try_cast(target(entry.dtype)).map_err(|e| damaged(format!("`{key}`: {e}")))?;
         file.write_all(data.as_bytes()).map_err(io())?;
     }
-    let file = file.into_inner().map_err(|error| io()(error.into_error()))?;
-    file.sync_all().map_err(io())
+    Ok(())
 }
 
 fn from_file(dtype: Dtype) -> Option<DType> {
@@ -228,6 +233,8 @@ fn to_file(dtype: DType) -> Option<Dtype> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn dict() -> StateDict {
@@ -272,6 +279,26 @@ mod tests {
             std::fs::read(path).unwrap()
         };
         assert!(bytes("first") == bytes("second"), "two files of one dictionary with eight notes differ");
+    }
+
+    #[test]
+    fn names_may_have_the_length_that_the_system_allows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a".repeat(255));
+        save(&dict(), &path, &SaveOptions::default()).unwrap();
+        assert!(StateDict::open(&path).is_ok(), "a name of 255 bytes");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn permissions_are_those_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        let plain = folder.path().join("plain");
+        File::create(&plain).unwrap();
+        assert_eq!(mode(&saved(folder.path(), &SaveOptions::default())), mode(&plain), "what the umask allows");
     }
 
     #[test]
