@@ -175,6 +175,10 @@ impl Trainer for ClassifierTrainer {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<String> {
+        self.stream.data_like(recorded)
+    }
+
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join(FILE);
         save_classifier(self.average(), &path, true)?;

@@ -368,6 +368,10 @@ impl Trainer for DinoTrainer {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<String> {
+        self.stream.data_like(recorded)
+    }
+
     fn export(&self) -> Result<PathBuf> {
         let path = self.folder.join(FILE);
         save_vit(self.teacher(), &path, true)?;

@@ -99,6 +99,14 @@ pub trait Trainer {
     /// What the run learns from: a checkpoint made with other data is refused.
     fn data(&self) -> String;
 
+    /// Returns [`Trainer::data`] in the form of `recorded`, which an earlier version may have recorded.
+    ///
+    /// # Errors
+    /// If the data must be read for it and cannot be.
+    fn data_like(&self, _recorded: &str) -> Result<String> {
+        Ok(self.data())
+    }
+
     /// Writes pictures that show how far it is, and returns where; `None` if it makes no pictures.
     ///
     /// # Errors
@@ -142,7 +150,8 @@ pub fn run(
     std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
     let mut done = 0;
     if let Some(checkpoint) = checkpoints.latest()? {
-        if checkpoint.state::<State>()?.data != trainer.data() {
+        let recorded = checkpoint.state::<State>()?.data;
+        if recorded != trainer.data() && recorded != trainer.data_like(&recorded)? {
             let reason =
                 "was made with other pictures or tokens than are there now; put those back, or train in a new folder";
             return Err(Error::format(checkpoint.path(), reason));

@@ -26,6 +26,11 @@ impl Stream {
         self.loader.source().fingerprint()
     }
 
+    /// Returns the fingerprint of the pictures by the hash function that made `recorded`.
+    pub(crate) fn data_like(&self, recorded: &str) -> Result<String> {
+        self.loader.source().fingerprint_like(recorded)
+    }
+
     /// The batch of zero-based `step`.
     pub(crate) fn batch(&mut self, step: u64) -> Result<PictureBatch> {
         let mut batches = match self.ahead.take() {

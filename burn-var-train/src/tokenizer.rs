@@ -291,6 +291,10 @@ impl Trainer for TokenizerTrainer {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<String> {
+        self.stream.data_like(recorded)
+    }
+
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let model = self.average();
         let tokens = model.tokenize(self.shown.clone())?;

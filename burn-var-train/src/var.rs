@@ -382,14 +382,19 @@ pub(crate) fn cached_tokens(
     let shape = PictureShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
-    let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
+    let fingerprint = match path.exists() {
+        // An earlier version may have made the cache: its fingerprints are compared in their own form.
+        true => Fingerprint::like(&TokenCache::open(path)?.spec().tokenizer),
+        false => Fingerprint::new(),
+    };
+    let fingerprint = fingerprint.field(&sizes).module(tokenizer)?.finish();
     let variants: Vec<View> = [false, true]
         .into_iter()
         .filter(|&mirrored| !mirrored || mirror)
         .map(|mirrored| View::Fixed { mirrored })
         .collect();
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocab_size());
-    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales, vocab, fingerprint);
+    let spec = TokenCacheSpec::new(&*source, shape, variants.clone(), scales, vocab, fingerprint)?;
     if path.exists() {
         return TokenCache::open_matching(path, &spec);
     }

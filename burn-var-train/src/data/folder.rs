@@ -102,16 +102,13 @@ impl FolderPictures {
     fn checked(mut self, split: Split, strict: bool) -> Result<Self> {
         let verdicts: Vec<Result<String, String>> =
             self.pictures.par_iter().map(|picture| check_one(&picture.path)).collect();
-        let mut fingerprint = Fingerprint::new().field(b"folder").field(&self.resize_ratio.to_le_bytes());
-        for name in &self.class_names {
-            fingerprint = fingerprint.field(name.as_bytes());
-        }
+        let mut contents = Vec::new();
         let classes: BTreeSet<usize> = self.pictures.iter().map(|picture| picture.label).collect();
         let mut usable = Vec::new();
         for (picture, verdict) in self.pictures.drain(..).zip(verdicts) {
             match verdict {
                 Ok(content) => {
-                    fingerprint = fingerprint.field(&picture.label.to_le_bytes()).field(content.as_bytes());
+                    contents.push(content);
                     usable.push(picture);
                 }
                 Err(reason) => self.skipped.push(SkippedPicture { path: picture.path, reason }),
@@ -127,8 +124,18 @@ impl FolderPictures {
             return Err(Error::format(self.root, reason));
         }
         self.pictures = usable;
-        self.fingerprint = fingerprint.finish();
+        self.fingerprint = self.add_to(Fingerprint::new(), &contents);
         Ok(self)
+    }
+
+    /// Adds settings, classes, and the label and content of each picture.
+    fn add_to(&self, start: Fingerprint, contents: &[String]) -> String {
+        let start = start.field(b"folder").field(&self.resize_ratio.to_le_bytes());
+        let start = self.class_names.iter().fold(start, |print, name| print.field(name.as_bytes()));
+        let add = |print: Fingerprint, (picture, content): (&Picture, &String)| {
+            print.field(&picture.label.to_le_bytes()).field(content.as_bytes())
+        };
+        self.pictures.iter().zip(contents).fold(start, add).finish()
     }
 }
 
@@ -166,6 +173,19 @@ impl PictureSource for FolderPictures {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    /// Reads all files once more if an earlier version made `recorded`.
+    fn fingerprint_like(&self, recorded: &str) -> Result<String> {
+        if recorded.len() == self.fingerprint.len() {
+            return Ok(self.fingerprint());
+        }
+        let content = |picture: &Picture| -> Result<String> {
+            let bytes = std::fs::read(&picture.path).map_err(Error::io("read", &picture.path))?;
+            Ok(Fingerprint::like(recorded).field(&bytes).finish())
+        };
+        let contents = self.pictures.par_iter().map(content).collect::<Result<Vec<_>>>()?;
+        Ok(self.add_to(Fingerprint::like(recorded), &contents))
     }
 
     fn skipped(&self) -> &[SkippedPicture] {

@@ -99,6 +99,12 @@ pub trait PictureSource: Send + Sync {
     /// The [`Fingerprint`](super::Fingerprint) of all pictures and labels, and of what happens to them before a crop.
     fn fingerprint(&self) -> String;
 
+    /// Returns the fingerprint by the hash function that made `recorded`, which an earlier version may have recorded.
+    ///
+    /// # Errors
+    /// If the pictures must be read for it and cannot be.
+    fn fingerprint_like(&self, recorded: &str) -> Result<String>;
+
     /// Broken pictures that were left out.
     fn skipped(&self) -> &[SkippedPicture] {
         &[]
