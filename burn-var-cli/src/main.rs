@@ -22,12 +22,8 @@ use clap::error::ErrorKind;
 use crate::cli::Cli;
 use crate::output::{Output, UsageError};
 
-/// Keeps large blocks that are freed for the next tensor; the C library gives each one back to the system, and its next
-/// use pays for page faults.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    memory::keep_freed_blocks();
     let cli = Cli::parse();
     let output = Output { json: cli.json, quiet: cli.quiet };
     let level = if cli.quiet { tracing::Level::ERROR } else { tracing::Level::WARN };
