@@ -24,8 +24,8 @@ pub struct SaveOptions {
 
 /// Writes tensors as a safetensors file, one at a time, so that at most one copy is in memory.
 ///
-/// The file gets its name when it is complete and synced. Until then, and after an error, a file that had this name before is
-/// unchanged.
+/// The file gets its name when it is complete and synced. Until then, and after an error, a file that had this name
+/// before is unchanged.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written; [`Error::Format`] if a tensor cannot be read from its source.
