@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<UsageError>() {
             Some(usage) => {
-                // clap's own form and exit code.
+                // The format and exit code of clap's own errors.
                 let _ = clap::Error::raw(ErrorKind::ValueValidation, format!("{usage}\n")).print();
                 ExitCode::from(2)
             }

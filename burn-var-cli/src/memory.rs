@@ -1,30 +1,21 @@
-//! The allocator, and how much memory was taken.
+//! Settings of the allocator, and the peak memory of the process.
 
 /// Keeps large blocks that are freed for the next operation.
 ///
-/// Every tensor operation allocates its output. The C library would get each large one from the system and give it
-/// back, and every pass over memory would pay for page faults: 5 to 7 times the time of an addition.
+/// Every tensor operation allocates its output. The C library would get each large block from the system and give it
+/// back, and every pass over memory would pay for page faults: 5 to 7 times the time of an addition. mimalloc is no
+/// substitute: sampling and training took 15 to 30 % more memory and 30 % more processor time with it.
 pub(crate) fn keep_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        use std::ffi::c_int;
-
-        unsafe extern "C" {
-            fn mallopt(parameter: c_int, value: c_int) -> c_int;
-        }
-        const M_TRIM_THRESHOLD: c_int = -1;
-        const M_TOP_PAD: c_int = -2;
-        const M_MMAP_THRESHOLD: c_int = -3;
-        // SAFETY: mallopt only sets numbers of the allocator, and no other thread runs yet.
-        unsafe {
-            mallopt(M_MMAP_THRESHOLD, c_int::MAX);
-            mallopt(M_TRIM_THRESHOLD, c_int::MAX);
-            mallopt(M_TOP_PAD, 64 << 20);
-        }
+    // SAFETY: mallopt only sets numbers of the allocator, and no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
 }
 
-/// The most memory that this process had, in bytes; `None` where the system does not say.
+/// Returns the largest resident set of this process so far, in bytes; `None` where the system does not report it.
 pub(crate) fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

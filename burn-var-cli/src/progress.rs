@@ -1,22 +1,25 @@
-//! What training shows while it runs.
+//! Progress of a training run in the terminal, and its orderly end on Ctrl-C.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::{Context, Result};
 use burn_var_train::progress::{Progress, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
-/// Set by Ctrl-C: the run ends after this step, with a checkpoint.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// How a run is shown.
+/// Shows a run, and ends it when the user asks for that.
 pub(crate) struct TrainProgress {
     mode: Mode,
-    /// Steps done.
+    /// Set by a signal: the run ends after the current step, with a checkpoint.
+    stop: Arc<AtomicBool>,
+    /// Completed steps.
     pub(crate) step: u64,
-    /// Whether the run was asked to stop.
+    /// True once a signal has ended the run.
     pub(crate) stopped: bool,
 }
 
@@ -27,9 +30,15 @@ enum Mode {
 }
 
 impl TrainProgress {
-    /// A bar on a terminal, lines elsewhere. From now on Ctrl-C ends the run in order; a second one ends it at once.
-    pub(crate) fn new(quiet: bool) -> Self {
-        listen();
+    /// Shows a bar on a terminal and lines elsewhere.
+    ///
+    /// From here on, Ctrl-C or `kill` (SIGINT or SIGTERM) ends the run after the current step, with a checkpoint. A
+    /// second signal ends the process at once.
+    ///
+    /// # Errors
+    /// If the system refuses the signal handlers.
+    pub(crate) fn new(quiet: bool) -> Result<Self> {
+        let stop = stop_on_signals().context("cannot handle Ctrl-C")?;
         let style = "{msg}\n{bar:40} {pos}/{len} {prefix}";
         let mode = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Mode::Silent,
@@ -39,7 +48,7 @@ impl TrainProgress {
                     .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar())),
             ),
         };
-        Self { mode, step: 0, stopped: false }
+        Ok(Self { mode, stop, step: 0, stopped: false })
     }
 }
 
@@ -69,7 +78,7 @@ impl Progress for TrainProgress {
             }
             Mode::Lines | Mode::Silent => {}
         }
-        self.stopped = STOP.load(Ordering::Relaxed);
+        self.stopped = self.stop.load(Ordering::Relaxed);
         if self.stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
@@ -99,31 +108,20 @@ fn speed(report: &StepReport<'_>) -> String {
     format!("({rate}{})", left.unwrap_or_default())
 }
 
-/// Four digits that matter.
+/// Formats a metric with four significant digits or decimals.
 fn number(value: f64) -> String {
     if value == 0.0 || (1e-3..1e5).contains(&value.abs()) { format!("{value:.4}") } else { format!("{value:.3e}") }
 }
 
-#[cfg(unix)]
-fn listen() {
-    use std::ffi::c_int;
-
-    unsafe extern "C" {
-        fn signal(number: c_int, handler: usize) -> usize;
+/// Registers the signal handlers, and returns the flag that the first signal sets.
+///
+/// SIGHUP stays as it is, so that `nohup` works.
+fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // Actions run in the order of registration: this one acts on the flag that an earlier signal has set.
+        flag::register_conditional_default(signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
     }
-    const SIGINT: c_int = 2;
-    const DEFAULT: usize = 0;
-
-    extern "C" fn stop(_: c_int) {
-        STOP.store(true, Ordering::Relaxed);
-        // SAFETY: `signal` may be called in a handler.
-        unsafe { signal(SIGINT, DEFAULT) };
-    }
-    let handler: extern "C" fn(c_int) = stop;
-    // SAFETY: the handler stores to an atomic and calls `signal`, both of which are allowed in a handler.
-    unsafe { signal(SIGINT, handler as usize) };
+    Ok(stop)
 }
-
-/// Elsewhere Ctrl-C ends the program at once; the last checkpoint is whole all the same.
-#[cfg(not(unix))]
-fn listen() {}

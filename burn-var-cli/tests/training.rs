@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{assert_same_weights, command, fails, json, ok, pictures, run};
@@ -209,25 +209,74 @@ fn fails_at_the_end(folder: &Path, args: &[&str]) -> String {
     said
 }
 
+/// Starts a training of many steps without intermediate checkpoints as `wrap` says, and waits for its first step.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_ends_with_a_checkpoint() {
-    let folder = temporary();
-    let at = folder.path();
+fn long_run(at: &Path, wrap: &str) -> Child {
     set_up(at, 16, 2);
     let config = fs::read_to_string(at.join("tokenizer.toml")).expect("there");
     let config = config.replace("save_every = 1\n", "save_every = 100000\n").replace("steps = 24", "steps = 100000");
     fs::write(at.join("long.toml"), config).expect("written");
-    let args = ["train", "tokenizer", "long.toml", "--json", "--out", "run"];
-    let child = command(at, &args).stderr(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    let program = env!("CARGO_BIN_EXE_burn-var");
+    let script = format!("{wrap} exec '{program}' train tokenizer long.toml --json --out run");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).current_dir(at).stderr(Stdio::null()).stdout(Stdio::piped());
+    let child = shell.spawn().expect("starts");
     while !at.join("run/log.jsonl").is_file() {
         std::thread::sleep(Duration::from_millis(20));
     }
+    child
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &Child) {
     let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().expect("kill").success(), "the signal was sent");
-    let output = child.wait_with_output().expect("a child");
-    assert!(output.status.success(), "ends in order: {}", output.status);
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(report["stopped"], true, "{report}");
-    assert_eq!(json(at, &["info", "run"])["checkpoint"]["step"], report["steps"], "a checkpoint of the last step");
+    assert!(Command::new("kill").args([signal, &id]).status().expect("kill").success(), "{signal} was sent");
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_end_with_a_checkpoint() {
+    for signal in ["-INT", "-TERM"] {
+        let folder = temporary();
+        let at = folder.path();
+        let child = long_run(at, "");
+        send(signal, &child);
+        let output = child.wait_with_output().expect("a child");
+        assert!(output.status.success(), "{signal} ends the run in order: {}", output.status);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["stopped"], true, "{signal}: {report}");
+        let info = json(at, &["info", "run"]);
+        assert_eq!(info["checkpoint"]["step"], report["steps"], "{signal}: a checkpoint of the last step");
+    }
+}
+
+/// `nohup` ignores SIGHUP for its child, and the training must not undo that.
+#[cfg(target_os = "linux")]
+#[test]
+fn ignored_hangups_stay_ignored() {
+    let folder = temporary();
+    let mut child = long_run(folder.path(), "trap '' HUP;");
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("the training runs");
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("signals").trim();
+    // SIGHUP is signal 1, the lowest bit.
+    assert_eq!(u64::from_str_radix(ignored, 16).expect("hexadecimal") & 1, 1, "SIGHUP is still ignored: {ignored}");
+}
+
+/// A step that never ends must not keep the process alive: the second signal ends it.
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_at_once() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let folder = temporary();
+    let mut child = long_run(folder.path(), "");
+    // Stopped, the process cannot end its step between the two signals; both are delivered when it continues.
+    send("-STOP", &child);
+    send("-INT", &child);
+    send("-TERM", &child);
+    send("-CONT", &child);
+    let status = child.wait().expect("a child");
+    assert!(matches!(status.signal(), Some(2 | 15)), "ended by the second signal: {status}");
 }

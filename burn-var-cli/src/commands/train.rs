@@ -81,7 +81,7 @@ struct Report {
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
-    let mut progress = TrainProgress::new(output.quiet);
+    let mut progress = TrainProgress::new(output.quiet)?;
     let (Command::Tokenizer(args)
     | Command::Var(args)
     | Command::Classifier(args)

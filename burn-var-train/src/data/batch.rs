@@ -189,6 +189,10 @@ mod tests {
         fn fingerprint(&self) -> String {
             String::new()
         }
+
+        fn fingerprint_like(&self, _recorded: &str) -> Result<String> {
+            Ok(self.fingerprint())
+        }
     }
 
     fn loader(broken: Option<usize>) -> BatchLoader {

@@ -185,6 +185,26 @@ impl PictureSource for FolderPictures {
         self.run_fingerprint.clone()
     }
 
+    /// For a fingerprint of an earlier version, which covers the content of the images, reads all files.
+    fn fingerprint_like(&self, recorded: &str) -> Result<String> {
+        if !Fingerprint::is_old(recorded) {
+            return Ok(self.fingerprint());
+        }
+        let content = |picture: &Picture| -> Result<String> {
+            let bytes = std::fs::read(&picture.path).map_err(Error::io("read", &picture.path))?;
+            Ok(Fingerprint::like(recorded).field(&bytes).finish())
+        };
+        let contents = self.pictures.par_iter().map(content).collect::<Result<Vec<_>>>()?;
+        let mut whole = Fingerprint::like(recorded).field(b"folder").field(&self.resize_ratio.to_le_bytes());
+        for name in &self.class_names {
+            whole = whole.field(name.as_bytes());
+        }
+        for (picture, content) in self.pictures.iter().zip(&contents) {
+            whole = whole.field(&picture.label.to_le_bytes()).field(content.as_bytes());
+        }
+        Ok(whole.finish())
+    }
+
     fn skipped(&self) -> &[SkippedPicture] {
         &self.skipped
     }

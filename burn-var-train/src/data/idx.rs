@@ -131,10 +131,20 @@ impl PictureSource for IdxPictures {
     }
 
     fn fingerprint(&self) -> String {
+        self.add_to(Fingerprint::new())
+    }
+
+    fn fingerprint_like(&self, recorded: &str) -> Result<String> {
+        Ok(self.add_to(Fingerprint::like(recorded)))
+    }
+}
+
+impl IdxPictures {
+    fn add_to(&self, start: Fingerprint) -> String {
         let size = format!("{:?}", self.size);
         let names = self.class_names.join("\n");
         let all = [b"idx".as_slice(), size.as_bytes(), names.as_bytes(), &self.labels, &self.pixels];
-        all.into_iter().fold(Fingerprint::new(), Fingerprint::field).finish()
+        all.into_iter().fold(start, Fingerprint::field).finish()
     }
 }
 

@@ -106,6 +106,13 @@ pub trait PictureSource: Send + Sync {
         self.fingerprint()
     }
 
+    /// Returns the fingerprint by the rules of the version that made `recorded`: of earlier versions, FNV-1a, and for a
+    /// folder over the content of the files.
+    ///
+    /// # Errors
+    /// If images must be read for it and cannot be.
+    fn fingerprint_like(&self, recorded: &str) -> Result<String>;
+
     /// Broken images that were left out.
     fn skipped(&self) -> &[SkippedPicture] {
         &[]

@@ -1,8 +1,8 @@
 use burn::tensor::Device;
 
 use super::{
-    BatchLoader, BatchOrder, HostBatch, PictureBatch, PrefetchedBatches, TokenBatch, TokenCache, TokenCacheSpec,
-    VariantChoice, View,
+    BatchLoader, BatchOrder, Fingerprint, HostBatch, PictureBatch, PrefetchedBatches, TokenBatch, TokenCache,
+    TokenCacheSpec, VariantChoice, View,
 };
 use crate::engine::Piece;
 use crate::engine::run::RunConfig;
@@ -31,6 +31,13 @@ impl ImageStream {
     /// The fingerprint that the run is resumed by.
     pub(crate) fn data(&self) -> String {
         self.loader.source().run_fingerprint()
+    }
+
+    /// Returns [`ImageStream::data`] in the form of `recorded`.
+    pub(crate) fn data_like(&self, recorded: &str) -> Result<Option<String>> {
+        let source = self.loader.source();
+        let like = if Fingerprint::is_old(recorded) { source.fingerprint_like(recorded)? } else { self.data() };
+        Ok(Some(like))
     }
 
     /// Returns the images of a piece.
@@ -90,6 +97,12 @@ impl TokenStream {
     pub(crate) fn data(&self) -> String {
         let TokenCacheSpec { data, tokenizer, .. } = self.cache.spec();
         format!("{data} {tokenizer}")
+    }
+
+    /// Returns [`TokenStream::data`] if it has the form of `recorded`. A cache has the form of the version that made it.
+    pub(crate) fn data_like(&self, recorded: &str) -> Result<Option<String>> {
+        let data = self.data();
+        Ok((data.len() == recorded.len()).then_some(data))
     }
 
     /// Returns the tokens of a piece.

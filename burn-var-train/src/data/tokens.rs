@@ -39,19 +39,25 @@ pub(crate) fn cached_tokens(
     let shape = PictureShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
-    let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
     let views: &[bool] = if data.mirror { &[false, true] } else { &[false] };
     let variants: Vec<View> = views.iter().map(|&mirrored| View::Fixed { mirrored }).collect();
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocabulary().size);
-    let spec = TokenCacheSpec::new(&*source, shape, variants, scales, vocab, fingerprint);
+    // The fingerprints in a spec have the form of `recorded`, or that of this version.
+    let spec_like = |recorded: &str| -> Result<TokenCacheSpec> {
+        let fingerprint = Fingerprint::like(recorded).field(&sizes).module(tokenizer)?.finish();
+        TokenCacheSpec::new(&*source, shape, variants.clone(), scales.clone(), vocab, fingerprint)
+    };
 
     let own = run.join(OWN);
     if own.exists() {
-        match TokenCache::open_matching(&own, &spec) {
+        let opened = TokenCache::open(&own)
+            .and_then(|cache| TokenCache::open_matching(&own, &spec_like(&cache.spec().tokenizer)?));
+        match opened {
             Ok(cache) => return Ok(cache),
             Err(error) => progress.note(&format!("does not use a token cache of an older version: {error}")),
         }
     }
+    let spec = spec_like("")?;
     let path = shared_path(data, run, &spec)?;
     if path.exists() {
         return TokenCache::open_matching(&path, &spec);

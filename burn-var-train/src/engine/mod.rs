@@ -80,6 +80,15 @@ pub trait Method {
     /// Identifies the training data. A checkpoint made with other data is refused.
     fn data(&self) -> String;
 
+    /// Returns [`Method::data`] in the form of `recorded`, which an earlier version may have recorded; `None` if this
+    /// version cannot compute that form.
+    ///
+    /// # Errors
+    /// If images must be read for it and cannot be.
+    fn data_like(&self, _recorded: &str) -> Result<Option<String>> {
+        Ok(Some(self.data()))
+    }
+
     /// The trained networks, always in the same order.
     fn networks(&self) -> Vec<&dyn Network>;
 

@@ -176,7 +176,8 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
     Ok(Some(trainer.method().export()?))
 }
 
-/// Checks that the data of a checkpoint is that of the run. Says so if an older version started the run.
+/// Checks that the data of a checkpoint is that of the run, in the form in which it was recorded. Says so if an older
+/// version started the run.
 fn check_state(
     checkpoint: &Path,
     data: &str,
@@ -188,20 +189,30 @@ fn check_state(
         let reason = format!("was made by a newer version (noise {noise}, this one has {NOISE}); resume with that one");
         return Err(Error::format(checkpoint, reason));
     }
-    let same = data == method.data();
-    if noise < NOISE {
-        let mut note =
-            "an older version started this run and drew its noise in another way: the run continues, but does \
-                        not end with the weights that one version alone would reach. Start again in a new folder if \
-                        that matters"
-                .to_owned();
-        if !same {
-            note += ". Its record of the training data cannot be compared either: make sure that the data is the same";
-        }
-        progress.note(&note);
-        return Ok(());
+    let same = match data == method.data() {
+        true => Some(true),
+        false => method.data_like(data)?.map(|like| like == data),
+    };
+    let changed = Error::DataChanged { checkpoint: checkpoint.to_path_buf() };
+    if noise == NOISE {
+        return if same == Some(true) { Ok(()) } else { Err(changed) };
     }
-    if same { Ok(()) } else { Err(Error::DataChanged { checkpoint: checkpoint.to_path_buf() }) }
+    if same == Some(false) {
+        progress.note(
+            "an older version started this run, and it left broken images of a folder out: if there are any, set \
+             data.options.check = true to do the same",
+        );
+        return Err(changed);
+    }
+    let mut note = "an older version started this run and drew its noise in another way: the run continues, but does \
+                    not end with the weights that one version alone would reach. Start again in a new folder if that \
+                    matters"
+        .to_owned();
+    if same.is_none() {
+        note += ". Its record of the training data cannot be compared: make sure that the data is the same";
+    }
+    progress.note(&note);
+    Ok(())
 }
 
 /// Draws the log, one SVG file per chart.

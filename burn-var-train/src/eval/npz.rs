@@ -1,7 +1,7 @@
 //! NumPy's `.npz` files, in which evaluation tools exchange images and statistics.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read};
 use std::path::{Path, PathBuf};
 
 use burn_var::MapSize;
@@ -9,8 +9,9 @@ use npyz::npz::{NpzWriter, array_name_from_file_name, file_name_from_array_name}
 use npyz::zip::write::FileOptions;
 use npyz::zip::{CompressionMethod, DateTime, ZipArchive};
 use npyz::{AutoSerialize, NpyHeader, Order, WriterBuilder};
+use tempfile::NamedTempFile;
 
-use crate::fs::{folder_of, refuse_device, sync_dir, temporary_name};
+use crate::fs::{put_in_place, refuse_device, temporary_beside};
 use crate::{Error, Result};
 
 /// The array of the images.
@@ -246,8 +247,7 @@ fn skip(reader: &mut dyn Read, mut count: u64) -> std::io::Result<()> {
 /// Writes an `.npz` file array by array. The file has a temporary name until [`NpzBuilder::finish`].
 pub struct NpzBuilder {
     path: PathBuf,
-    temporary: Partial,
-    file: NpzWriter<BufWriter<File>>,
+    file: NpzWriter<BufWriter<NamedTempFile>>,
 }
 
 impl NpzBuilder {
@@ -258,9 +258,8 @@ impl NpzBuilder {
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         refuse_device(path)?;
-        let temporary = Partial(temporary_name(path));
-        let file = File::create(&temporary.0).map_err(Error::io("write", path))?;
-        Ok(Self { path: path.into(), temporary, file: NpzWriter::new(BufWriter::new(file)) })
+        let file = temporary_beside(path).map_err(Error::io("write", path))?;
+        Ok(Self { path: path.into(), file: NpzWriter::new(BufWriter::new(file)) })
     }
 
     /// Adds an array.
@@ -310,15 +309,11 @@ impl NpzBuilder {
     /// # Errors
     /// As [`NpzBuilder::create`].
     pub fn finish(mut self) -> Result<()> {
-        let finish = |zip: &mut NpzWriter<BufWriter<File>>| {
-            let mut buffer = zip.zip_writer().finish().map_err(std::io::Error::other)?;
-            buffer.flush()?;
-            buffer.get_ref().sync_all()
+        let mut finish = || {
+            let buffer = self.file.zip_writer().finish().map_err(std::io::Error::other)?;
+            put_in_place(buffer.into_inner().map_err(|error| error.into_error())?, &self.path)
         };
-        finish(&mut self.file)
-            .and_then(|()| std::fs::rename(&self.temporary.0, &self.path))
-            .and_then(|()| sync_dir(folder_of(&self.path)))
-            .map_err(Error::io("write", &self.path))
+        finish().map_err(Error::io("write", &self.path))
     }
 }
 
@@ -339,17 +334,6 @@ pub fn write_samples<E: From<Error>>(
     let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
     file.array(LABELS, &[labels.len()], &labels)?;
     Ok(file.finish()?)
-}
-
-/// A temporary file, removed when dropped unless it was renamed before.
-#[derive(Debug)]
-struct Partial(PathBuf);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // After a rename there is nothing to remove.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[cfg(test)]

@@ -156,6 +156,10 @@ impl Method for ClassifierMethod {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
+        self.stream.data_like(recorded)
+    }
+
     fn networks(&self) -> Vec<&dyn Network> {
         vec![&self.learner]
     }

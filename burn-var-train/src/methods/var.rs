@@ -298,6 +298,10 @@ impl Method for VarMethod {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
+        self.stream.data_like(recorded)
+    }
+
     fn networks(&self) -> Vec<&dyn Network> {
         vec![&self.learner]
     }

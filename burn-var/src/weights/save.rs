@@ -1,9 +1,8 @@
 //! Writes safetensors files, one tensor at a time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use burn::tensor::{BoolStore, DType};
 use safetensors::Dtype;
@@ -25,36 +24,48 @@ pub struct SaveOptions {
 
 /// Writes tensors as a safetensors file, one at a time, so that at most one copy is in memory.
 ///
-/// The file gets its name when it is complete. Until then, and after an error, a file that had this name before is
-/// unchanged.
+/// The file gets its name when it is complete and synced. Until then, and after an error, a file that had this name
+/// before is unchanged.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written; [`Error::Format`] if a tensor cannot be read from its source.
 pub fn save(dict: &StateDict, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
     let path = path.as_ref();
-    // A browser has no files, and no process to name a temporary one after.
-    if cfg!(target_family = "wasm") {
-        return Err(Error::io("write", path)(std::io::ErrorKind::Unsupported.into()));
-    }
+    replace(path, |file| write(dict, path, file, options))
+}
+
+/// Replaces a file by what `fill` writes, once it is complete.
+#[cfg(not(target_family = "wasm"))]
+fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     // A rename would replace `/dev/null` by a file.
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file but a folder or a device");
         return Err(Error::io("write", path)(reason));
     }
-    let partial = partial_name(path);
-    let written =
-        write(dict, &partial, options).and_then(|()| std::fs::rename(&partial, path).map_err(Error::io("write", path)));
-    if written.is_err() {
-        // The first error is reported; the partial file may not exist.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
+    let mut file = std::io::BufWriter::new(temporary_beside(path).map_err(Error::io("create", path))?);
+    fill(&mut file)?;
+    let file = file.into_inner().map_err(|error| Error::io("write", path)(error.into_error()))?;
+    file.as_file().sync_all().map_err(Error::io("write", path))?;
+    file.persist(path).map_err(|error| Error::io("write", path)(error.error))?;
+    Ok(())
 }
 
-/// Returns a name in the folder of the file, so that the rename stays within one file system.
-fn partial_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
+/// Returns an error: a browser has no files.
+#[cfg(target_family = "wasm")]
+fn replace(path: &Path, _fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    Err(Error::io("write", path)(std::io::ErrorKind::Unsupported.into()))
+}
+
+/// Creates a hidden file in the folder of `path`, which is removed on drop unless it is renamed.
+#[cfg(not(target_family = "wasm"))]
+fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".burn-var-").suffix(".tmp");
+    // By default only the owner may read it. The file that it becomes gets what the umask allows, as any other file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// Returns JSON with sorted keys: the metadata comes from a hash map, but the same model must give the same file.
@@ -63,7 +74,8 @@ fn sorted_json(metadata: &Metadata) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&entries)
 }
 
-fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
+/// Writes the contents of the file that will be called `path`.
+fn write(dict: &StateDict, path: &Path, file: &mut dyn Write, options: &SaveOptions) -> Result<()> {
     let target = |dtype: DType| match dtype {
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 => options.precision.map_or(dtype, FloatType::dtype),
         dtype => dtype,
@@ -89,15 +101,13 @@ fn write(dict: &StateDict, path: &Path, options: &SaveOptions) -> Result<()> {
     header.resize(header.len().next_multiple_of(PREFIX as usize), b' ');
 
     let io = || Error::io("write", path);
-    let mut file = BufWriter::new(File::create(path).map_err(Error::io("create", path))?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
     file.write_all(&header).map_err(io())?;
     for (key, entry) in order {
         let data = dict.tensor(key)?.try_cast(target(entry.dtype)).map_err(|e| damaged(format!("`{key}`: {e}")))?;
         file.write_all(data.as_bytes()).map_err(io())?;
     }
-    let file = file.into_inner().map_err(|error| io()(error.into_error()))?;
-    file.sync_all().map_err(io())
+    Ok(())
 }
 
 fn to_file(dtype: DType) -> Option<Dtype> {
@@ -121,6 +131,8 @@ fn to_file(dtype: DType) -> Option<Dtype> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn dict() -> StateDict {
@@ -165,6 +177,26 @@ mod tests {
             std::fs::read(path).unwrap()
         };
         assert!(bytes("first") == bytes("second"), "two files of one dictionary with eight entries of metadata differ");
+    }
+
+    #[test]
+    fn names_may_have_the_length_that_the_system_allows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a".repeat(255));
+        save(&dict(), &path, &SaveOptions::default()).unwrap();
+        assert!(StateDict::open(&path).is_ok(), "a name of 255 bytes");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn permissions_are_those_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        let plain = folder.path().join("plain");
+        std::fs::File::create(&plain).unwrap();
+        assert_eq!(mode(&saved(folder.path(), &SaveOptions::default())), mode(&plain), "what the umask allows");
     }
 
     #[test]

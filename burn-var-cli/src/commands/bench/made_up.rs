@@ -89,7 +89,7 @@ fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.config().vocab_size);
     let length = scales.tokens();
     let view = vec![View::Fixed { mirrored: false }];
-    let spec = TokenCacheSpec::new(&**loader.source(), loader.shape(), view, scales, vocab, "random".to_owned());
+    let spec = TokenCacheSpec::new(&**loader.source(), loader.shape(), view, scales, vocab, "random".to_owned())?;
     let mut writer = TokenCacheWriter::create(path, spec)?;
     for image in 0..loader.source().len() {
         let mut rng = Rng::new(1, "bench tokens", image as u64);

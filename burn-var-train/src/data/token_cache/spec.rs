@@ -37,6 +37,9 @@ pub struct TokenCacheSpec {
 impl TokenCacheSpec {
     /// Describes the tokens of all images of `source`, brought to `shape`. `tokenizer` is the fingerprint of the
     /// tokenizer's weights and configuration.
+    ///
+    /// # Errors
+    /// As [`PictureSource::fingerprint_like`].
     pub fn new(
         source: &dyn PictureSource,
         shape: PictureShape,
@@ -44,18 +47,20 @@ impl TokenCacheSpec {
         scales: Scales,
         vocab_size: usize,
         tokenizer: String,
-    ) -> Self {
+    ) -> Result<Self> {
         let PictureShape { height, width, channels } = shape;
         let shape = format!("{channels}x{height}x{width}");
-        Self {
+        // In the form of the tokenizer's fingerprint.
+        let data = Fingerprint::like(&tokenizer).field(source.fingerprint_like(&tokenizer)?.as_bytes());
+        Ok(Self {
             scales,
             vocab_size,
             class_names: source.class_names().to_vec(),
             pictures: source.len(),
             variants,
             tokenizer,
-            data: Fingerprint::new().field(source.fingerprint().as_bytes()).field(shape.as_bytes()).finish(),
-        }
+            data: data.field(shape.as_bytes()).finish(),
+        })
     }
 
     /// The key of the cache among others: it changes with everything that the tokens depend on.

@@ -1,11 +1,10 @@
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::TempPath;
+use tempfile::NamedTempFile;
 
 use super::{TokenCache, TokenCacheSpec};
-use crate::fs::{folder_of, sync_dir};
+use crate::fs::{put_in_place, temporary_beside};
 use crate::{Error, Result};
 
 /// Writes a cache of tokens image by image, without holding the tokens in memory.
@@ -16,8 +15,7 @@ use crate::{Error, Result};
 pub struct TokenCacheWriter {
     path: PathBuf,
     spec: TokenCacheSpec,
-    file: BufWriter<File>,
-    temporary: TempPath,
+    file: BufWriter<NamedTempFile>,
     labels: Vec<u32>,
 }
 
@@ -29,12 +27,10 @@ impl TokenCacheWriter {
     /// tokens.
     pub fn create(path: &Path, spec: TokenCacheSpec) -> Result<Self> {
         let header = spec.header()?;
-        // A name of its own for each writer: two runs may make the same cache at once.
-        let temporary = tempfile::Builder::new().prefix(".tokens-").suffix(".tmp").tempfile_in(folder_of(path));
-        let (file, temporary) = temporary.map_err(Error::io("create", path))?.into_parts();
+        let file = temporary_beside(path).map_err(Error::io("create", path))?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&header).map_err(Error::io("write", path))?;
-        Ok(Self { path: path.to_path_buf(), spec, file, temporary, labels: Vec::new() })
+        Ok(Self { path: path.to_path_buf(), spec, file, labels: Vec::new() })
     }
 
     /// Adds the next image: its tokens, one row of L for each variant.
@@ -76,11 +72,8 @@ impl TokenCacheWriter {
         }
         let labels = std::mem::take(&mut self.labels);
         self.write(&labels)?;
-        let write = || Error::io("write", &self.path);
-        self.file.flush().map_err(write())?;
-        self.file.get_ref().sync_all().map_err(write())?;
-        self.temporary.persist(&self.path).map_err(|error| write()(error.error))?;
-        sync_dir(folder_of(&self.path)).map_err(write())?;
+        let file = self.file.into_inner().map_err(|error| error.into_error());
+        file.and_then(|file| put_in_place(file, &self.path)).map_err(Error::io("write", &self.path))?;
         TokenCache::open(&self.path)
     }
 

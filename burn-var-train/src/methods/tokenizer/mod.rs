@@ -308,6 +308,10 @@ impl Method for TokenizerMethod {
         self.stream.data()
     }
 
+    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
+        self.stream.data_like(recorded)
+    }
+
     fn networks(&self) -> Vec<&dyn Network> {
         let mut networks: Vec<&dyn Network> = vec![&self.learner];
         networks.extend(self.adversary.as_ref().map(|adversary| &adversary.learner as &dyn Network));
