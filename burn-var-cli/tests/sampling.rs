@@ -165,7 +165,7 @@ fn impossible_settings_are_named() {
     let at = folder.path();
     for (settings, expected) in [
         (["--top-p", "1.5"], "top_p"),
-        (["--cfg-schedule", "1,2"], "3, one a scale"),
+        (["--cfg-schedule", "1,2"], "3, one per scale"),
         (["--temperature", "0"], "temperature"),
         (["--ssg", "inf"], "a finite number"),
         (["--ssg-order", "post-cfg"], "--ssg"),
@@ -380,7 +380,7 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     let folder = folder();
     let at = folder.path();
     let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
-    let transformer = Var::config_of(&dict, None).expect("its configuration");
+    let transformer = Var::load(&dict, &Device::flex()).expect("its weights");
     let lora = LoraConfig::released(&transformer).init(1, &Device::flex()).expect("valid");
     let lora = initialize(lora, 2, |_| Init::Normal(0.3));
     lora.save(at.join("lora.safetensors"), &SaveOptions::default()).expect("written");
@@ -394,7 +394,7 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     let merged = sample(&["--tokenizer", "tokenizer.safetensors", "--transformer", "merged.safetensors"]);
     assert_eq!(merged, changed, "the same in one file");
     let message = fails(at, 1, &["sample", "--model", ".", "--lora", "tokenizer.safetensors"]);
-    assert!(message.contains("tokenizer.safetensors") && message.contains("no LoRA"), "{message}");
+    assert!(message.contains("tokenizer.safetensors") && message.contains("another model than a LoRA"), "{message}");
     assert!(fails(at, 2, &["convert", "tokenizer.safetensors", "x", "--lora", "lora.safetensors"]).contains("--lora"));
 }
 
@@ -648,7 +648,7 @@ fn measures_generated_pictures() {
     let interval = &resumed["scores"]["frechet_interval"];
     assert!(interval["low"].as_f64() < interval["high"].as_f64(), "{interval}");
     let page = fs::read_to_string(at.join("page.html")).expect("a page");
-    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("most doubtful"));
+    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("lowest confidence"));
 
     generated(&["--out", "b", "--seed", "1"]);
     let same = json(at, &["eval", "compare", "a", "b"]);
