@@ -61,7 +61,7 @@ fn from_a_folder_of_colour_pictures_to_a_sample() {
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "nothing is said with --quiet");
     let more = run(at, &["train", "var", "var.toml", "--out", "var", "--steps", "6"]);
     let said = String::from_utf8_lossy(&more.stderr).into_owned();
-    assert!(said.contains("goes on after step 5") && said.contains("step 6/6"), "plain lines in a pipe: {said}");
+    assert!(said.contains("resumes after step 5") && said.contains("step 6/6"), "plain lines in a pipe: {said}");
 }
 
 /// When to kill.

@@ -114,14 +114,58 @@ fn overlay(under: &mut toml::Table, over: toml::Table) {
     }
 }
 
+/// A difference between configuration files of older versions and today's.
+#[derive(Debug, Clone, Copy)]
+pub enum Upgrade {
+    /// A key has a new place; both are dotted.
+    Moved {
+        /// The old key.
+        from: &'static str,
+        /// The new key.
+        to: &'static str,
+    },
+    /// A key did not exist; files without it mean this value.
+    Added {
+        /// The dotted key.
+        key: &'static str,
+        /// The value that older versions worked with.
+        meant: f64,
+    },
+}
+
+impl Upgrade {
+    fn apply(self, table: &mut toml::Table) {
+        match self {
+            Self::Moved { from, to } => {
+                if let Some(value) = take(table, from) {
+                    put(table, to, value);
+                }
+            }
+            Self::Added { key, meant } => match take(table, key) {
+                Some(value) => put(table, key, value),
+                None => put(table, key, meant.into()),
+            },
+        }
+    }
+}
+
+/// Removes the value under a dotted key.
+fn take(table: &mut toml::Table, key: &str) -> Option<Value> {
+    match key.split_once('.') {
+        None => table.remove(key),
+        Some((section, rest)) => take(table.get_mut(section)?.as_table_mut()?, rest),
+    }
+}
+
 /// Writes the resolved configuration to `config.toml` in the run's folder, or compares it with the one that is there.
 ///
-/// Returns whether it was there, that is whether this may be a resumed run. `may_change` lists the keys, dotted, that
-/// may differ; the file is then rewritten.
+/// Returns true if it was there, that is if this may be a resumed run. `may_change` lists the keys, dotted, that may
+/// differ; the file is then rewritten. `upgrades` says how to read files of older versions.
 ///
 /// # Errors
-/// [`Error::Format`] listing every key that differs and must not; [`Error::Io`] if the file cannot be read or written.
-pub fn settle<T>(run: impl AsRef<Path>, config: &T, may_change: &[(&str, Change)]) -> Result<bool>
+/// [`Error::ConfigChanged`] listing every key that differs and must not; [`Error::Io`] if the file cannot be read or
+/// written.
+pub fn settle<T>(run: impl AsRef<Path>, config: &T, may_change: &[(&str, Change)], upgrades: &[Upgrade]) -> Result<bool>
 where
     T: Serialize + DeserializeOwned,
 {
@@ -129,23 +173,23 @@ where
     fs::create_dir_all(run).map_err(Error::io("create", run))?;
     let path = run.join(FILE);
     let as_text = |e: toml::ser::Error| Error::format(&path, e.to_string());
+    let wrong = |e: toml::de::Error| Error::format(&path, e.to_string().trim_end().to_string());
     let text = toml::to_string_pretty(config).map_err(as_text)?;
-    let exists = match fs::metadata(&path) {
-        Ok(_) => true,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+    let found = match fs::read_to_string(&path) {
+        Ok(found) => Some(found),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(Error::io("read", &path)(e)),
     };
-    if exists {
+    let exists = found.is_some();
+    if let Some(found) = found {
+        let mut table: toml::Table = toml::from_str(&found).map_err(wrong)?;
+        upgrades.iter().for_each(|upgrade| upgrade.apply(&mut table));
         // Through `T`, so that keys which a newer version added have their defaults on both sides.
-        let before = flat(&Value::try_from(read_toml::<T>(&path)?).map_err(as_text)?);
+        let before = flat(&Value::try_from(table.try_into::<T>().map_err(wrong)?).map_err(as_text)?);
         let now = flat(&Value::try_from(config).map_err(as_text)?);
         let differences = differences(&before, &now, may_change);
         if !differences.is_empty() {
-            let list = differences.join("; ");
-            return Err(Error::format(
-                path,
-                format!("this run was started otherwise: {list}. Set them back to go on with it, or use a new folder"),
-            ));
+            return Err(Error::ConfigChanged { path, differences });
         }
         if before == now {
             return Ok(true);
@@ -248,17 +292,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let run = folder.path().join("runs/first");
         let config = Run { seed: Some(3), ..Run::default() };
-        assert!(!settle(&run, &config, &MAY_CHANGE).expect("new"), "a new run");
-        assert!(settle(&run, &config, &MAY_CHANGE).expect("again"), "the same run again");
+        assert!(!settle(&run, &config, &MAY_CHANGE, &[]).expect("new"), "a new run");
+        assert!(settle(&run, &config, &MAY_CHANGE, &[]).expect("again"), "the same run again");
         assert_eq!(read_toml::<Run>(run.join(FILE)).expect("saved"), config, "the resolved file reads back");
 
         let more = Run { steps: 200, log_every: 1, ..config.clone() };
-        assert!(settle(&run, &more, &MAY_CHANGE).expect("longer"), "more steps go on");
+        assert!(settle(&run, &more, &MAY_CHANGE, &[]).expect("longer"), "more steps go on");
         assert_eq!(read_toml::<Run>(run.join(FILE)).expect("saved"), more, "and are saved");
 
         let mut other = Run { steps: 150, seed: None, scales: vec![1, 2], ..more.clone() };
         other.optimizer.beta_2 = 0.95;
-        let error = settle(&run, &other, &MAY_CHANGE).expect_err("another run").to_string();
+        let error = settle(&run, &other, &MAY_CHANGE, &[]).expect_err("another run").to_string();
         for part in [
             "`optimizer.beta_2` was 0.999, is now 0.95",
             "`scales` was [1, 2, 3], is now [1, 2]",
@@ -275,6 +319,22 @@ mod tests {
     fn a_key_that_came_later_has_its_default() {
         let folder = tempfile::tempdir().expect("temporary folder");
         fs::write(folder.path().join(FILE), "steps = 100\n").expect("an old file");
-        assert!(settle(folder.path(), &Run::default(), &MAY_CHANGE).expect("equal"), "defaults compare equal");
+        assert!(settle(folder.path(), &Run::default(), &MAY_CHANGE, &[]).expect("equal"), "defaults compare equal");
+    }
+
+    #[test]
+    fn files_of_older_versions_are_read_with_what_they_meant() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::write(folder.path().join(FILE), "every = 7\nscales = [1, 2, 3]\n").expect("an old file");
+        let upgrades = [
+            Upgrade::Moved { from: "every", to: "log_every" },
+            Upgrade::Added { key: "optimizer.weight_decay", meant: 0.5 },
+        ];
+        let mut config = Run { log_every: 7, ..Run::default() };
+        let error = settle(folder.path(), &config, &MAY_CHANGE, &upgrades).expect_err("another decay");
+        assert!(matches!(&error, Error::ConfigChanged { differences, .. } if differences.len() == 1), "{error}");
+        assert!(error.to_string().contains("`optimizer.weight_decay` was 0.5, is now 0.01"), "{error}");
+        config.optimizer.weight_decay = 0.5;
+        assert!(settle(folder.path(), &config, &[], &upgrades).expect("equal"), "the same run");
     }
 }

@@ -1,10 +1,10 @@
 use std::path::PathBuf;
 
-/// What can go wrong in this crate. Every message names the thing, what was expected and what was found.
+/// An error of this crate. Every message names the thing, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The models refused something.
+    /// An error of the models. A loss or gradient that is not finite is [`burn_var::Error::NonFinite`].
     #[error(transparent)]
     Model(#[from] burn_var::Error),
     /// A file or folder could not be read or written.
@@ -14,7 +14,7 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's word.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file was read, and does not hold what it should.
@@ -41,25 +41,91 @@ pub enum Error {
         /// Both networks, and what to do.
         reason: String,
     },
+    /// Another process trains in the folder.
+    #[error("`{}` is in use: another process trains in it; wait until it ends, or choose another folder", folder.display())]
+    Locked {
+        /// The folder that is locked.
+        folder: PathBuf,
+    },
+    /// A run is resumed with other settings than it was started with.
+    #[error("`{}`: this run was started with other settings: {}. Set them back to resume it, or use a new folder", path.display(), differences.join("; "))]
+    ConfigChanged {
+        /// The configuration that the run was started with.
+        path: PathBuf,
+        /// One sentence per key that differs.
+        differences: Vec<String>,
+    },
+    /// A run is resumed with other training data than it was started with.
+    #[error("`{}` was made with other images or tokens than are there now; put those back, or train in a new folder", checkpoint.display())]
+    DataChanged {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+    },
+    /// An image of a data set cannot be decoded.
+    #[error("`{}` is broken: {reason}. Replace it by a sound copy and run the same command again; a new training run leaves broken images out with `data.options.check = true`", path.display())]
+    BrokenImage {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The discriminator recognizes every image of every scale: the generator learns nothing from it any more.
+    #[error(
+        "training has collapsed: the discriminator recognizes every image of every scale (accuracies on real {real:?}, on generated {fake:?}, adversarial loss {adversarial:.3}) in {streak} measured steps in a row; lower discriminator.learning_rate, or raise discriminator.r1_gamma"
+    )]
+    Collapse {
+        /// The step, from 0.
+        step: u64,
+        /// Measured steps in a row.
+        streak: u32,
+        /// Share of real images that the discriminator recognizes, per scale.
+        real: Vec<f64>,
+        /// Share of generated images that it recognizes, per scale.
+        fake: Vec<f64>,
+        /// The generator's adversarial loss.
+        adversarial: f64,
+    },
+    /// A loss does not depend on what it should train.
+    #[error("no gradient reaches {of}: encoder and discriminator must let gradients pass")]
+    NoGradient {
+        /// What should have a gradient.
+        of: &'static str,
+    },
+    /// The thread that loads images ended without an error.
+    #[error("the thread that loads images of `{}` has ended unexpectedly; run the same command again to resume", path.display())]
+    LoaderEnded {
+        /// The folder of the images.
+        path: PathBuf,
+    },
 }
 
-/// This crate's result.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Io`] for `map_err`.
+    /// Returns a function that makes an [`Error::Io`], for `map_err`.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Error::Io { action, path, source }
     }
 
-    /// An [`Error::Format`].
+    /// Creates an [`Error::Format`].
     pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::Format { path: path.into(), reason: reason.into() }
     }
 
-    /// An [`Error::Config`].
+    /// Creates an [`Error::Config`].
     pub fn config(name: impl Into<String>, found: impl std::fmt::Display, expected: impl Into<String>) -> Self {
         Error::Config { name: name.into(), found: found.to_string(), expected: expected.into() }
+    }
+
+    /// Puts the name of a section before the key of an [`Error::Config`].
+    pub(crate) fn in_section(self, section: &str) -> Self {
+        match self {
+            Error::Config { name, found, expected } => {
+                Error::Config { name: format!("{section}.{name}"), found, expected }
+            }
+            other => other,
+        }
     }
 }

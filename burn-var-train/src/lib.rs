@@ -1,25 +1,27 @@
-//! Trainers for next-scale autoregressive image generation, with exact resume: tokenizer, transformer, and the frozen
-//! networks that judge pictures.
+//! Trainers for next-scale autoregressive image generation, with exact resume: tokenizer, transformer, AID-VAR's
+//! injector, and the networks that evaluate images.
+//!
+//! - [`methods`]: one module per training method.
+//! - [`engine`]: the loop that all methods share. It accumulates and clips gradients, runs optimizers and moving averages,
+//!   saves, resumes and reports.
+//! - [`data`]: images, their order, and caches of their tokens.
+//! - [`optim`]: AdamW, schedules, clipping and moving averages.
+//! - [`eval`]: scores of generated images.
 
-pub mod aid;
-pub mod checkpoint;
-pub mod classifier;
 pub mod config;
 pub mod curves;
 pub mod data;
-pub mod dino;
+pub mod engine;
 mod error;
 pub mod eval;
 pub mod fs;
 pub mod grid;
-mod learner;
+mod losses;
+pub mod methods;
 pub mod optim;
-pub mod patch_gan;
-pub mod progress;
-pub mod report;
-pub mod run;
-mod stream;
-pub mod tokenizer;
-pub mod var;
+mod tensor;
 
+pub use engine::{checkpoint, progress, report, run};
 pub use error::{Error, Result};
+pub use methods::tokenizer::patch_gan;
+pub use methods::{aid, classifier, dino, tokenizer, var};

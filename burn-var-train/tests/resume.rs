@@ -1,4 +1,5 @@
-//! A training that is stopped at odd steps and goes on ends with the very weights of one that never stopped.
+//! A run that is stopped at odd steps and resumed ends with the weights of one that never stopped; the number of pieces
+//! that a batch is cut into changes nothing but the rounding of sums.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -6,24 +7,26 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 use burn_var::Scales;
-use burn_var::models::aid::Injector;
-use burn_var::models::dino::VitConfig;
 use burn_var::guidance::AidWeight;
-use burn_var::weights::{Pretrained, StateDict};
-use burn_var::sampling::Sampler;
+use burn_var::models::aid::{Augment, DiscriminatorHeads, Injector};
+use burn_var::models::common::{Lora, LowRankConfig};
+use burn_var::models::dino::VitConfig;
 use burn_var::models::var::VqVae;
-use burn_var::models::common::LowRankConfig;
+use burn_var::sampling::Sampler;
+use burn_var::weights::{Pretrained, SaveOptions, StateDict};
+use burn_var_train::Error;
 use burn_var_train::aid::{
-    AidTrainConfig, AidTrainer, Backbone, CollapseConfig, Judges, LoraSize, Reconstruction, SoftDecode, train_aid,
+    AidMethod, AidTrainConfig, Backbone, CollapseConfig, DiscriminatorInput, LoraSize, Reconstruction, SoftDecode,
+    train_aid,
 };
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
+use burn_var_train::engine::{Method, TrainConfig, Trainer};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
-use burn_var_train::run::Trainer;
-use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
-use burn_var_train::var::{VarTrainConfig, train_var};
+use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
+use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
 /// IDX files of 15x16 grey pictures in three classes: blots at different places, and noise.
 fn pictures(folder: &Path) -> PathBuf {
@@ -57,7 +60,7 @@ fn run_section(data: &Path) -> String {
 }
 
 /// The whole loss of a tokenizer with revival of codes in the middle, and `more` sections.
-fn tokenizer_config(data: &Path, more: &str) -> TokenizerConfig {
+fn tokenizer_config(data: &Path, more: &str) -> TokenizerTrainConfig {
     let text = run_section(data)
         + "[model]\nimage_channels = 1\nch = 32\nch_mult = [1, 2]\nnum_res_blocks = 1\nz_channels = 6\n\
            vocab_size = 24\npatch_nums = [1, 3, 8]\n\
@@ -125,12 +128,12 @@ impl ModuleVisitor for Collect {
     }
 }
 
-fn tokenizer(config: &TokenizerConfig) -> impl Fn(&Path, &mut dyn Progress) -> Option<PathBuf> {
+fn tokenizer(config: &TokenizerTrainConfig) -> impl Fn(&Path, &mut dyn Progress) -> Option<PathBuf> {
     |run, progress| train_tokenizer(config.clone(), run, &Device::default(), progress).expect("trains")
 }
 
 #[test]
-fn a_tokenizer_goes_on_to_the_bit() {
+fn a_tokenizer_resumes_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = tokenizer_config(&pictures(folder.path()), "");
     let whole = compare(folder.path(), &["average", "model", "optimizer", "usage"], tokenizer(&config));
@@ -142,7 +145,7 @@ fn a_tokenizer_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_tokenizer_and_its_discriminator_go_on_to_the_bit() {
+fn a_tokenizer_and_its_discriminator_resume_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = tokenizer_config(&pictures(folder.path()), GAN);
     let parts = ["average", "discriminator", "discriminator-optimizer", "model", "optimizer", "usage"];
@@ -167,7 +170,7 @@ fn transformer_config(folder: &Path, data: &Path) -> VarTrainConfig {
     transformer_config_on(folder, tokenizer_config(data, ""), data)
 }
 
-fn transformer_config_on(folder: &Path, config: TokenizerConfig, data: &Path) -> VarTrainConfig {
+fn transformer_config_on(folder: &Path, config: TokenizerTrainConfig, data: &Path) -> VarTrainConfig {
     let path = train_tokenizer(config, &folder.join("tokenizer"), &Device::default(), &mut ())
         .expect("trains")
         .expect("to the end");
@@ -183,7 +186,7 @@ fn aid_config(folder: &Path) -> AidTrainConfig {
     aid_config_on(folder, tokenizer_config(&data, ""), &data)
 }
 
-fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidTrainConfig {
+fn aid_config_on(folder: &Path, tokenizer: TokenizerTrainConfig, data: &Path) -> AidTrainConfig {
     let models = transformer_config_on(folder, tokenizer, data);
     let transformer = train_var(models.clone(), &folder.join("transformer"), &Device::default(), &mut ());
     let transformer = transformer.expect("trains").expect("to the end");
@@ -193,7 +196,8 @@ fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidT
          mean = [0.5]\nstd = [0.5]",
     )
     .expect("sizes");
-    save_vit(&sizes.init(1, &Device::default()).expect("valid"), &encoder, false).expect("written");
+    let vit = sizes.init(1, &Device::default()).expect("valid");
+    vit.save(&encoder, &SaveOptions::default()).expect("written");
     let files = format!("tokenizer = {:?}\ntransformer = {transformer:?}\nencoder = {encoder:?}\n", models.tokenizer);
     let text = files
         + &run_section(data)
@@ -203,16 +207,27 @@ fn aid_config_on(folder: &Path, tokenizer: TokenizerConfig, data: &Path) -> AidT
 }
 
 /// A run of a configuration from [`aid_config`] at its first step, in the same folder.
-fn aid_trainer(folder: &Path, config: AidTrainConfig) -> AidTrainer {
+fn aid_trainer(folder: &Path, config: AidTrainConfig) -> Trainer<AidMethod> {
     let device = Device::default();
-    let tokens = TokenCache::open(&folder.join("transformer/tokens.safetensors")).expect("kept by the other run");
     let backbone = Backbone::load(&config, &device).expect("fits");
-    AidTrainer::new(config, backbone, tokens, folder, &device).expect("a valid configuration")
+    let run = config.run.clone();
+    let method = AidMethod::new(config, backbone, tokens(folder), folder, &device).expect("a valid configuration");
+    Trainer::new(method, &run).expect("a valid configuration")
+}
+
+/// The token cache that the runs in `folder` share.
+fn tokens(folder: &Path) -> TokenCache {
+    TokenCache::open(&caches(folder)[0]).expect("made by another run")
+}
+
+fn caches(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder.join(".cache")).expect("a folder").flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).collect()
 }
 
 /// The parts of a checkpoint of either.
 const AID_PARTS: [&str; 7] = [
-    "beaten",
+    "collapse_streak",
     "correction-average",
     "correction-model",
     "correction-optimizer",
@@ -222,7 +237,7 @@ const AID_PARTS: [&str; 7] = [
 ];
 
 #[test]
-fn an_injector_goes_on_to_the_bit_and_learns() {
+fn an_injector_resumes_to_the_bit_and_learns() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = aid_config(folder.path());
     let whole = compare(folder.path(), &AID_PARTS, |run, progress| {
@@ -239,7 +254,7 @@ fn an_injector_goes_on_to_the_bit_and_learns() {
         module.visit(&mut collect);
         collect.0
     };
-    let (before, after) = (weights(&untrained), weights(&Injector::load_with(&dict, &sizes, LoadOptions::default(), &device).expect("fits")));
+    let (before, after) = (weights(&untrained), weights(&Injector::load(&dict, &device).expect("fits")));
     let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
     assert!(moved > before.len() / 2, "{moved} of {} weights have moved", before.len());
     DiscriminatorHeads::load(&open("heads.safetensors"), &device).expect("the heads are kept too");
@@ -253,13 +268,13 @@ fn an_injector_goes_on_to_the_bit_and_learns() {
 }
 
 #[test]
-fn a_lora_goes_on_to_the_bit_and_learns() {
+fn a_lora_resumes_to_the_bit_and_learns() {
     let folder = tempfile::tempdir().expect("a folder");
     let rank = LowRankConfig { rank: 2, alpha: 2.0 };
     let lora = Some(LoraSize { attention: rank, feed_forward: rank });
     // Judged without an encoder besides, and scale by scale.
     let mut config = AidTrainConfig { lora, encoder: None, ..aid_config(folder.path()) };
-    config.discriminator.judges = Judges::QuantizerFeatures;
+    config.discriminator.input = DiscriminatorInput::QuantizerFeatures;
     config.loss.truncate = true;
     let whole = compare(folder.path(), &AID_PARTS, |run, progress| {
         train_aid(config.clone(), run, &Device::default(), progress).expect("trains")
@@ -302,8 +317,9 @@ fn drawn_codes_can_be_judged_in_place_of_mean_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = aid_config(folder.path());
     config.guidance.sampler = Sampler::greedy();
-    // The loss is then of nothing but what is judged.
+    // The loss is then of nothing but the input of the discriminator.
     config.discriminator.r1_gamma = 0.0;
+    config.discriminator.augment = Augment::NONE;
     let judged = |decode: SoftDecode, temperature: f64| {
         let mut config = config.clone();
         (config.loss.decode, config.loss.temperature) = (decode, temperature);
@@ -326,7 +342,8 @@ fn a_discriminator_with_a_head_start_learns_alone() {
     let mut config = aid_config(folder.path());
     config.discriminator.head_start = 1;
     let mut trainer = aid_trainer(folder.path(), config);
-    let kept = |trainer: &AidTrainer| std::fs::read(trainer.export().expect("written")).expect("readable");
+    let kept =
+        |trainer: &Trainer<AidMethod>| std::fs::read(trainer.method().export().expect("written")).expect("readable");
     let learnt = |metrics: burn_var_train::run::Metrics| {
         ["d_loss", "adversarial"].map(|name| metrics.iter().any(|(found, _)| found == name))
     };
@@ -348,16 +365,21 @@ fn the_backbone_of_an_injector_stays_as_it_is() {
         trainer.step(step, true).expect("finite");
     }
     let unchanged = Backbone::load(&config, &device).expect("fits");
-    assert_eq!(trainer.backbone().fingerprint().unwrap(), unchanged.fingerprint().unwrap(), "not a bit has changed");
+    assert_eq!(
+        trainer.method().backbone().fingerprint().unwrap(),
+        unchanged.fingerprint().unwrap(),
+        "not a bit has changed"
+    );
 
     config.collapse = CollapseConfig { accuracy: 0.0, patience: 1 };
-    let error =
-        train_aid(config, &folder.path().join("collapsed"), &device, &mut ()).expect_err("gives up").to_string();
+    let error = train_aid(config, &folder.path().join("collapsed"), &device, &mut ()).expect_err("gives up");
+    assert!(matches!(error, Error::Collapse { step: 0, streak: 1, .. }), "{error}");
+    let error = error.to_string();
     assert!(error.contains("accuracies on real") && error.contains("r1_gamma"), "{error}");
 }
 
 #[test]
-fn a_transformer_goes_on_to_the_bit() {
+fn a_transformer_resumes_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = transformer_config(folder.path(), &pictures(folder.path()));
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
@@ -385,10 +407,196 @@ fn unknown_keys_are_refused() {
                      patch_nums = [1, 8]\n";
         run_section(Path::new("pictures")) + model + sections
     };
-    toml::from_str::<TokenizerConfig>(&text(known)).expect("all keys are known");
+    toml::from_str::<TokenizerTrainConfig>(&text(known)).expect("all keys are known");
     for (right, wrong) in [("perceptual", "perceptive"), ("weight", "weigth"), ("width", "with")] {
         let error =
-            toml::from_str::<TokenizerConfig>(&text(&known.replace(right, wrong))).expect_err(wrong).to_string();
+            toml::from_str::<TokenizerTrainConfig>(&text(&known.replace(right, wrong))).expect_err(wrong).to_string();
         assert!(error.contains(&format!("`{wrong}`")), "names `{wrong}`: {error}");
     }
+}
+
+/// All weights of a module.
+fn flat<M: Module>(module: &M) -> Vec<f32> {
+    let mut collect = Collect(Vec::new());
+    module.visit(&mut collect);
+    collect.0
+}
+
+/// Asserts that weights are the same up to the rounding of sums: Adam divides gradients by their own size, so that
+/// differences near zero are compared with the learning rate, which is the size of its steps.
+fn assert_close(found: &[f32], expected: &[f32], rate: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let far = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    assert!(far < 0.02 * rate, "{what}: off by {far}, a step is {rate}");
+}
+
+#[test]
+fn a_transformer_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = transformer_config(folder.path(), &pictures(folder.path())).normalize();
+    let device = Device::default();
+    train_var(config.clone(), &folder.path().join("first"), &device, &mut StopAfter(1)).expect("makes the tokens");
+    let train = |accumulate: usize| {
+        let mut config = config.clone();
+        config.run.accumulate = accumulate;
+        // Adam's first steps have the size of the learning rate whatever the gradient is: an epsilon far above the
+        // rounding of sums keeps what is compared a function of the gradient.
+        config.optimizer.epsilon = 1e-3;
+        let run = config.run.clone();
+        let dict = StateDict::open(&config.tokenizer).expect("written");
+        let tokenizer = VqVae::load(&dict, &device).expect("fits");
+        let method = VarMethod::new(config, tokenizer, tokens(folder.path()), folder.path(), &device).expect("valid");
+        let mut trainer = Trainer::new(method, &run).expect("valid");
+        let norms = (0..3).map(|step| {
+            let metrics = trainer.step(step, true).expect("finite");
+            metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1
+        });
+        let norms: Vec<f64> = norms.collect();
+        (norms, flat(trainer.method().model()))
+    };
+    let (norms, weights) = train(1);
+    for pieces in [2, 4] {
+        let (found, found_weights) = train(pieces);
+        for (found, expected) in found.iter().zip(&norms) {
+            assert!((found - expected).abs() < 1e-4 * expected, "{pieces} pieces: norms {found} and {expected}");
+        }
+        assert_close(&found_weights, &weights, 0.001, &format!("{pieces} pieces"));
+    }
+}
+
+#[test]
+fn a_tokenizer_and_its_discriminator_do_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let gan = GAN.replace("start_step = 2", "start_step = 0");
+    let mut config = tokenizer_config(&pictures(folder.path()), &gan);
+    (config.optimizer.epsilon, config.gan.optimizer.epsilon) = (1e-3, 1e-3);
+    let train = |accumulate: usize| {
+        let mut config = config.clone();
+        config.run.accumulate = accumulate;
+        let run = config.run.clone();
+        let method = TokenizerMethod::new(config, folder.path(), &Device::default()).expect("valid");
+        let mut trainer = Trainer::new(method, &run).expect("valid");
+        // One step: later ones may differ by more than rounding, where a unit of the discriminator lies so near the kink of
+        // its leaky ReLU that rounding decides its slope.
+        let metrics: Vec<_> = (0..1).flat_map(|step| trainer.step(step, true).expect("finite")).collect();
+        (metrics, flat(trainer.method().average()))
+    };
+    let (metrics, weights) = train(1);
+    for pieces in [2, 4] {
+        let (found, found_weights) = train(pieces);
+        for ((name, found), (expected_name, expected)) in found.iter().zip(&metrics) {
+            assert_eq!(name, expected_name, "the same metrics");
+            let near = (found - expected).abs() <= 1e-3 * expected.abs() + 1e-6;
+            assert!(near, "{pieces} pieces: `{name}` is {found}, expected {expected}");
+        }
+        assert_close(&found_weights, &weights, 0.001, &format!("{pieces} pieces"));
+    }
+}
+
+#[test]
+fn an_injector_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = aid_config(folder.path());
+    // Two groups of two images.
+    config.discriminator.virtual_batch = 2;
+    let step = |accumulate: usize| {
+        let mut config = config.clone();
+        config.run.accumulate = accumulate;
+        aid_trainer(folder.path(), config).step(0, true).expect("finite")
+    };
+    for ((name, found), (expected_name, expected)) in step(2).iter().zip(&step(1)) {
+        assert_eq!(name, expected_name, "the same metrics");
+        let near = (found - expected).abs() <= 1e-3 * expected.abs() + 1e-6;
+        assert!(near, "two pieces: `{name}` is {found}, expected {expected}");
+    }
+    config.run.accumulate = 4;
+    let scales = Scales::square(&[1, 3, 8]).expect("a schedule");
+    let error = config.validate(&scales).expect_err("groups would be cut").to_string();
+    assert!(error.contains("run.accumulate") && error.contains("virtual_batch"), "{error}");
+}
+
+#[test]
+fn dropout_of_the_injector_is_for_training_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = aid_config(folder.path());
+    assert_eq!(config.injector.dropout, 0.1, "on by default");
+    let mut first = |dropout: f64| {
+        config.injector.dropout = dropout;
+        let mut trainer = aid_trainer(folder.path(), config.clone());
+        std::fs::create_dir_all(folder.path().join("samples")).expect("a folder");
+        let preview = trainer.method_mut().samples(0).expect("written").expect("images");
+        let preview = std::fs::read(preview).expect("readable");
+        // The initial injector adds next to nothing, with or without dropout.
+        let metrics = (0..3).map(|step| trainer.step(step, true).expect("finite")).last().expect("three steps");
+        let norm = metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1;
+        (norm, preview)
+    };
+    let [(with, shown), (again, _), (without, plain)] = [first(0.5), first(0.5), first(0.0)];
+    assert_eq!(with, again, "the draws are keyed");
+    assert!((with - without).abs() > 1e-6 * without, "dropout changes the gradient: {with} and {without}");
+    assert!(shown == plain, "previews have no dropout");
+}
+
+#[test]
+fn runs_share_a_token_cache_and_use_one_of_an_older_version() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let config = transformer_config(at, &pictures(at));
+    let train = |run: &str| {
+        train_var(config.clone(), &at.join(run), &Device::default(), &mut StopAfter(1)).expect("trains");
+    };
+    // At once: one makes the cache, the other waits for it.
+    std::thread::scope(|scope| {
+        for run in ["one", "two"] {
+            scope.spawn(move || train(run));
+        }
+    });
+    let found = caches(at);
+    assert_eq!(found.len(), 1, "one cache for both: {found:?}");
+    assert!(!at.join("one/tokens.safetensors").exists(), "nothing in the run's folder");
+    // As a run folder of an older version has it.
+    std::fs::create_dir_all(at.join("old/run")).expect("a folder");
+    std::fs::rename(&found[0], at.join("old/run/tokens.safetensors")).expect("moved");
+    train("old/run");
+    assert!(!at.join("old/.cache").exists(), "the cache in its own folder fits");
+}
+
+#[test]
+fn a_run_of_an_older_version_continues_with_a_note() {
+    struct Notes(Vec<String>);
+    impl Progress for Notes {
+        fn step(&mut self, _: &StepReport<'_>) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+
+        fn note(&mut self, text: &str) {
+            self.0.push(text.to_owned());
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = transformer_config(folder.path(), &pictures(folder.path()));
+    let run = folder.path().join("run");
+    let train = |progress: &mut dyn Progress| train_var(config.clone(), &run, &Device::default(), progress);
+    train(&mut StopAfter(2)).expect("trains");
+    // The state without its version, and the key `accumulate` in its old place.
+    let checkpoint = newest(&run);
+    let state = std::fs::read_to_string(checkpoint.path().join("state.json")).expect("a state");
+    let mut state: serde_json::Value = serde_json::from_str(&state).expect("JSON");
+    state.as_object_mut().expect("an object").remove("noise").expect("was there");
+    let text = serde_json::to_vec_pretty(&state).expect("JSON");
+    std::fs::write(checkpoint.path().join("state.json"), &text).expect("written");
+    let manifest = checkpoint.path().join("manifest.json");
+    let mut summary: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&manifest).expect("a manifest")).expect("JSON");
+    let mut crc = flate2::Crc::new();
+    crc.update(&text);
+    summary["parts"]["state.json"] = serde_json::json!({ "bytes": text.len(), "crc32": crc.sum() });
+    std::fs::write(&manifest, summary.to_string()).expect("written");
+    let settings = std::fs::read_to_string(run.join("config.toml")).expect("settings");
+    let settings = format!("accumulate = 2\n{}", settings.replace("accumulate = 2\n", ""));
+    std::fs::write(run.join("config.toml"), settings).expect("written");
+
+    let mut notes = Notes(Vec::new());
+    train(&mut notes).expect("continues").expect("to the end");
+    assert!(notes.0.iter().any(|note| note.contains("an older version started this run")), "{:?}", notes.0);
 }

@@ -1,8 +1,8 @@
-//! Editing: tokens of an existing image that are not drawn. Completion, in-painting, out-painting, and teacher forcing.
+//! Image editing with known tokens: completion, in-painting, out-painting, and teacher forcing.
 
 use burn::tensor::{Bool, Int, Tensor};
 
-use crate::generation::Tokenizer;
+use crate::generation::{Tokenizer, Vocabulary};
 use crate::math::Resize;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
@@ -10,15 +10,31 @@ use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 const WHOLE: usize = 3;
 
 /// Tokens that are known, so that only the others are drawn.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_var::editing::KnownTokens;
+/// use burn_var::{Scales, TokenPyramid};
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let device = Device::default();
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7u32, 1, 2, 3, 4]], &device)?;
+/// // The left half stays: 1 in the mask.
+/// let mask = Tensor::<1>::from_floats([1.0, 0.0], &device).reshape([1, 1, 1, 2]);
+/// let known = KnownTokens::masked(tokens, mask)?;
+/// assert_eq!(known.drawn()?, [0, 2], "tokens to draw per scale");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct KnownTokens {
     tokens: TokenPyramid,
-    /// One per scale, `[batch, tokens]`: true where the token is known.
+    /// One mask per scale, `[batch, tokens]`: true where the token is known.
     masks: Vec<Tensor<2, Bool>>,
 }
 
 impl KnownTokens {
-    /// Marks all tokens as known: nothing is drawn, and the logits are those of a teacher-forced model.
+    /// Marks all tokens as known: nothing is drawn, and the logits are teacher-forced.
     pub fn all(tokens: TokenPyramid) -> Self {
         let scales = tokens.scales().len();
         Self::first(tokens, scales)
@@ -35,8 +51,8 @@ impl KnownTokens {
     }
 
     /// Marks the tokens under a mask as known: `mask`, `[batch, 1, height, width]` of any size, is 1 where the image
-    /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above a half; the
-    /// smallest scales are known as a whole (VAR's zero-shot editing).
+    /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above 0.5; the smallest
+    /// scales are known as a whole (VAR's zero-shot editing).
     ///
     /// # Errors
     /// [`Error::Shape`] if there is not one mask per image.
@@ -53,6 +69,25 @@ impl KnownTokens {
         Ok(Self { masks: (0..tokens.scales().len()).map(of).collect(), tokens })
     }
 
+    /// Marks tokens as known by a mask per scale, `[batch, tokens]` each: for models whose maps do not cover the whole
+    /// image, such as the single tokens of a next-token model.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a mask is missing or has another shape.
+    pub fn with_masks(tokens: TokenPyramid, masks: Vec<Tensor<2, Bool>>) -> Result<Self> {
+        let scales = tokens.scales();
+        if masks.len() != scales.len() {
+            return Err(Error::shape("masks", format!("{} masks, one per scale", scales.len()), [masks.len()]));
+        }
+        for (at, mask) in scales.iter().zip(&masks) {
+            let expected = [tokens.batch(), at.size().area()];
+            if mask.dims() != expected {
+                return Err(Error::shape(format!("mask {}", at.k()), format!("{expected:?}"), mask.dims()));
+            }
+        }
+        Ok(Self { tokens, masks })
+    }
+
     /// Returns the number of tokens that are drawn at each scale, of all images together.
     ///
     /// # Errors
@@ -65,8 +100,12 @@ impl KnownTokens {
         self.masks.iter().map(count).collect()
     }
 
-    /// Checks that the tokens are those of `images` images over a schedule.
-    pub(crate) fn check(&self, images: usize, scales: &Scales) -> Result<()> {
+    /// Checks that the tokens are those of `images` images over a schedule, in a model's vocabulary.
+    pub(crate) fn check(&self, images: usize, scales: &Scales, vocabulary: Vocabulary) -> Result<()> {
+        if self.tokens.symbols() != vocabulary.symbols {
+            let expected = format!("{}, the model's", vocabulary.symbols);
+            return Err(Error::config("symbols per token of the known tokens", self.tokens.symbols(), expected));
+        }
         if self.tokens.scales() != scales {
             return Err(Error::config("scale schedule of the known tokens", self.tokens.scales(), scales.to_string()));
         }
@@ -76,7 +115,7 @@ impl KnownTokens {
         }
     }
 
-    /// Puts the known ids of scale `k` over those that were drawn, `[batch, tokens * symbols]`.
+    /// Replaces sampled ids of scale `k` by the known ones, `[batch, tokens * symbols]`.
     pub(crate) fn fill_ids(&self, k: usize, drawn: Tensor<2, Int>) -> Tensor<2, Int> {
         let [batch, tokens] = self.masks[k].dims();
         let symbols = drawn.dims()[1] / tokens;
@@ -84,7 +123,7 @@ impl KnownTokens {
         drawn.mask_where(mask.reshape([batch, tokens * symbols]), self.tokens.map(k))
     }
 
-    /// Puts the code vectors of known tokens over those that were drawn, `[batch, tokens, z_channels]`.
+    /// Replaces code vectors of sampled tokens by the known ones, `[batch, tokens, z_channels]`.
     pub(crate) fn fill_codes<T>(&self, k: usize, drawn: Tensor<3>, tokenizer: &T) -> Tensor<3>
     where
         T: Tokenizer + ?Sized,
@@ -116,8 +155,22 @@ mod tests {
         assert_eq!((kept(&known, 0), kept(&known, 1)), (vec![true], vec![false; 4]));
         let all = KnownTokens::all(tokens(&[1, 2]));
         assert_eq!((kept(&all, 0), kept(&all, 1)), (vec![true], vec![true; 4]));
-        assert!(all.check(1, &Scales::square(&[1, 3]).unwrap()).is_err(), "another schedule");
-        assert!(all.check(2, &Scales::square(&[1, 2]).unwrap()).is_err(), "another number of images");
+        let check = |images, sides: &[usize], vocabulary| {
+            all.check(images, &Scales::square(sides).unwrap(), vocabulary).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(1, &[1, 2], Vocabulary::codes(9)), Ok(()));
+        assert!(check(1, &[1, 3], Vocabulary::codes(9)).is_err(), "another schedule");
+        assert!(check(2, &[1, 2], Vocabulary::codes(9)).is_err(), "another number of images");
+        assert!(check(1, &[1, 2], Vocabulary::bits(3)).unwrap_err().contains("symbols"), "tokens of bits");
+    }
+
+    #[test]
+    fn masks_of_ones_own_are_one_per_scale() {
+        let mask = |tokens: usize| Tensor::<2>::zeros([1, tokens], &Device::default()).greater_elem(0.5);
+        let known = KnownTokens::with_masks(tokens(&[1, 2]), vec![mask(1), mask(4)]).unwrap();
+        assert_eq!(known.drawn().unwrap(), [1, 4]);
+        assert!(KnownTokens::with_masks(tokens(&[1, 2]), vec![mask(1)]).is_err(), "a mask is missing");
+        assert!(KnownTokens::with_masks(tokens(&[1, 2]), vec![mask(1), mask(3)]).is_err(), "a mask of another size");
     }
 
     #[test]

@@ -37,13 +37,13 @@ pub enum Error {
     Config {
         /// The field, as written in the configuration.
         name: String,
-        /// Its value.
+        /// Value of the field.
         found: String,
         /// Accepted values.
         expected: String,
     },
     /// A class label that the model does not have.
-    #[error("class label {label} is out of range: this model has {classes} classes, 0 to {}", classes - 1)]
+    #[error("class label {label} is out of range: {}", class_range(*classes))]
     Label {
         /// The label asked for.
         label: usize,
@@ -64,6 +64,9 @@ pub enum Error {
         /// Error of the device.
         reason: String,
     },
+    /// A covariance matrix that is not symmetric and positive semidefinite.
+    #[error("the covariance is not valid: {0}; compute the statistics again")]
+    Covariance(String),
     /// A value that must be finite is not.
     #[error("{what} is not finite ({found}); {hint}")]
     NonFinite {
@@ -132,6 +135,14 @@ impl Error {
     }
 }
 
+/// Describes the labels of a model.
+fn class_range(classes: usize) -> String {
+    match classes.checked_sub(1) {
+        Some(last) => format!("this model has {classes} classes, 0 to {last}"),
+        None => "this model has no classes".to_owned(),
+    }
+}
+
 /// Refuses sizes of 0.
 ///
 /// # Errors
@@ -140,5 +151,17 @@ pub(crate) fn require_positive(sizes: &[(&str, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size)| *size == 0) {
         Some((name, size)) => Err(Error::config(*name, size, "at least 1")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_for_a_model_without_classes_is_an_error_with_a_message() {
+        let message = |classes| Error::Label { label: 3, classes }.to_string();
+        assert!(message(3).contains("3 classes, 0 to 2"), "{}", message(3));
+        assert!(message(0).contains("no classes"), "{}", message(0));
     }
 }

@@ -1,4 +1,4 @@
-//! Initialization of weights, drawn on the host: the same on every backend, in whatever order modules are built.
+//! Weight initialization on the host: the same on every backend, in whatever order modules are built.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
@@ -10,7 +10,7 @@ use crate::rng::Rng;
 pub enum Init {
     /// Values as the module built them (zeros for weights and biases, ones for norm scales).
     Keep,
-    /// The same number everywhere.
+    /// One constant value.
     Constant(f64),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
@@ -20,21 +20,21 @@ pub enum Init {
     Uniform(f64),
 }
 
-/// One parameter, as an initialization rule sees it.
+/// Description of a parameter for an initialization rule.
 #[derive(Debug)]
 pub struct ParamInfo<'a> {
-    /// The path in the module: `blocks.0.attn.proj.weight`.
+    /// Path in the module, such as `blocks.0.attn.proj.weight`.
     pub path: &'a str,
-    /// Its shape. Linear weights are `[in, out]`.
+    /// Shape. Linear weights are `[in, out]`.
     pub shape: &'a [usize],
 }
 
-/// Fills a module's float parameters by a rule, keyed by `(seed, path)`.
+/// Initializes a module's float parameters by a rule, with random numbers keyed by `(seed, path)`.
 pub fn initialize<M: Module>(module: M, seed: u64, rule: impl Fn(&ParamInfo<'_>) -> Init) -> M {
     module.map(&mut Initializer { seed, rule, path: Vec::new() })
 }
 
-/// PyTorch's default for convolutions and linear layers: uniform within `1 / sqrt(fan_in)`, biases included.
+/// Returns PyTorch's default for convolutions and linear layers: uniform within `1 / sqrt(fan_in)`, biases included.
 pub fn fan_in_bound(fan_in: usize) -> Init {
     Init::Uniform(1.0 / (fan_in.max(1) as f64).sqrt())
 }

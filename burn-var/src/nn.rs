@@ -1,4 +1,8 @@
-//! The few layers that the models share. Their fields are named as in PyTorch's checkpoints.
+//! Layers that the models share, with fields named as in PyTorch's checkpoints.
+//!
+//! [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] shadow Burn's layers of the same names because they run the fused
+//! kernels of [`ops`] where there are any. They hold no more than the models need: [`GroupNorm`] is fixed at 32 groups
+//! and an epsilon of 1e-6, and [`Conv2d`] has square kernels and always a bias.
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
@@ -18,18 +22,19 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// A convolution that keeps the size of the map: stride 1, zeros around. Weights start as zeros.
+    /// Creates a convolution that keeps the size of the map: stride 1, zero padding. Weights start at zero.
     pub fn same(channels: [usize; 2], kernel: usize, device: &Device) -> Self {
         let pad = kernel / 2;
         Self::new(channels, kernel, ConvSpec { stride: 1, padding: [pad; 4] }, device)
     }
 
-    /// Halves the map as VAR's encoder does: a row and a column of zeros at the end, then 3x3 with stride 2.
+    /// Creates a convolution that halves the map as VAR's encoder does: a row and a column of zeros at the end, then
+    /// 3x3 with stride 2. Weights start at zero.
     pub fn halve(channels: usize, device: &Device) -> Self {
         Self::new([channels; 2], 3, ConvSpec { stride: 2, padding: [0, 1, 0, 1] }, device)
     }
 
-    /// A square kernel with any stride and padding. Weights start as zeros.
+    /// Creates a convolution with a square kernel and any stride and padding. Weights start at zero.
     pub fn new([input, output]: [usize; 2], kernel: usize, spec: ConvSpec, device: &Device) -> Self {
         Self {
             weight: Initializer::Zeros.init([output, input, kernel, kernel], device),
@@ -39,14 +44,14 @@ impl Conv2d {
         }
     }
 
-    /// `[batch, in, height, width]` to `[batch, out, height', width']`.
+    /// Convolves `[batch, in, height, width]` to `[batch, out, height', width']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let spec = ConvSpec { stride: self.stride, padding: self.padding };
         ops::conv2d(x, self.weight.val(), Some(self.bias.val()), spec)
     }
 }
 
-/// Group norm with the 32 groups and the epsilon of VAR's tokenizer.
+/// Group norm with 32 groups and epsilon 1e-6, as in VAR's tokenizer.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// `[channels]`.
@@ -56,21 +61,21 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Number of groups; channels must be a multiple of it.
+    /// Number of groups; the number of channels must be a multiple of it.
     pub const GROUPS: usize = 32;
     const EPSILON: f64 = 1e-6;
 
-    /// Scale one, shift zero.
+    /// Creates a norm with weight one and bias zero.
     pub fn new(channels: usize, device: &Device) -> Self {
         Self { weight: Initializer::Ones.init([channels], device), bias: Initializer::Zeros.init([channels], device) }
     }
 
-    /// Normalises `[batch, channels, height, width]`.
+    /// Normalizes `[batch, channels, height, width]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         ops::group_norm(x, self.weight.val(), self.bias.val(), Self::GROUPS, Self::EPSILON)
     }
 
-    /// Normalises, then SiLU.
+    /// Normalizes `[batch, channels, height, width]`, then applies SiLU.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         ops::group_norm_silu(x, self.weight.val(), self.bias.val(), Self::GROUPS, Self::EPSILON)
     }
@@ -87,34 +92,34 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Scale one, shift zero.
+    /// Creates a norm with weight one and bias zero.
     pub fn new(channels: usize, epsilon: f64, device: &Device) -> Self {
         let weight = Initializer::Ones.init([channels], device);
         Self { weight, bias: zeros([channels], device), epsilon }
     }
 
-    /// Normalises `[batch, length, channels]`.
+    /// Normalizes `[batch, length, channels]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         ops::layer_norm(x, self.weight.val(), self.bias.val(), self.epsilon)
     }
 }
 
-/// `[.., in]` to `[.., out]`.
+/// Applies a linear layer to the last axis, `[.., in]` to `[.., out]`.
 pub(crate) fn apply<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> {
     ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))
 }
 
-/// A linear layer of zeros, not allocated before it is filled or used.
+/// Creates a linear layer of zeros, allocated on first use.
 pub(crate) fn linear(input: usize, output: usize, bias: bool, device: &Device) -> Linear {
     LinearConfig::new(input, output).with_bias(bias).with_initializer(Initializer::Zeros).init(device)
 }
 
-/// An embedding table of zeros, not allocated before it is filled or used.
+/// Creates an embedding table of zeros, allocated on first use.
 pub(crate) fn embedding(count: usize, width: usize, device: &Device) -> Embedding {
     EmbeddingConfig::new(count, width).with_initializer(Initializer::Zeros).init(device)
 }
 
-/// A parameter of zeros, not allocated before it is filled or used.
+/// Creates a parameter of zeros, allocated on first use.
 pub(crate) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Initializer::Zeros.init(shape, device)
 }

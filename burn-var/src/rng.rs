@@ -1,55 +1,71 @@
-//! Randomness that does not depend on the device, the batch size or the number of threads.
+//! Random numbers that do not depend on the device, the batch size or the number of threads.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
-/// A stream of random numbers that is a function of `(seed, purpose, index)` alone.
+/// Stream of random numbers that is a function of `(seed, purpose, index)` alone.
 ///
 /// Burn's own generators differ between backends, are global to a process and can't be saved. So every draw here is
-/// made on the host from a stream of its own: picture `i` of seed `s` is the same picture whatever batch it is in,
-/// and a training that resumes at step `n` draws what it would have drawn.
+/// made on the host from a stream of its own: image `i` of seed `s` is the same image whatever batch it is in, and a
+/// training run that resumes at step `n` draws what it would have drawn without the interruption.
 #[derive(Debug, Clone)]
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {
-    /// The stream called `purpose`, number `index`, of the given seed.
+    /// Creates stream `index` of the given purpose and seed.
     pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&seed.to_le_bytes());
-        key[8..16].copy_from_slice(&fnv1a(purpose.as_bytes()).to_le_bytes());
-        let mut stream = ChaCha8Rng::from_seed(key);
-        stream.set_stream(index);
-        Self(stream)
+        let mut rng = Self::from_key([seed, fnv1a(purpose.as_bytes()), 0, 0]);
+        rng.0.set_stream(index);
+        rng
     }
 
-    /// A uniform number in `[0, 1)`.
+    /// The stream called `purpose` for one image of one training step. `image` is the index in the step's whole batch,
+    /// so the draws do not depend on how the batch is divided into pieces or among devices.
+    ///
+    /// No stream of [`Rng::new`] is among these.
+    pub fn keyed(seed: u64, purpose: &str, step: u64, image: u64) -> Self {
+        let mut rng = Self::from_key([seed, fnv1a(purpose.as_bytes()), step, image]);
+        rng.0.set_stream(u64::MAX);
+        rng
+    }
+
+    /// The stream of a whole ChaCha key, for callers whose streams have keys of their own.
+    pub fn from_key(key: [u64; 4]) -> Self {
+        let mut bytes = [0; 32];
+        for (field, word) in bytes.chunks_exact_mut(8).zip(key) {
+            field.copy_from_slice(&word.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(bytes))
+    }
+
+    /// Draws a uniform number in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A uniform number in `(0, 1)`, safe to take a logarithm of.
+    /// Draws a uniform number in `(0, 1)`, safe to take a logarithm of.
     fn uniform_open(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A uniform integer in `0..bound`; 0 if `bound` is 0.
+    /// Draws a uniform integer in `0..bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        // The bias of the multiply-shift method is below 2^-64 * bound: far under what any use here could see.
+        // The bias of the multiply-shift method is below 2^-64 * bound: far too small for any use here to notice.
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
-    /// A number from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
+    /// Draws from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform_open().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// A number from the standard Gumbel distribution.
+    /// Draws from the standard Gumbel distribution.
     pub fn gumbel(&mut self) -> f64 {
         -(-self.uniform_open().ln()).ln()
     }
 }
 
-/// FNV-1a, 64 bits: turns names into keys.
+/// Hashes a name to a key (FNV-1a, 64 bits).
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
@@ -66,6 +82,24 @@ mod tests {
         for (i, x) in others.iter().enumerate() {
             assert!(others[..i].iter().all(|y| x != y), "stream {i} repeats another");
         }
+    }
+
+    #[test]
+    fn streams_of_new_stay_as_published_models_drew_them() {
+        // The numbers are from an independent ChaCha8 with the key and stream number that `new` documents.
+        let draws = [("sample", 0), ("weights", 9)].map(|(purpose, index)| Rng::new(7, purpose, index).below(1 << 32));
+        assert_eq!(draws, [729_072_222, 1_413_769_232]);
+    }
+
+    #[test]
+    fn keyed_streams_differ_by_every_part_of_the_key() {
+        let draw = |seed, purpose, step, image| Rng::keyed(seed, purpose, step, image).uniform();
+        let all = [draw(1, "a", 0, 0), draw(2, "a", 0, 0), draw(1, "b", 0, 0), draw(1, "a", 1, 0), draw(1, "a", 0, 1)];
+        for (i, x) in all.iter().enumerate() {
+            assert!(all[..i].iter().all(|y| x != y), "stream {i} repeats another");
+            assert_ne!(*x, Rng::new(1, "a", 0).uniform(), "stream {i} is not one of `new`");
+        }
+        assert_eq!(all[0], draw(1, "a", 0, 0), "same stream");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Scale schedules: the sizes of the token maps that a model predicts, one after the other.
+//! Scale schedules: the sizes of the token maps that a model predicts in order.
 
 use std::ops::Range;
 
@@ -17,12 +17,12 @@ pub struct MapSize {
 }
 
 impl MapSize {
-    /// A square map.
+    /// Creates the size of a square map.
     pub const fn square(side: usize) -> Self {
         Self { height: side, width: side }
     }
 
-    /// Number of tokens in the map.
+    /// Returns the number of tokens in the map.
     pub const fn area(self) -> usize {
         self.height * self.width
     }
@@ -38,7 +38,7 @@ impl std::fmt::Display for MapSize {
     }
 }
 
-/// The size of a map as configurations write it: `4`, or `[3, 5]` for 3 rows and 5 columns.
+/// Size of a map as written in configurations: `4`, or `[3, 5]` for 3 rows and 5 columns.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum PatchNum {
@@ -61,11 +61,22 @@ impl From<MapSize> for PatchNum {
     }
 }
 
-/// A scale schedule: the sizes of the token maps from the coarsest to the finest (`patch_nums` in VAR's code), and
-/// the place of each map in the sequence of all tokens.
+/// Scale schedule: the sizes of the token maps from the coarsest to the finest (`patch_nums` in VAR's code), and the
+/// position of each map in the sequence of all tokens.
 ///
 /// The finest map has the size of the tokenizer's latent. Maps are usually square and growing; neither is required. A
 /// model that predicts one token after the other has a schedule too: [`Scales::raster`].
+///
+/// ```
+/// use burn_var::Scales;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let scales = Scales::square(&[1, 2, 4])?;
+/// assert_eq!((scales.len(), scales.tokens()), (3, 21));
+/// assert_eq!(scales.at(2).range(), 5..21);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<MapSize>", into = "Vec<MapSize>")]
 pub struct Scales {
@@ -87,11 +98,11 @@ impl From<Scales> for Vec<MapSize> {
 }
 
 impl Scales {
-    /// VAR's schedule for 256x256 pixels.
+    /// Schedule of VAR for 256x256 pixels.
     pub const VAR_256: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
-    /// VAR's schedule for 512x512 pixels.
+    /// Schedule of VAR for 512x512 pixels.
     pub const VAR_512: [usize; 10] = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32];
-    /// VAR's schedule for 1024x1024 pixels.
+    /// Schedule of VAR for 1024x1024 pixels.
     pub const VAR_1024: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
 
     /// Creates a schedule of the given maps, coarsest first.
@@ -109,7 +120,7 @@ impl Scales {
     /// Creates a schedule of square maps.
     ///
     /// # Errors
-    /// As [`Scales::new`].
+    /// Those of [`Scales::new`].
     pub fn square(sides: &[usize]) -> Result<Self> {
         Self::new(sides.iter().copied().map(MapSize::square).collect())
     }
@@ -123,7 +134,7 @@ impl Scales {
     /// row by row.
     ///
     /// # Errors
-    /// As [`Scales::new`].
+    /// Those of [`Scales::new`].
     pub fn raster(size: MapSize) -> Result<Self> {
         Self::new(vec![MapSize::square(1); size.area()])
     }
@@ -142,7 +153,7 @@ impl Scales {
         (0..self.len()).map(|k| ScaleAt { k, scales: self })
     }
 
-    /// Number of scales, K.
+    /// Returns the number of scales, K.
     #[allow(clippy::len_without_is_empty, reason = "a schedule is never empty")]
     pub fn len(&self) -> usize {
         self.sizes.len()
@@ -156,17 +167,17 @@ impl Scales {
         self.sizes[k]
     }
 
-    /// All sizes, coarsest first.
+    /// Returns all sizes, coarsest first.
     pub fn sizes(&self) -> &[MapSize] {
         &self.sizes
     }
 
-    /// The size of the last map, which is the size of the latent.
+    /// Returns the size of the last map, which is the size of the latent.
     pub fn finest(&self) -> MapSize {
         self.sizes[self.sizes.len() - 1]
     }
 
-    /// Number of tokens of all maps together, L.
+    /// Returns the number of tokens of all maps together, L.
     pub fn tokens(&self) -> usize {
         self.sizes.iter().map(|size| size.area()).sum()
     }
@@ -180,13 +191,13 @@ impl Scales {
         start..start + self.sizes[k].area()
     }
 
-    /// The scale of every position of the sequence (`lvl_1L` in VAR's checkpoints).
+    /// Returns the scale index of every position of the sequence (`lvl_1L` in VAR's checkpoints).
     pub fn levels(&self) -> Vec<usize> {
         self.sizes.iter().enumerate().flat_map(|(k, size)| std::iter::repeat_n(k, size.area())).collect()
     }
 
-    /// Returns the progress through the schedule at scale `k`: `k / (K - 1)`, and 0 if there is one scale only
-    /// (where the original divides by zero).
+    /// Returns the progress through the schedule at scale `k`: `k / (K - 1)`, and 0 for a schedule of one scale (where
+    /// the original divides by zero).
     pub fn ratio(&self, k: usize) -> f64 {
         match self.sizes.len() {
             1 => 0.0,
@@ -203,12 +214,12 @@ pub struct ScaleAt<'a> {
 }
 
 impl<'a> ScaleAt<'a> {
-    /// Returns the number of the scale, from 0.
+    /// Returns the index of the scale, from 0.
     pub fn k(self) -> usize {
         self.k
     }
 
-    /// Returns the schedule that it belongs to.
+    /// Returns the schedule.
     pub fn scales(self) -> &'a Scales {
         self.scales
     }
@@ -228,17 +239,17 @@ impl<'a> ScaleAt<'a> {
         self.scales.ratio(self.k)
     }
 
-    /// Returns the scale before; `None` at the first.
+    /// Returns the preceding scale; `None` at the first.
     pub fn before(self) -> Option<Self> {
         Some(Self { k: self.k.checked_sub(1)?, ..self })
     }
 
-    /// Returns whether nothing comes before it.
+    /// Returns `true` for the first scale.
     pub fn is_first(self) -> bool {
         self.k == 0
     }
 
-    /// Returns whether nothing comes after it.
+    /// Returns `true` for the last scale.
     pub fn is_last(self) -> bool {
         self.k + 1 == self.scales.len()
     }

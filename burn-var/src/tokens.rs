@@ -4,9 +4,21 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{Error, Result, Scales};
 
-/// Token ids of every scale of a batch: what tokenizers produce and transformers predict.
+/// Token ids of every scale of a batch of images: the output of tokenizers and transformers.
 ///
 /// A bit-wise token has several ids, its symbols, side by side.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_var::{Scales, TokenPyramid};
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let tokens = TokenPyramid::from_rows(Scales::square(&[1, 2])?, &[[7u32, 1, 2, 3, 4]], &Device::default())?;
+/// assert_eq!(tokens.map(1).dims(), [1, 4]);
+/// assert_eq!(tokens.to_rows()?, [[7, 1, 2, 3, 4]]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct TokenPyramid {
     scales: Scales,
@@ -26,7 +38,7 @@ impl TokenPyramid {
     /// Creates a pyramid of tokens of several symbols: one `[batch, tokens * symbols]` map per scale.
     ///
     /// # Errors
-    /// As [`TokenPyramid::new`].
+    /// Those of [`TokenPyramid::new`].
     pub fn with_symbols(scales: Scales, symbols: usize, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
         if maps.len() != scales.len() {
             return Err(Error::shape("token pyramid", format!("{} maps", scales.len()), vec![maps.len()]));
@@ -78,15 +90,23 @@ impl TokenPyramid {
     /// Reads the ids back to the host: one row of L ids per image.
     ///
     /// # Errors
-    /// [`Error::Device`] if they can't be read back.
+    /// [`Error::Device`] if they cannot be read back.
     pub fn to_rows(&self) -> Result<Vec<Vec<u32>>> {
         let ids = self.sequence().try_into_vec_as::<i64>().map_err(Error::device("read token ids"))?;
-        Ok(ids.chunks(self.scales.tokens() * self.symbols).map(|row| row.iter().map(|&id| id as u32).collect()).collect())
+        Ok(ids
+            .chunks(self.scales.tokens() * self.symbols)
+            .map(|row| row.iter().map(|&id| id as u32).collect())
+            .collect())
     }
 
     /// Returns the scale schedule of the maps.
     pub fn scales(&self) -> &Scales {
         &self.scales
+    }
+
+    /// Returns the number of symbols per token: 1, or the number of bits of a bit-wise token.
+    pub fn symbols(&self) -> usize {
+        self.symbols
     }
 
     /// Returns the number of images.

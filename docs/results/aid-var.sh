@@ -1,10 +1,11 @@
 #!/bin/sh
-# Writes docs/results/aid-var.md: what AID-VAR does for the model that ships.
+# Writes docs/results/aid-var.md: the effect of AID-VAR on the model that ships.
 #
 #     cargo build --release -p burn-var-cli
 #     sh docs/results/aid-var.sh [folder with the four IDX files]
 #
-# About three hours on two cores. Trainings and figures are kept in target/results/aid: a killed run goes on from there.
+# About three hours on two cores. Trainings and results are kept in target/results/aid, and the same command
+# resumes an interrupted run.
 set -eu
 cd "$(dirname "$0")/../.."
 data=${1:-/usr/share/datasets/fashion-mnist}
@@ -13,7 +14,7 @@ models=models/fashion-mnist
 work=target/results/aid
 mkdir -p "$work"
 
-# train NAME CONFIG SETTING...: in $work/NAME, on the pictures' tokens that the first training has made.
+# train NAME CONFIG SETTING...: trains in $work/NAME, on the tokens of the images that the first training has cached.
 train() {
     name=$1 config=$2
     shift 2
@@ -34,7 +35,7 @@ for seed in 1 2 3; do
     train broadcast-$seed $models/aid.toml run.seed=$seed injector.broadcast=true
     train mean-$seed $models/aid.toml run.seed=$seed loss.decode=mean
     train lora-$seed $models/aid.toml run.seed=$seed lora={}
-    train features-$seed "$work/features.toml" run.seed=$seed discriminator.judges=quantizer-features
+    train features-$seed "$work/features.toml" run.seed=$seed discriminator.input=quantizer-features
 done
 
 sweep() {
@@ -47,9 +48,9 @@ sweep() {
     cat docs/results/aid-var/summary.md
     printf '\n## The baseline and the injector, tuned alike\n'
     sweep tuning
-    printf '\n## Methods, at the settings that suit the baseline best\n'
+    printf "\n## Methods, at the baseline's best settings\n"
     sweep methods
-    printf '\n## How much is added\n'
+    printf '\n## Weights of the injector\n'
     sweep weights
     printf '\n## Consistency between scales\n'
     for seed in 0 1 2; do

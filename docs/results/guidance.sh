@@ -1,10 +1,11 @@
 #!/bin/sh
-# Writes docs/results/guidance.md: what guidance does for the model that ships.
+# Writes docs/results/guidance.md: the effect of guidance on the model that ships.
 #
 #     cargo build --release -p burn-var-cli
 #     sh docs/results/guidance.sh [folder with the four IDX files]
 #
-# About an hour and a half on two cores. Figures are kept in target/results/guidance: a killed run goes on from there.
+# About an hour and a half on two cores. Results are kept in target/results/guidance, and the same command
+# resumes an interrupted run.
 set -eu
 cd "$(dirname "$0")/../.."
 data=${1:-/usr/share/datasets/fashion-mnist}
@@ -27,14 +28,14 @@ spectra() {
 
 {
     cat docs/results/guidance/summary.md
-    printf '\n## Where each method is at its best\n'
+    printf '\n## The best settings of each method\n'
     sweep tuning
     printf '\n## The methods, their variants and combinations\n'
     sweep methods
     printf '\n## Over temperatures\n\n'
-    printf '![Frechet distance over the share recognised, for temperatures from 0.5 to 1.5](../images/guidance-frontier.svg)\n'
+    printf '![Frechet distance over the share of recognized images, for temperatures from 0.5 to 1.5](../images/guidance-frontier.svg)\n'
     sweep frontier --plot docs/images/guidance-frontier.svg
-    printf '\n## What Scaled Spatial Guidance does to frequencies\n\n'
+    printf '\n## The effect of Scaled Spatial Guidance on frequencies\n\n'
     printf '![Change of the logarithm of magnitudes, by frequency](../images/guidance-spectra.svg)\n'
     spectra --ssg 0.3 --count 500 --plot docs/images/guidance-spectra.svg
 } >"$work/page.md"

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::tensor::{Device, Int, Tensor};
+use burn_var::Condition;
 use burn_var::weights::StateDict;
-
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -202,16 +202,16 @@ impl Case {
         Array { shape, values }
     }
 
-    /// Returns the class labels in the array `name`, one per image. The label `num_classes`, one past the last class, is
-    /// the null class, as in the class embedding of the original models. Larger labels are left to the model, which
-    /// refuses them.
+    /// Returns the conditions in the array of class labels `name`, one per image. The label `num_classes`, one past the
+    /// last class, is the null condition, as in the class embedding of the original models. Larger labels are left to the
+    /// model, which refuses them.
     ///
     /// # Panics
     /// If a label is not a whole number of 0 or more, naming the case.
-    pub fn labels(&self, name: &str, num_classes: usize) -> Vec<Label> {
+    pub fn conditions(&self, name: &str, num_classes: usize) -> Vec<Condition> {
         let label = |value: f64| {
             assert!(value >= 0.0 && value.fract() == 0.0, "case `{}`: `{name}` has the label {value}", self.name);
-            Some(value as usize).filter(|label| *label != num_classes)
+            Condition::from(Some(value as usize).filter(|label| *label != num_classes))
         };
         self.array(name).values.into_iter().map(label).collect()
     }
@@ -376,9 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn the_label_after_the_last_class_is_the_null_class() {
+    fn the_label_after_the_last_class_is_the_null_condition() {
         let case = Case::in_memory("labels", json!({}), vec![("labels", vec![0.0, 3.0, 2.0, 4.0])]);
-        assert_eq!(case.labels("labels", 3), [Some(0), None, Some(2), Some(4)]);
+        // With 5 classes, row 5 is the null condition's, and 4 is a class: the label stayed what it is.
+        let rows = Condition::class_rows(&case.conditions("labels", 3), 5).expect("classes");
+        assert_eq!(rows, [0, 5, 2, 4]);
     }
 
     #[test]

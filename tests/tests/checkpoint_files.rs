@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use burn_var::weights::{Pretrained, SaveOptions, StateDict, save};
-use burn_var::models::var::VarConfig;
+use burn_var::models::var::{Var, VarConfig, VqVae};
+use burn_var::weights::{LoadOptions, Pretrained, SaveOptions, StateDict, save};
 use burn_var::{Error, Scales};
 
 fn golden(name: &str) -> PathBuf {
@@ -36,8 +36,10 @@ fn a_damaged_tensor_is_named() {
     bytes[middle] ^= 0x55;
     std::fs::write(&path, &bytes).expect("a file");
     let dict = StateDict::open(&path).expect("names and shapes are whole");
-    let config = VqVae::config_of(&dict, Some(&Scales::square(&[1, 2, 3, 4]).expect("a scale schedule"))).expect("sizes");
-    let error = load_vqvae(&dict, &config, &Device::flex()).expect_err("a damaged tensor").to_string();
+    let scales = Scales::square(&[1, 2, 3, 4]).expect("a scale schedule");
+    let config = VqVae::config_of(&dict, Some(&scales)).expect("sizes");
+    let loaded = VqVae::load_with(&dict, &config, LoadOptions::default(), &Device::flex());
+    let error = loaded.expect_err("a damaged tensor").to_string();
     assert!(error.contains("damaged.pth") && error.contains("checksum"), "{error}");
     assert!(dict.keys().any(|key| error.contains(key)), "the tensor is named: {error}");
 }
@@ -49,7 +51,7 @@ fn the_wrong_file_is_recognized() {
     assert!(error.contains("not a VQ-VAE"), "{error}");
     let error = Var::config_of(&open("vqvae_tiny.pth"), None).expect_err("a tokenizer").to_string();
     assert!(error.contains("not a VAR transformer"), "{error}");
-    let error = open("aid_checkpoint.pth").section(Section::Var).expect_err("no transformer").to_string();
+    let error = open("aid_checkpoint.pth").section(Var::KIND).expect_err("no transformer").to_string();
     assert!(error.contains("it holds: AID injector, AID discriminator"), "{error}");
 }
 
@@ -58,7 +60,7 @@ fn another_size_is_reported_in_full() {
     let dict = open("var_tiny.pth");
     let config = Var::config_of(&dict, None).expect("sizes");
     let other = VarConfig { depth: 3, num_classes: 5, ..config };
-    let Err(Error::Weights(report)) = load_var(&dict, &other, &Device::flex()) else {
+    let Err(Error::Weights(report)) = Var::load_with(&dict, &other, LoadOptions::default(), &Device::flex()) else {
         panic!("weights of another size were accepted")
     };
     assert_eq!(report.mis_shaped.len(), 1, "the class embedding: {report}");
@@ -71,7 +73,7 @@ fn another_size_is_reported_in_full() {
 fn a_converted_file_holds_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in ["vqvae_tiny.pth", "var_trainer.pth"] {
-        let dict = open(name).section(Section::VqVae).expect("a tokenizer");
+        let dict = open(name).section(VqVae::KIND).expect("a tokenizer");
         let path = folder.path().join("converted.safetensors");
         save(&dict, &path, &SaveOptions::default()).expect("a file");
         let converted = StateDict::open(&path).expect("the file");

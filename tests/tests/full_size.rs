@@ -5,11 +5,10 @@ use std::sync::Mutex;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_var::weights::{Pretrained, StateDict, export};
-use burn_var::models::var::VqVaeConfig;
-use burn_var::generation::NextScale;
-use burn_var::models::var::{VarConfig, VarPreset};
-use burn_var::{MapSize, Scales, Tokenizer};
+use burn_var::generation::ScaleInput;
+use burn_var::models::var::{Var, VarConfig, VarPreset, VqVae, VqVaeConfig};
+use burn_var::weights::{LoadOptions, Pretrained, StateDict, export};
+use burn_var::{Condition, MapSize, NextScale, Scales, Tokenizer};
 use burn_var_tests::weightgen::WeightGen;
 
 type Entries = Vec<(String, Vec<usize>)>;
@@ -165,19 +164,22 @@ fn assert_once_in_memory(before: Option<usize>, entries: &Entries) {
 #[test]
 fn d16_loads_strictly_and_runs() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let config = VarPreset::D16.config().expect("a published size");
+    let config = VarPreset::D16.config();
     let entries = var_entries(&config);
     assert_eq!(format!("{:.1}", parameters(&entries) as f64 / 1e6), "310.3", "million parameters");
     let dict = file(entries.clone(), &config.patch_nums);
     assert_eq!(Var::config_of(&dict, None).expect("sizes"), config, "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = Var::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
+    let model =
+        Var::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
 
-    let mut session = model.begin(&[Some(7)]).expect("a class");
-    let hidden = model.embed(&session, 0, Tensor::zeros([1, 32, 1, 1], &device));
-    let logits = model.step(&mut session, hidden).into_data().try_into_vec_as::<f32>().expect("logits");
+    let first = config.patch_nums.at(0);
+    let mut state = model.start(&[Condition::Class(7)], &config.patch_nums).expect("a class");
+    let input = ScaleInput { map: Tensor::zeros([1, 32, 1, 1], &device), ids: None };
+    let hidden = model.embed(&state, first, input);
+    let logits = model.step(&mut state, first, hidden).into_data().try_into_vec_as::<f32>().expect("logits");
     assert_eq!(logits.len(), 4096, "one logit per code");
     assert!(logits.iter().all(|logit| logit.is_finite()), "finite logits");
 }
@@ -195,13 +197,14 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
     assert_eq!(config, VqVaeConfig::public(scales), "sizes from the shapes");
     let device = Device::flex();
     let before = peak_memory(true);
-    let model = VqVae::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
+    let model =
+        VqVae::load_with(&dict, &config, LoadOptions::default(), &device).unwrap_or_else(|error| panic!("{error}"));
     assert_once_in_memory(before, &entries);
     assert_eq!(model.num_params(), 108_948_355, "parameters");
 
     // One token: the smallest image that passes through every layer.
     let one = Scales::new(vec![MapSize::square(1)]).expect("a scale schedule");
-    let tokens = model.tokenize_with(Tensor::ones([1, 3, 16, 16], &device), &one).expect("tokens");
+    let tokens = model.encode(Tensor::ones([1, 3, 16, 16], &device), &one).expect("tokens");
     assert_eq!(tokens.sequence().dims(), [1, 1], "one token");
     let image = model.decode(Tensor::ones([1, 32, 1, 1], &device));
     assert_eq!(image.dims(), [1, 3, 16, 16], "the image of one token");
@@ -215,13 +218,13 @@ fn the_public_tokenizer_loads_strictly_and_runs() {
 fn every_preset_has_the_originals_names_and_parameters() {
     let millions = ["310.3", "600.9", "1033.4", "2010.0", "2353.9"];
     for (preset, expected) in VarPreset::ALL.into_iter().zip(millions) {
-        let config = preset.config().expect("a published size");
+        let config = preset.config();
         let entries = var_entries(&config);
         let found = format!("{:.1}", parameters(&entries) as f64 / 1e6);
         assert_eq!(found, expected, "million parameters of {}", preset.name());
         // Nothing is allocated: parameters stay uninitialized until they are read.
         let model = config.init_zeros(&Device::flex()).expect("a valid size");
-        let ours = export(&model, &var_keys()).expect("parameters");
+        let ours = export(&model, &Var::keys(&config)).expect("parameters");
         let mut wanted: Entries = entries.into_iter().filter(|(key, _)| !is_buffer(key)).collect();
         wanted.sort();
         let found: Entries =

@@ -5,12 +5,12 @@ use std::ops::ControlFlow;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Gradients, Tensor};
-use burn_var::models::aid::{Injector, InjectorConfig, SoftCanvas};
-use burn_var::guidance::{Aid, AidWeight, Guidance, Keep};
+use burn_var::editing::KnownTokens;
+use burn_var::guidance::{Aid, AidWeight, Guidance};
 use burn_var::init::{Init, initialize};
-use burn_var::models::var::{VqVae, VqVaeConfig};
-use burn_var::models::var::{Var, VarConfig};
-use burn_var::{Request, TokenPyramid, Tokenizer, generate};
+use burn_var::models::aid::{Injector, InjectorConfig, SoftCanvas};
+use burn_var::models::var::{Var, VarConfig, VqVae, VqVaeConfig};
+use burn_var::{BatchRequest, TokenPyramid, Tokenizer, generate};
 use serde_json::json;
 
 struct Models {
@@ -43,12 +43,15 @@ impl Models {
 
     /// Computes a number from every pixel of the images after each scale; the tokens are given.
     fn loss(&self, injector: &Injector) -> Tensor<1> {
-        let aid = Aid::new(injector.clone(), &self.transformer, AidWeight::Constant(0.5)).expect("fits");
-        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(aid), Box::new(Keep::all(self.tokens.clone()))];
-        let mut canvas = SoftCanvas::new(&self.tokenizer, 2, 1.0);
+        let aid = Aid::new(injector.clone(), self.transformer.word_embed(), AidWeight::Constant(0.5)).expect("fits");
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(aid)];
+        let known = Some(KnownTokens::all(self.tokens.clone()));
+        let request = BatchRequest { known, ..BatchRequest::classes(&[0, 1], 0) };
+        let scales = self.tokens.scales();
+        let mut canvas = SoftCanvas::new(&self.tokenizer, 2, scales, 1.0);
         let mut loss: Option<Tensor<1>> = None;
-        generate(&self.tokenizer, &self.transformer, &mut guidance, &Request::new(&[0, 1], 0), &mut |done| {
-            let images = self.tokenizer.decode(canvas.paint(done.k, done.logits.clone()));
+        generate(&self.tokenizer, &self.transformer, guidance, request, &mut |done| {
+            let images = self.tokenizer.decode(canvas.paint(scales.at(done.k), done.logits.clone()));
             let term = (images + 0.3).square().sum();
             loss = Some(match loss.take() {
                 Some(loss) => loss + term,

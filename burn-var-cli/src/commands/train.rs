@@ -8,7 +8,7 @@ use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
-use burn_var_train::tokenizer::{TokenizerConfig, train_tokenizer};
+use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -90,7 +90,9 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let out = &args.out;
     let (mut test_accuracy, mut knn_accuracy) = (None, None);
     let file = match command {
-        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerConfig>(&[])?, out, device, &mut progress)?,
+        Command::Tokenizer(_) => {
+            train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
+        }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;

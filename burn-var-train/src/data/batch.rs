@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -5,22 +6,22 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{BatchOrder, PictureShape, PictureSource, View};
+use super::{PictureShape, PictureSource, View};
 use crate::{Error, Result};
 
-/// How many batches wait, loaded, while the device computes.
+/// Number of batches that are decoded ahead while the device computes.
 const PREFETCH: usize = 2;
 
-/// Pictures on a device, with their classes.
+/// Images on a device, with their classes.
 #[derive(Debug, Clone)]
 pub struct PictureBatch {
     /// Shape `[batch, channels, height, width]`, black as -1 and white as 1.
     pub images: Tensor<4>,
-    /// The class of each picture.
+    /// The class of each image.
     pub labels: Vec<usize>,
 }
 
-/// Loads pictures of a source in batches, on all cores.
+/// Loads images of a source in batches, on all cores.
 #[derive(Clone)]
 pub struct BatchLoader {
     source: Arc<dyn PictureSource>,
@@ -28,50 +29,45 @@ pub struct BatchLoader {
 }
 
 impl BatchLoader {
-    /// Loads pictures of `source`, brought to `shape`.
+    /// Creates a loader of the images of `source`, brought to `shape`.
     pub fn new(source: Arc<dyn PictureSource>, shape: PictureShape) -> Self {
         Self { source, shape }
     }
 
-    /// Where the pictures come from.
+    /// The source of the images.
     pub fn source(&self) -> &Arc<dyn PictureSource> {
         &self.source
     }
 
-    /// The shape of the pictures.
+    /// The shape of the images.
     pub fn shape(&self) -> PictureShape {
         self.shape
     }
 
-    /// The pictures of the given numbers, in that order.
+    /// Loads the images of the given numbers, in that order.
     ///
     /// # Errors
     /// As [`PictureSource::load`].
     ///
     /// # Panics
-    /// If an index is not below the number of pictures.
+    /// If an index is not below the number of images.
     pub fn load(&self, indices: &[usize], view: View, device: &Device) -> Result<PictureBatch> {
-        Ok(self.read(indices, view)?.upload(self.shape, device))
+        Ok(self.read(indices, view)?.upload(device))
     }
 
-    /// The batches of `order` from step `from` on, without end, loaded on a thread of their own while the last one is
-    /// at work. Pictures get random views, the seed of which is `seed`; half of them mirrored if `mirror` is true.
+    /// Loads batches on a thread of its own, ahead of their use: the numbers of the images and their view.
     ///
     /// # Errors
     /// [`Error::Io`] if the system has no thread to give.
     pub fn prefetch(
         &self,
-        mut order: BatchOrder,
-        from: usize,
-        (seed, mirror): (u64, bool),
-        device: &Device,
+        batches: impl Iterator<Item = (Vec<usize>, View)> + Send + 'static,
     ) -> Result<PrefetchedBatches> {
         let (sender, receiver) = sync_channel(PREFETCH);
         let loader = self.clone();
         let work = move || {
-            for step in from.. {
-                let view = View::Random { seed, epoch: order.epoch(step), mirror };
-                let batch = loader.read(&order.batch(step), view);
+            for (indices, view) in batches {
+                let batch = loader.read(&indices, view);
                 let failed = batch.is_err();
                 // Nobody listens any more: the training has ended.
                 if sender.send(batch).is_err() || failed {
@@ -80,8 +76,8 @@ impl BatchLoader {
             }
         };
         let failure = Error::io("start a thread to load", PathBuf::from(self.source.path()));
-        std::thread::Builder::new().name("pictures".to_owned()).spawn(work).map_err(failure)?;
-        Ok(PrefetchedBatches { receiver, shape: self.shape, device: device.clone() })
+        std::thread::Builder::new().name("images".to_owned()).spawn(work).map_err(failure)?;
+        Ok(PrefetchedBatches { receiver })
     }
 
     fn read(&self, indices: &[usize], view: View) -> Result<HostBatch> {
@@ -91,7 +87,8 @@ impl BatchLoader {
             .par_chunks_exact_mut(elements)
             .zip(indices)
             .try_for_each(|(out, &index)| self.source.load(index, self.shape, view, out))?;
-        Ok(HostBatch { pixels, labels: indices.iter().map(|&index| self.source.label(index)).collect() })
+        let labels = indices.iter().map(|&index| self.source.label(index)).collect();
+        Ok(HostBatch { pixels, labels, shape: self.shape })
     }
 }
 
@@ -101,36 +98,47 @@ impl std::fmt::Debug for BatchLoader {
     }
 }
 
-/// Batches that a thread loads ahead; it ends when this is dropped.
+/// Batches that a thread loads ahead; the thread ends when this is dropped.
 ///
 /// After an error, the iterator ends.
 #[derive(Debug)]
 pub struct PrefetchedBatches {
     receiver: Receiver<Result<HostBatch>>,
-    shape: PictureShape,
-    device: Device,
 }
 
 impl Iterator for PrefetchedBatches {
-    type Item = Result<PictureBatch>;
+    type Item = Result<HostBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch = self.receiver.recv().ok()?;
-        Some(batch.map(|batch| batch.upload(self.shape, &self.device)))
+        self.receiver.recv().ok()
     }
 }
 
-/// A batch that is not on the device yet.
+/// A batch in the memory of the host.
 #[derive(Debug)]
-struct HostBatch {
+pub struct HostBatch {
     pixels: Vec<f32>,
     labels: Vec<usize>,
+    shape: PictureShape,
 }
 
 impl HostBatch {
-    fn upload(self, shape: PictureShape, device: &Device) -> PictureBatch {
-        let dims = [self.labels.len(), shape.channels, shape.height, shape.width];
+    /// Brings all images to a device.
+    pub fn upload(self, device: &Device) -> PictureBatch {
+        let PictureShape { height, width, channels } = self.shape;
+        let dims = [self.labels.len(), channels, height, width];
         PictureBatch { images: Tensor::from_data(TensorData::new(self.pixels, dims), device), labels: self.labels }
+    }
+
+    /// Returns some of the images.
+    ///
+    /// # Panics
+    /// If there are fewer images.
+    #[must_use]
+    pub fn part(&self, images: Range<usize>) -> Self {
+        let elements = self.shape.elements();
+        let pixels = self.pixels[images.start * elements..images.end * elements].to_vec();
+        Self { pixels, labels: self.labels[images].to_vec(), shape: self.shape }
     }
 }
 
@@ -139,6 +147,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::data::BatchOrder;
 
     /// Pictures whose every pixel tells the index, the view's mirroring and the position; `broken` fails.
     struct Fake {
@@ -215,10 +224,15 @@ mod tests {
     fn prefetched_batches_are_those_of_their_steps() {
         let (device, loader) = (Device::flex(), loader(None));
         let mut order = BatchOrder::new(17, 4, 8).unwrap();
-        let mut ahead = loader.prefetch(order.clone(), 3, (6, true), &device).unwrap();
+        let view = |step: usize| View::Random { seed: 6, epoch: step / 4, mirror: true };
+        let mut ahead_order = order.clone();
+        let mut ahead = loader.prefetch((3..).map(move |step| (ahead_order.batch(step), view(step)))).unwrap();
         for step in 3..10 {
-            let batch = ahead.next().unwrap().unwrap();
-            let view = View::Random { seed: 6, epoch: step / 4, mirror: true };
+            let host = ahead.next().unwrap().unwrap();
+            let part = values(&host.part(1..3).upload(&device));
+            let batch = host.upload(&device);
+            assert_eq!(part, values(&batch)[30..90], "two images of step {step}");
+            let view = view(step);
             let expected = loader.load(&order.batch(step), view, &device).unwrap();
             assert_eq!(batch.labels, expected.labels, "labels of step {step}");
             assert_eq!(values(&batch), values(&expected), "pictures of step {step}");
@@ -227,7 +241,8 @@ mod tests {
 
     #[test]
     fn an_error_comes_through_and_ends_the_batches() {
-        let mut ahead = loader(Some(7)).prefetch(BatchOrder::new(17, 17, 0).unwrap(), 0, (0, false), &Device::flex());
+        let view = View::Fixed { mirrored: false };
+        let mut ahead = loader(Some(7)).prefetch([(vec![3, 7], view), (vec![3], view)].into_iter());
         let message = ahead.as_mut().unwrap().next().unwrap().unwrap_err().to_string();
         assert!(message.contains("fake 7"), "names the picture: {message}");
         assert!(ahead.unwrap().next().is_none(), "nothing follows");

@@ -1,4 +1,4 @@
-//! From the bytes of a PNG, JPEG or WebP file to a crop of numbers.
+//! Decoding of PNG, JPEG and WebP files, and crops.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -10,17 +10,17 @@ use super::view::Drawn;
 use super::{PictureShape, View};
 use crate::{Error, Result};
 
-/// A picture that takes more memory than this when decoded is refused: 134 million pixels of 4 bytes.
+/// An image that takes more memory than this when decoded is refused: 134 million pixels of 4 bytes.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// A picture longer than this many times its width is refused: bringing its shorter side to size would make the longer
+/// An image longer than this many times its width is refused: bringing its shorter side to size would make the longer
 /// one huge.
 const MAX_ASPECT: u32 = 20;
 
-/// Decodes a picture, turned upright as its EXIF data says.
+/// Decodes an image, turned upright as its EXIF data says.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// The reason, in words.
 pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
     if bytes.is_empty() {
         return Err("it is empty".to_owned());
@@ -46,11 +46,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
     Ok(picture)
 }
 
-/// Reads one picture: resized (Lanczos) so that it covers `shape`, and its middle cut out. Channel by channel and row by
-/// row, black as -1 and white as 1.
+/// Reads one image, resizes it (Lanczos) so that it covers `shape`, and cuts out its middle. Returns it channel by channel
+/// and row by row, black as -1 and white as 1.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no picture, or a broken or a huge one.
+/// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not an image, or broken, or too large.
 pub fn load_picture(path: &Path, shape: PictureShape) -> Result<Vec<f32>> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let picture = decode(&bytes).map_err(|reason| Error::format(path, reason))?;
@@ -59,7 +59,7 @@ pub fn load_picture(path: &Path, shape: PictureShape) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// Resizes a picture (Lanczos) so that it covers `ratio` times the shape, and cuts the drawn part out.
+/// Resizes an image (Lanczos) so that it covers `ratio` times the shape, and cuts out the drawn part.
 pub(super) fn crop(picture: &DynamicImage, shape: PictureShape, ratio: f64, drawn: Drawn, out: &mut [f32]) {
     let from = [picture.height(), picture.width()];
     let [height, width] = covering(from, [shape.height, shape.width], ratio);
@@ -76,14 +76,14 @@ pub(super) fn crop(picture: &DynamicImage, shape: PictureShape, ratio: f64, draw
     }
 }
 
-/// The height and width, in the proportions of `from`, of the smallest picture that covers `ratio` times `target`.
+/// Returns height and width, in the proportions of `from`, of the smallest image that covers `ratio` times `target`.
 fn covering(from: [u32; 2], target: [usize; 2], ratio: f64) -> [usize; 2] {
     let scale = |axis: usize| target[axis] as f64 * ratio / f64::from(from[axis]);
     let scale = scale(0).max(scale(1));
     [0, 1].map(|axis| ((f64::from(from[axis]) * scale).round() as usize).max(target[axis]))
 }
 
-/// Whether a JPEG has no end marker after its last scan. The decoder fills what is missing with grey.
+/// Returns true if a JPEG has no end marker after its last scan. The decoder fills the missing part with gray.
 fn is_cut_jpeg(bytes: &[u8]) -> bool {
     let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
     bytes.starts_with(&[0xff, 0xd8]) && last(0xd9) < last(0xda)

@@ -1,9 +1,8 @@
-//! A folder with one sub-folder a class.
+//! A folder with one sub-folder per class.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use image::DynamicImage;
 use rayon::prelude::*;
 
 use super::random::{Purpose, keyed, permutation};
@@ -15,10 +14,10 @@ const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// The largest accepted [`PictureOptions::resize_ratio`].
 const MAX_RATIO: f64 = 8.0;
 
-/// PNG, JPEG and WebP files of any size, in one sub-folder a class.
+/// PNG, JPEG and WebP files of any size, in one sub-folder per class.
 ///
-/// Every picture is decoded once at opening, so that the broken ones are known before the first step and the order of
-/// the others never changes. Pictures are not kept in memory.
+/// Opening a folder reads names and lengths of the files, not their content: an image is decoded each time it is loaded,
+/// and not kept in memory. [`PictureOptions::check`] decodes all images once at opening.
 #[derive(Debug)]
 pub struct FolderPictures {
     root: PathBuf,
@@ -26,6 +25,7 @@ pub struct FolderPictures {
     pictures: Vec<Picture>,
     resize_ratio: f64,
     fingerprint: String,
+    run_fingerprint: String,
     skipped: Vec<SkippedPicture>,
     ignored: usize,
 }
@@ -37,16 +37,16 @@ struct Picture {
 }
 
 impl FolderPictures {
-    /// Finds and checks the pictures of a split.
+    /// Lists the images of a split.
     ///
-    /// With a sub-folder `train` that holds the classes, pictures to train on are in there, those to test on in
+    /// With a sub-folder `train` that holds the classes, images to train on are in there, those to test on in
     /// `test` or `val`. Without `test` and `val`, or without `train`, a share of each class is kept for testing
-    /// ([`PictureOptions::holdout`]), at least one picture. Classes are sorted by the names of their folders.
-    /// Files that are no PNG, JPEG or WebP by their name, hidden files, and folders inside a class are ignored.
+    /// ([`PictureOptions::holdout`]), at least one image. Classes are sorted by the names of their folders.
+    /// Files that are not PNG, JPEG or WebP by their name, hidden files, and folders inside a class are ignored.
     ///
     /// # Errors
-    /// [`Error::Io`] for a folder that cannot be read; [`Error::Format`] without classes, for a class without
-    /// a usable picture, and for a broken picture if [`PictureOptions::strict`]; [`Error::Config`] for unusable options.
+    /// [`Error::Io`] for a folder that cannot be read; [`Error::Format`] without classes and for a class without
+    /// a usable image; [`Error::BrokenImage`] if [`PictureOptions::strict`]; [`Error::Config`] for unusable options.
     pub fn open(root: &Path, split: Split, options: &PictureOptions) -> Result<Self> {
         check(options)?;
         let layout = Layout::of(root)?;
@@ -67,7 +67,7 @@ impl FolderPictures {
                 let folder = layout.train.join(name);
                 let mut class = listed(&folder, label, &mut ignored)?;
                 if class.is_empty() {
-                    return Err(Error::format(folder, "it holds no picture (PNG, JPEG, WebP); remove it or fill it"));
+                    return Err(Error::format(folder, "it holds no image (PNG, JPEG, WebP); remove it or fill it"));
                 }
                 if layout.test.is_none() {
                     class = held_out(class, label, split, options);
@@ -76,7 +76,7 @@ impl FolderPictures {
             }
         }
         if pictures.is_empty() {
-            return Err(Error::format(root, format!("there is no picture for the {split} split")));
+            return Err(Error::format(root, format!("there is no image for the {split} split")));
         }
         let class_names = match &options.class_names {
             Some(names) if names.len() == folders.len() => names.clone(),
@@ -92,42 +92,56 @@ impl FolderPictures {
             pictures,
             resize_ratio: options.resize_ratio,
             fingerprint: String::new(),
+            run_fingerprint: String::new(),
             skipped: Vec::new(),
             ignored,
         };
-        source.checked(split, options.strict)
+        let source = if options.check || options.strict { source.checked(split, options.strict)? } else { source };
+        source.identified()
     }
 
-    /// Decodes all pictures and leaves the broken ones out.
-    fn checked(mut self, split: Split, strict: bool) -> Result<Self> {
-        let verdicts: Vec<Result<String, String>> =
-            self.pictures.par_iter().map(|picture| check_one(&picture.path)).collect();
-        let mut fingerprint = Fingerprint::new().field(b"folder").field(&self.resize_ratio.to_le_bytes());
+    /// Takes the fingerprints, from the names and labels of the files, with and without their lengths.
+    fn identified(mut self) -> Result<Self> {
+        let lengths: Vec<Result<u64>> = self.pictures.par_iter().map(|picture| length(&picture.path)).collect();
+        let mut names = Fingerprint::new().field(b"files").field(&self.resize_ratio.to_le_bytes());
         for name in &self.class_names {
-            fingerprint = fingerprint.field(name.as_bytes());
+            names = names.field(name.as_bytes());
         }
+        for picture in &self.pictures {
+            let name = picture.path.strip_prefix(&self.root).unwrap_or(&picture.path);
+            names = names.field(&picture.label.to_le_bytes()).field(name.to_string_lossy().as_bytes());
+        }
+        self.run_fingerprint = names.finish();
+        let mut whole = names;
+        for length in lengths {
+            whole = whole.field(&length?.to_le_bytes());
+        }
+        self.fingerprint = whole.finish();
+        Ok(self)
+    }
+
+    /// Decodes all images and leaves the broken ones out.
+    fn checked(mut self, split: Split, strict: bool) -> Result<Self> {
+        let verdicts: Vec<Result<(), String>> =
+            self.pictures.par_iter().map(|picture| check_one(&picture.path)).collect();
         let classes: BTreeSet<usize> = self.pictures.iter().map(|picture| picture.label).collect();
         let mut usable = Vec::new();
         for (picture, verdict) in self.pictures.drain(..).zip(verdicts) {
             match verdict {
-                Ok(content) => {
-                    fingerprint = fingerprint.field(&picture.label.to_le_bytes()).field(content.as_bytes());
-                    usable.push(picture);
-                }
+                Ok(()) => usable.push(picture),
                 Err(reason) => self.skipped.push(SkippedPicture { path: picture.path, reason }),
             }
         }
         if let Some(first) = self.skipped.first().filter(|_| strict) {
-            let reason = format!("{}; broken pictures in all: {}", first.reason, self.skipped.len());
-            return Err(Error::format(&first.path, reason));
+            let reason = format!("{}; broken images in all: {}", first.reason, self.skipped.len());
+            return Err(Error::BrokenImage { path: first.path.clone(), reason });
         }
         let left: BTreeSet<usize> = usable.iter().map(|picture| picture.label).collect();
         if let Some(&label) = classes.difference(&left).next() {
-            let reason = format!("all pictures of class `{}` ({split}) are broken", self.class_names[label]);
+            let reason = format!("all images of class `{}` ({split}) are broken", self.class_names[label]);
             return Err(Error::format(self.root, reason));
         }
         self.pictures = usable;
-        self.fingerprint = fingerprint.finish();
         Ok(self)
     }
 }
@@ -146,12 +160,11 @@ impl PictureSource for FolderPictures {
     }
 
     fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()> {
-        assert_eq!(out.len(), shape.elements(), "room for one picture");
+        assert_eq!(out.len(), shape.elements(), "room for one image");
         let path = &self.pictures[index].path;
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let picture = decode::decode(&bytes).map_err(|reason| {
-            Error::format(path, format!("{reason}; it was sound when the run began, so it has changed since"))
-        })?;
+        let broken = |reason| Error::BrokenImage { path: path.clone(), reason };
+        let picture = decode::decode(&bytes).map_err(broken)?;
         decode::crop(&picture, shape, self.resize_ratio, view.draw(index), out);
         Ok(())
     }
@@ -168,6 +181,10 @@ impl PictureSource for FolderPictures {
         self.fingerprint.clone()
     }
 
+    fn run_fingerprint(&self) -> String {
+        self.run_fingerprint.clone()
+    }
+
     fn skipped(&self) -> &[SkippedPicture] {
         &self.skipped
     }
@@ -177,10 +194,10 @@ impl PictureSource for FolderPictures {
     }
 }
 
-/// Where the class folders are.
+/// The class folders.
 struct Layout {
     train: PathBuf,
-    /// `None`: the pictures for testing are taken from those in `train`.
+    /// `None`: the test images are taken from those in `train`.
     test: Option<PathBuf>,
 }
 
@@ -206,14 +223,18 @@ fn check(options: &PictureOptions) -> Result<()> {
     Ok(())
 }
 
-/// Reads and decodes a picture: the fingerprint of its file, or what is wrong with it.
-fn check_one(path: &Path) -> Result<String, String> {
+/// Reads and decodes an image; fails with the reason if it is broken.
+fn check_one(path: &Path) -> Result<(), String> {
     let bytes = std::fs::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    let _: DynamicImage = decode::decode(&bytes)?;
-    Ok(Fingerprint::new().field(&bytes).finish())
+    decode::decode(&bytes).map(|_| ())
 }
 
-/// The names in a folder and whether each is a folder, sorted; hidden ones are counted and left out.
+/// Returns the length of a file. A link to nowhere has none.
+fn length(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).map_err(Error::io("read", path))?.len())
+}
+
+/// Lists a folder, sorted: names, and true for folders. Hidden entries are counted and left out.
 fn entries(folder: &Path, ignored: &mut usize) -> Result<Vec<(String, bool)>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
@@ -238,13 +259,13 @@ fn subfolders(folder: &Path, ignored: &mut usize) -> Result<Vec<String>> {
         entries(folder, ignored)?.into_iter().partition(|(_, is_folder)| *is_folder);
     *ignored += files.len();
     if folders.is_empty() {
-        let reason = "it has no sub-folder; the pictures of each class belong in a folder named after the class";
+        let reason = "it has no sub-folder; the images of each class belong in a folder named after the class";
         return Err(Error::format(folder, reason));
     }
     Ok(folders.into_iter().map(|(name, _)| name).collect())
 }
 
-/// The pictures of one class folder, sorted by name; all else is counted.
+/// Lists the images of one class folder, sorted by name; all else is counted.
 fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<Picture>> {
     let entries = entries(folder, ignored)?;
     let count = entries.len();
@@ -261,12 +282,12 @@ fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<Pictur
     Ok(pictures)
 }
 
-/// The part of a class that belongs to the split, in the same order.
+/// Returns the part of a class that belongs to the split, in the same order.
 ///
-/// Broken pictures take part, so that repairing one moves no other to the other side.
+/// Broken images take part, so that repairing one moves no other to the other side.
 fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &PictureOptions) -> Vec<Picture> {
     let count = class.len();
-    // One picture of each class stays on either side, if there are two and any are wanted for testing.
+    // One image of each class stays on either side, if there are two and any are wanted for testing.
     let wanted = (count as f64 * options.holdout).round() as usize;
     let kept = if options.holdout > 0.0 { wanted.max(1).min(count - 1) } else { 0 };
     let order = permutation(&mut keyed(Purpose::Holdout, options.seed, [label, 0]), count);
@@ -333,7 +354,8 @@ mod tests {
     #[test]
     fn broken_pictures_are_named_and_left_out_or_stop_the_run() {
         let folder = folder(&["a/1.png", "a/2.png!", "a/3.png", "b/4.jpg!", "b/5.jpg"]);
-        let source = open(&folder, Split::Train, all()).unwrap();
+        let checked = || PictureOptions { check: true, ..all() };
+        let source = open(&folder, Split::Train, checked()).unwrap();
         assert_eq!(names(&source), ["1", "3", "5"], "the sound ones");
         let skipped: Vec<_> = source.skipped().iter().map(|skipped| skipped.path.clone()).collect();
         assert_eq!(skipped, [folder.path().join("a/2.png"), folder.path().join("b/4.jpg")], "both are named");
@@ -345,7 +367,8 @@ mod tests {
     #[test]
     fn a_class_of_broken_pictures_is_an_error() {
         let folder = folder(&["a/1.png", "b/4.jpg!"]);
-        let message = open(&folder, Split::Train, all()).unwrap_err().to_string();
+        let checked = PictureOptions { check: true, ..all() };
+        let message = open(&folder, Split::Train, checked).unwrap_err().to_string();
         assert!(message.contains("`b`") && message.contains("broken"), "{message}");
     }
 
@@ -388,7 +411,7 @@ mod tests {
         let message = open(&empty, Split::Train, all()).unwrap_err().to_string();
         assert!(message.contains("no sub-folder"), "no class: {message}");
         let message = open(&folder(&["a/1.png", "b/x.txt"]), Split::Train, all()).unwrap_err().to_string();
-        assert!(message.contains("/b`") && message.contains("no picture"), "an empty class: {message}");
+        assert!(message.contains("/b`") && message.contains("no image"), "an empty class: {message}");
         let message = open(&folder(&["a/1.png"]), Split::Test, all()).unwrap_err().to_string();
         assert!(message.contains("test split"), "nothing is held out: {message}");
         let missing = FolderPictures::open(&empty.path().join("no"), Split::Train, &all()).unwrap_err().to_string();
@@ -419,18 +442,28 @@ mod tests {
         fs::rename(folder.path().join("a/2.png"), folder.path().join("b/2.png")).unwrap();
         assert_ne!(print(all()), before, "another label");
         fs::rename(folder.path().join("b/2.png"), folder.path().join("a/2.png")).unwrap();
-        RgbImage::from_pixel(5, 7, Rgb([9, 9, 9])).save(folder.path().join("a/1.png")).unwrap();
+        RgbImage::from_fn(15, 7, |x, y| Rgb([(x * 9) as u8, (y * 31) as u8, 9]))
+            .save(folder.path().join("a/1.png"))
+            .unwrap();
         assert_ne!(print(all()), before, "another picture");
     }
 
     #[test]
-    fn a_picture_that_breaks_later_is_named() {
-        let folder = folder(&["a/1.png"]);
+    fn opening_reads_names_only_and_a_broken_image_names_itself_later() {
+        let folder = folder(&["a/1.png", "a/2.png!", "b/3.jpg!"]);
         let source = open(&folder, Split::Train, all()).unwrap();
-        fs::write(folder.path().join("a/1.png"), b"x").unwrap();
+        assert_eq!((names(&source).len(), source.skipped().len()), (3, 0), "nothing was decoded");
         let shape = PictureShape::new(4, 4, 1).unwrap();
-        let result = source.load(0, shape, View::Fixed { mirrored: false }, &mut [0.0; 16]);
-        let message = result.unwrap_err().to_string();
-        assert!(message.contains("1.png") && message.contains("has changed since"), "{message}");
+        let load = |index| source.load(index, shape, View::Fixed { mirrored: false }, &mut [0.0; 16]);
+        load(0).unwrap();
+        let error = load(1).unwrap_err();
+        assert!(matches!(&error, Error::BrokenImage { path, .. } if path.ends_with("a/2.png")), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("neither PNG") && message.contains("data.options.check"), "what to do: {message}");
+
+        RgbImage::from_pixel(9, 9, Rgb([3, 4, 5])).save(folder.path().join("a/2.png")).unwrap();
+        let repaired = open(&folder, Split::Train, all()).unwrap();
+        assert_eq!(repaired.run_fingerprint(), source.run_fingerprint(), "a run resumes with a repaired image");
+        assert_ne!(repaired.fingerprint(), source.fingerprint(), "its tokens are made anew");
     }
 }

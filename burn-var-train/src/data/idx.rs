@@ -16,7 +16,7 @@ pub const FASHION_MNIST_CLASSES: [&str; 10] =
 /// Files that claim to hold more than this (before compression) are refused, so that no small file fills the memory.
 const MAX_BYTES: usize = 1 << 30;
 
-/// Grey pictures in IDX files, plain or compressed by gzip: MNIST, Fashion-MNIST, KMNIST, EMNIST.
+/// Grey images in IDX files, plain or compressed by gzip: MNIST, Fashion-MNIST, KMNIST, EMNIST.
 ///
 /// Pictures are put in the middle of black where a larger size is asked for, never resized; views differ in the
 /// mirroring only.
@@ -61,17 +61,17 @@ impl IdxPictures {
         Ok(Self { folder, images, size: [height, width], pixels, labels: label_bytes, class_names })
     }
 
-    /// Whether the folder holds IDX pictures for training.
+    /// Whether the folder holds IDX images for training.
     pub(super) fn found_in(folder: &Path) -> bool {
         Self::files(folder, Split::Train)[0].is_file()
     }
 
-    /// Height and width of the pictures as stored.
+    /// Height and width of the images as stored.
     pub fn size(&self) -> [usize; 2] {
         self.size
     }
 
-    /// The files of pictures and labels: the plain one if it is there, else the compressed one.
+    /// The files of images and labels: the plain one if it is there, else the compressed one.
     fn files(folder: &Path, split: Split) -> [PathBuf; 2] {
         let prefix = match split {
             Split::Train => "train",

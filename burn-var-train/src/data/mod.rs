@@ -1,7 +1,7 @@
-//! Pictures, the order in which training sees them, and caches of their tokens.
+//! Images, the order in which training sees them, and caches of their tokens.
 //!
-//! Nothing here keeps a state that a resumed run would have to restore: the pictures of a step, their crops and
-//! mirrorings follow from the seed and the number of the step alone, whatever the number of threads.
+//! Nothing here has state that a resumed run would have to restore: the images of a step, their crops and mirrorings
+//! depend on the seed and the number of the step alone, whatever the number of threads.
 
 mod batch;
 mod decode;
@@ -11,15 +11,19 @@ mod idx;
 mod random;
 mod sampler;
 mod source;
+mod stream;
 mod token_cache;
+mod tokens;
 mod view;
 
-pub use batch::{BatchLoader, PictureBatch, PrefetchedBatches};
+pub use batch::{BatchLoader, HostBatch, PictureBatch, PrefetchedBatches};
 pub use decode::load_picture;
 pub use fingerprint::Fingerprint;
 pub use folder::FolderPictures;
 pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};
 pub use sampler::BatchOrder;
 pub use source::{PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, open_pictures};
+pub(crate) use stream::{ImageStream, TokenStream};
 pub use token_cache::{TokenBatch, TokenCache, TokenCacheSpec, TokenCacheWriter, VariantChoice};
+pub(crate) use tokens::cached_tokens;
 pub use view::View;

@@ -1,42 +1,32 @@
 //! Random numbers that depend on what they are drawn for, never on what was drawn before.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use burn_var::rng::Rng;
 
-/// What a stream of random numbers is for, so that no two uses share one.
+/// The purpose of a random stream, so that no two uses share one.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Purpose {
-    /// The order of the pictures of an epoch.
+    /// The order of the images of an epoch.
     Order = 1,
-    /// The crop and mirroring of a picture.
+    /// The crop and mirroring of an image.
     View = 2,
-    /// Which pictures of a class are kept for testing.
+    /// The images of a class that are kept for testing.
     Holdout = 3,
-    /// Which variant of a picture's tokens an epoch sees.
+    /// The variant of an image's tokens that an epoch sees.
     Variant = 4,
 }
 
-/// The random numbers for one purpose, keyed by the seed of the run and two numbers more.
-pub(super) fn keyed(purpose: Purpose, seed: u64, key: [usize; 2]) -> ChaCha8Rng {
-    let mut bytes = [0; 32];
-    for (field, value) in bytes.chunks_exact_mut(8).zip([purpose as u64, seed, key[0] as u64, key[1] as u64]) {
-        field.copy_from_slice(&value.to_le_bytes());
-    }
-    ChaCha8Rng::from_seed(bytes)
-}
-
-/// A uniform number in `0..bound`; `bound` must not be 0.
+/// The stream for one purpose, keyed by the seed of the run and two more numbers.
 ///
-/// The bias of the multiplication is below `bound / 2^64`, far from visible.
-pub(super) fn below(rng: &mut ChaCha8Rng, bound: usize) -> usize {
-    ((u128::from(rng.next_u64()) * bound as u128) >> 64) as usize
+/// The key differs from those of [`Rng::keyed`], so that splits and orders of older versions stay as they were.
+pub(super) fn keyed(purpose: Purpose, seed: u64, [first, second]: [usize; 2]) -> Rng {
+    Rng::from_key([purpose as u64, seed, first as u64, second as u64])
 }
 
 /// A uniform order of `0..len` (Fisher and Yates).
-pub(super) fn permutation(rng: &mut ChaCha8Rng, len: usize) -> Vec<usize> {
+pub(super) fn permutation(rng: &mut Rng, len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     for last in (1..len).rev() {
-        order.swap(last, below(rng, last + 1));
+        order.swap(last, rng.below(last + 1));
     }
     order
 }
@@ -47,7 +37,7 @@ mod tests {
 
     #[test]
     fn keys_and_purposes_give_streams_of_their_own() {
-        let first = |purpose, seed, key| keyed(purpose, seed, key).next_u64();
+        let first = |purpose, seed, key| keyed(purpose, seed, key).below(1 << 63);
         let drawn = [
             first(Purpose::Order, 7, [3, 5]),
             first(Purpose::View, 7, [3, 5]),

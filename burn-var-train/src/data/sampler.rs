@@ -1,10 +1,10 @@
 use super::random::{Purpose, keyed, permutation};
 use crate::{Error, Result};
 
-/// Which pictures each step sees: every epoch is a random order of all of them, cut into batches.
+/// The images of each step: every epoch is a random order of all of them, cut into batches.
 ///
-/// The incomplete batch at the end of an epoch is dropped. The pictures of a step follow from the seed and the number
-/// of the step alone, so a resumed run needs no more than that number.
+/// The incomplete batch at the end of an epoch is dropped. The images of a step depend on the seed and the number of
+/// the step alone, so a resumed run needs only that number.
 ///
 /// ```
 /// # fn main() -> burn_var_train::Result<()> {
@@ -19,12 +19,12 @@ pub struct BatchOrder {
     len: usize,
     batch: usize,
     seed: u64,
-    /// The last epoch asked for, so that its order is drawn once and not once a step.
+    /// The last epoch asked for, so that its order is drawn once and not in every step.
     current: Option<(usize, Vec<usize>)>,
 }
 
 impl BatchOrder {
-    /// The order of `len` pictures in batches of `batch`.
+    /// Creates the order of `len` images in batches of `batch`.
     ///
     /// # Errors
     /// [`Error::Config`] unless `batch` lies in `1..=len`.
@@ -45,7 +45,7 @@ impl BatchOrder {
         step / self.steps_per_epoch()
     }
 
-    /// The numbers of the pictures of `step`, which counts from 0 and goes on through the epochs.
+    /// Returns the numbers of the images of `step`, which counts from 0 through all epochs.
     pub fn batch(&mut self, step: usize) -> Vec<usize> {
         let epoch = self.epoch(step);
         if self.current.as_ref().is_none_or(|(current, _)| *current != epoch) {

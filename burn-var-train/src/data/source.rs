@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 use super::{FolderPictures, IdxPictures, View};
 use crate::{Error, Result};
 
-/// The shape that pictures are brought to.
+/// The shape that images are brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PictureShape {
     /// Rows of pixels.
     pub height: usize,
     /// Columns of pixels.
     pub width: usize,
-    /// 1 (grey) or 3 (red, green, blue).
+    /// 1 (gray) or 3 (red, green, blue).
     pub channels: usize,
 }
 
 impl PictureShape {
-    /// A shape that a source can deliver.
+    /// Creates a shape that a source can deliver.
     ///
     /// # Errors
     /// [`Error::Config`] if a side is 0, or there are neither 1 nor 3 channels.
@@ -32,19 +32,19 @@ impl PictureShape {
         Ok(Self { height, width, channels })
     }
 
-    /// Numbers that one picture takes.
+    /// Numbers that one image takes.
     pub fn elements(self) -> usize {
         self.channels * self.height * self.width
     }
 }
 
-/// Which part of a data set.
+/// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// To train on.
+    /// Images to train on.
     Train,
-    /// To measure on, never trained on.
+    /// Images to measure on, never trained on.
     Test,
 }
 
@@ -57,89 +57,99 @@ impl std::fmt::Display for Split {
     }
 }
 
-/// A picture that was left out since it cannot be read.
+/// An image that was left out since it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedPicture {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
-/// Labelled pictures in an order that never changes.
-#[allow(clippy::len_without_is_empty, reason = "no source without a picture can be opened")]
+/// Labelled images in an order that never changes.
+#[allow(clippy::len_without_is_empty, reason = "no source without an image can be opened")]
 pub trait PictureSource: Send + Sync {
-    /// Number of pictures, at least 1.
+    /// Number of images, at least 1.
     fn len(&self) -> usize;
 
     /// The names of the classes; a label is an index into these.
     fn class_names(&self) -> &[String];
 
-    /// The class of picture `index`.
+    /// The class of image `index`.
     ///
     /// # Panics
     /// If `index` is not below [`PictureSource::len`].
     fn label(&self, index: usize) -> usize;
 
-    /// Puts picture `index` into `out`, channel by channel and row by row, black as -1 and white as 1.
+    /// Decodes image `index` into `out`, channel by channel and row by row, black as -1 and white as 1.
     ///
     /// # Errors
-    /// If the picture cannot be read or brought to the shape.
+    /// If the image cannot be read or brought to the shape.
     ///
     /// # Panics
     /// If `index` is not below [`PictureSource::len`], or `out` does not hold [`PictureShape::elements`] numbers.
     fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()>;
 
-    /// The name of picture `index` for messages.
+    /// The name of image `index` for messages.
     fn describe(&self, index: usize) -> String;
 
-    /// The folder the pictures come from.
+    /// The folder of the images.
     fn path(&self) -> &Path;
 
-    /// The [`Fingerprint`](super::Fingerprint) of all pictures and labels, and of what happens to them before a crop.
+    /// The [`Fingerprint`](super::Fingerprint) of images and labels, and of the steps before a crop. Of a folder it covers names,
+    /// lengths and labels of the files; of IDX files, all pixels.
     fn fingerprint(&self) -> String;
 
-    /// Broken pictures that were left out.
+    /// The fingerprint that a run is resumed by. Of a folder it covers names and labels of the files, not their lengths: a
+    /// broken image can be replaced during a run.
+    fn run_fingerprint(&self) -> String {
+        self.fingerprint()
+    }
+
+    /// Broken images that were left out.
     fn skipped(&self) -> &[SkippedPicture] {
         &[]
     }
 
-    /// Number of files that are no pictures and were passed over.
+    /// Number of files that are not images and were ignored.
     fn ignored(&self) -> usize {
         0
     }
 }
 
-/// How to open a set of pictures.
+/// Options for opening a set of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PictureOptions {
-    /// Names of the classes, in the order of the labels, in place of the folders' names or numbers.
+    /// Names of the classes, in the order of the labels, instead of the folders' names or numbers.
     pub class_names: Option<Vec<String>>,
-    /// Folders: how much larger than the crop a picture is resized, at least 1. VAR uses 1.125.
+    /// Folders: an image is resized to this many times the crop, at least 1. VAR uses 1.125.
     pub resize_ratio: f64,
     /// Folders without a `test` or `val` folder: the share of each class that is kept for testing, in [0, 1).
     pub holdout: f64,
-    /// Folders: which pictures are kept for testing.
+    /// Folders: seed of the choice of test images.
     pub seed: u64,
-    /// Folders: whether a broken picture is an error, and not left out.
+    /// Folders: decodes every image when the folder is opened and leaves broken ones out. Without it only the names are
+    /// read at the start, and a broken image is an error when its turn comes.
+    pub check: bool,
+    /// Folders: checks every image when the folder is opened, and refuses broken ones.
     pub strict: bool,
 }
 
 impl Default for PictureOptions {
     fn default() -> Self {
-        Self { class_names: None, resize_ratio: 1.125, holdout: 0.1, seed: 0, strict: false }
+        Self { class_names: None, resize_ratio: 1.125, holdout: 0.1, seed: 0, check: false, strict: false }
     }
 }
 
-/// Opens IDX files or a folder with one sub-folder a class, whichever `path` holds.
+/// Opens IDX files or a folder with one sub-folder per class, whichever `path` holds.
 ///
 /// # Errors
 /// If nothing usable is there; the message names the file and what is wrong with it. See [`IdxPictures::open`] and
 /// [`FolderPictures::open`].
 pub fn open_pictures(path: &Path, split: Split, options: &PictureOptions) -> Result<Arc<dyn PictureSource>> {
     if !path.is_dir() {
-        let expected = "a folder of IDX files, or a folder with one sub-folder a class";
+        let expected = "a folder of IDX files, or a folder with one sub-folder per class";
         return Err(Error::config("data", path.display(), expected));
     }
     if IdxPictures::found_in(path) {

@@ -1,35 +1,34 @@
 use serde::{Deserialize, Serialize};
 
-use super::random::{Purpose, below, keyed};
+use super::random::{Purpose, keyed};
 
-/// How a picture is looked at: always the same way, or with a crop and mirroring drawn at random.
+/// The part of an image that is used: always the same, or a crop and mirroring drawn at random.
 ///
-/// The random draw follows from `seed`, `epoch` and the number of the picture, not from the order in which pictures
-/// are loaded.
+/// The draw depends on `seed`, `epoch` and the number of the image, not on the order in which images are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum View {
-    /// The middle of the picture, for evaluation and token caches.
+    /// The middle of the image, for evaluation and token caches.
     Fixed {
-        /// Whether left and right change places.
+        /// Mirrors left and right.
         mirrored: bool,
     },
-    /// A random part of the picture, for training.
+    /// A random part of the image, for training.
     Random {
         /// The seed of the run.
         seed: u64,
         /// The epoch, from 0.
         epoch: usize,
-        /// Whether half of the pictures are mirrored.
+        /// Mirrors half of the images.
         mirror: bool,
     },
 }
 
-/// A [`View`] of one picture, all chances taken.
+/// A [`View`] of one image, with its random draws made.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Drawn {
     pub(super) mirrored: bool,
-    /// Where in the room that a crop has it lies, vertically and horizontally, in units of 2^-32; `None`: in the middle.
+    /// Position of the crop in the room that it has, vertically and horizontally, in units of 2^-32; `None`: the middle.
     crop: Option<[usize; 2]>,
 }
 
@@ -39,8 +38,8 @@ impl View {
             View::Fixed { mirrored } => Drawn { mirrored, crop: None },
             View::Random { seed, epoch, mirror } => {
                 let mut rng = keyed(Purpose::View, seed, [epoch, picture]);
-                let crop = [(); 2].map(|()| below(&mut rng, 1 << 32));
-                Drawn { mirrored: mirror && below(&mut rng, 2) == 1, crop: Some(crop) }
+                let crop = [(); 2].map(|()| rng.below(1 << 32));
+                Drawn { mirrored: mirror && rng.below(2) == 1, crop: Some(crop) }
             }
         }
     }

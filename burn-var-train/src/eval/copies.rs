@@ -1,7 +1,7 @@
 //! Near copies of training images among generated ones.
 
 use burn::tensor::Device;
-use burn_var::metrics::{NearCopies, NeighbourIndex};
+use burn_var::metrics::{NearCopies, NeighborIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -39,8 +39,8 @@ impl Copies {
         let compared: Vec<f32> = chosen.iter().flat_map(|i| row(*i)).copied().collect();
         let others = (0..tests).filter(|i| chosen.binary_search(i).is_err());
         let others: Vec<f32> = others.flat_map(row).copied().collect();
-        let index = NeighbourIndex::new(train, dim, device)?;
-        let nearest = |rows: &[f32]| index.nearest(rows, NearCopies::NEIGHBOURS.min(train.len() / dim));
+        let index = NeighborIndex::new(train, dim, device)?;
+        let nearest = |rows: &[f32]| index.nearest(rows, NearCopies::NEIGHBORS.min(train.len() / dim));
         let near = NearCopies::calibrate(&nearest(&others)?)?;
         Ok(Self {
             generated: near.share(&nearest(generated)?),

@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use burn_var::metrics::Splits;
 use burn_var::models::classifier::Classifier;
 use burn_var::models::dino::Vit;
 use burn_var::models::inception::{Inception, InceptionInput};
-use burn_var::metrics::Splits;
 use burn_var::{Error as ModelError, MapSize};
 
 use super::NetworkIdentity;

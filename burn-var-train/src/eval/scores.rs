@@ -1,7 +1,7 @@
 //! Measures of a set of images against a reference.
 
 use burn::tensor::Device;
-use burn_var::metrics::{PrecisionRecall, FeatureStats, InceptionScore, Kid, Splits, Subsets, frechet_distance};
+use burn_var::metrics::{FeatureStats, InceptionScore, Kid, PrecisionRecall, Splits, Subsets, frechet_distance};
 use burn_var::rng::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            neighbors: PrecisionRecall::NEIGHBOURS,
+            neighbors: PrecisionRecall::NEIGHBORS,
             splits: Splits::Count(10),
             kid: Subsets::default(),
             resamples: 0,
@@ -130,12 +130,12 @@ pub fn score(images: &FeatureTable, reference: &Reference, options: &Options, de
         frechet: frechet_distance(&own.features, features)?,
         frechet_interval,
         spatial_frechet,
-        inception_score: inception_score.transpose()?.map(|score| [score.mean(), score.deviation()]),
+        inception_score: inception_score.transpose()?.map(|score| [score.mean(), score.std()]),
         precision: coverage.map(|coverage| coverage.precision),
         recall: coverage.map(|coverage| coverage.recall),
         density: coverage.map(|coverage| coverage.density),
         coverage: coverage.map(|coverage| coverage.coverage),
-        kid: kid.map(|kid| [kid.mean, kid.deviation]),
+        kid: kid.map(|kid| [kid.mean, kid.std]),
     })
 }
 

@@ -40,7 +40,7 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
-    /// Refuses what AdamW is not defined for.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -68,13 +68,13 @@ impl OptimConfig {
         }
     }
 
-    /// The weight decay of zero-based `step` in a run of `steps`.
+    /// Returns the weight decay of `step`, counted from 0, in a run of `steps`.
     pub fn weight_decay_at(&self, step: u64, steps: u64) -> f64 {
         let end = self.weight_decay_end.unwrap_or(self.weight_decay);
         cosine_between(self.weight_decay, end, progress(step, steps))
     }
 
-    /// An optimizer for `module`, which decays the parameters that `no_decay` does not name.
+    /// Creates an optimizer for `module`, which decays the parameters that `no_decay` does not name.
     ///
     /// When resuming, load the module first: the moments are found by its parameters' identities.
     pub fn init<M: Module>(&self, module: &M, no_decay: NoDecay) -> AdamW {
@@ -118,10 +118,10 @@ pub fn no_decay_var(path: &str, rank: usize) -> bool {
     rank == 1 || path.ends_with("bias") || KEYS.iter().any(|key| path.contains(key))
 }
 
-/// What one step is done with.
+/// Constants of one step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepRates {
-    /// The zero-based step, for messages.
+    /// The step, counted from 0, for messages.
     pub step: u64,
     /// Learning rate.
     pub learning_rate: f64,

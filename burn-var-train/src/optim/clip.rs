@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::Result;
+use crate::tensor::scalar;
 
 /// Scales the gradients of `module` so that their global norm is at most `max`, and returns the norm before that.
 ///
@@ -19,7 +20,7 @@ pub fn clip_grad_norm<M: Module>(module: &M, grads: &mut GradientsParams, max: O
     let mut squares = SumOfSquares { grads, sum: None };
     module.visit(&mut squares);
     let Some(sum) = squares.sum else { return Ok(0.0) };
-    let norm = read_scalar(sum.sqrt(), "measure the gradients")?;
+    let norm = scalar(&sum.sqrt(), "measure the gradients")?;
     if !norm.is_finite() {
         return Err(non_finite(module, grads, norm, step)?.into());
     }
@@ -27,7 +28,7 @@ pub fn clip_grad_norm<M: Module>(module: &M, grads: &mut GradientsParams, max: O
         // The same small number as in PyTorch.
         let factor = max / (norm + 1e-6);
         if factor < 1.0 {
-            module.visit(&mut Scale { grads, factor });
+            scale_grads(module, grads, factor);
         }
     }
     Ok(norm)
@@ -50,13 +51,13 @@ fn non_finite<M: Module>(module: &M, grads: &GradientsParams, norm: f64, step: u
     Ok(burn_var::Error::NonFinite {
         what: format!("the gradient norm at step {step} (not finite: {parameters})"),
         found: norm,
-        hint: "lower the learning rate, or go on from the last checkpoint with another seed",
+        hint: "lower the learning rate, or resume from the last checkpoint with another seed",
     })
 }
 
-pub(crate) fn read_scalar(value: Tensor<1>, action: &'static str) -> Result<f64> {
-    let value = value.try_into_scalar::<f32>();
-    Ok(value.map_err(|e| burn_var::Error::Device { action, reason: e.to_string() })?.into())
+/// Multiplies all gradients of `module` by `factor`.
+pub(crate) fn scale_grads<M: Module>(module: &M, grads: &mut GradientsParams, factor: f64) {
+    module.visit(&mut Scale { grads, factor });
 }
 
 struct SumOfSquares<'a> {
@@ -108,7 +109,7 @@ impl ModuleVisitor for FindNonFinite<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(grad) = self.grads.get::<D>(param.id) else { return };
         // 0 for finite numbers, NaN for all others; unlike the sum of squares it cannot overflow.
-        match read_scalar((grad.clone() - grad).sum(), "look for non-finite gradients") {
+        match scalar(&(grad.clone() - grad).sum(), "look for non-finite gradients") {
             Ok(zero) if zero.is_nan() => self.found.push(self.path.join(".")),
             Ok(_) => {}
             Err(failure) => self.failure = Some(failure),
@@ -136,7 +137,7 @@ mod tests {
 
     fn first(linear: &Linear, grads: &GradientsParams) -> f64 {
         let grad = grads.get::<2>(linear.weight.id).expect("weight gradient").flatten::<1>(0, 1).slice(0..1);
-        read_scalar(grad, "test").expect("readable")
+        scalar(&grad, "test").expect("readable")
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How slowly the average follows the weights.
+/// Settings of a moving average of the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
@@ -24,7 +24,7 @@ impl Default for EmaConfig {
 }
 
 impl EmaConfig {
-    /// Refuses a decay outside `[0, 1)`.
+    /// Checks the decay.
     ///
     /// # Errors
     /// [`Error::Config`].
@@ -35,14 +35,14 @@ impl EmaConfig {
         Err(Error::config("ema.decay", self.decay, "a number from 0 up to, not including, 1"))
     }
 
-    /// The decay of zero-based `step`.
+    /// Returns the decay of `step`, counted from 0.
     pub fn decay_at(&self, step: u64) -> f64 {
         let step = step as f64;
         if self.warmup { self.decay.min((1.0 + step) / (10.0 + step)) } else { self.decay }
     }
 }
 
-/// The average after one more step: `average + (1 - decay) (live - average)`.
+/// Returns the average after one more step: `average + (1 - decay) (live - average)`.
 ///
 /// `average` starts as `live.valid()` and keeps living off the autodiff device; its parameters are matched by identity.
 /// Frozen parameters (statistics, buffers) are taken over as they are.

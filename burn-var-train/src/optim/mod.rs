@@ -1,7 +1,6 @@
 //! Everything between a loss and the next weights: gradient clipping, AdamW, schedules, moving averages.
 //!
-//! Gradients of several micro-batches are summed by [`burn::optim::GradientsAccumulator`]; divide each loss by their
-//! number first.
+//! The engine sums the gradients of the pieces of a batch before it comes here.
 
 mod adamw;
 mod clip;
@@ -10,5 +9,6 @@ mod schedule;
 
 pub use adamw::{AdamW, NoDecay, OptimConfig, StepRates, no_decay_1d, no_decay_var};
 pub use clip::clip_grad_norm;
+pub(crate) use clip::scale_grads;
 pub use ema::{EmaConfig, ema_update};
 pub use schedule::{Decay, LrSchedule, cosine_between};

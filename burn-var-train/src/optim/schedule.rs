@@ -43,7 +43,7 @@ impl Default for LrSchedule {
 }
 
 impl LrSchedule {
-    /// Refuses what no run can mean.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -59,7 +59,7 @@ impl LrSchedule {
         fraction("learning_rate.end", self.end)
     }
 
-    /// The learning rate of zero-based `step` in a run of `steps`.
+    /// Returns the learning rate of `step`, counted from 0, in a run of `steps`.
     pub fn at(&self, step: u64, steps: u64) -> f64 {
         if step < self.warmup_steps {
             let passed = step as f64 / self.warmup_steps as f64;
@@ -83,7 +83,7 @@ pub fn cosine_between(start: f64, end: f64, passed: f64) -> f64 {
     end + (start - end) * (0.5 + 0.5 * (PI * passed).cos())
 }
 
-/// How much of `steps` lies before zero-based `step`, with 1 at the last one.
+/// Returns the share of `steps` that lies before `step`, counted from 0; 1 at the last one.
 pub(super) fn progress(step: u64, steps: u64) -> f64 {
     if steps <= 1 { 1.0 } else { (step as f64 / (steps - 1) as f64).min(1.0) }
 }

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::{Error, Result};
 
-/// What one image is conditioned on.
+/// Condition of one image.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Condition {

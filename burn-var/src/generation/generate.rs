@@ -11,7 +11,7 @@ use crate::{Error, Result, Scales, TokenPyramid};
 /// A finished scale. Its tensors are cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ScaleDone {
-    /// Number of the scale, from 0.
+    /// Index of the scale, from 0.
     pub k: usize,
     /// Guided logits before filtering, `[batch, tokens, vocabulary.logits()]`.
     pub logits: Tensor<3>,
@@ -30,7 +30,7 @@ pub struct Generated {
     pub canvas: Tensor<4>,
 }
 
-/// A batch of images on its way through the scale schedule.
+/// Generation of a batch of images in progress.
 ///
 /// Each call of [`Generation::next_scale`] generates one scale. Logits are read back once per scale, since tokens are
 /// drawn on the host; where reading must not block (in a browser), [`Generation::next_scale_async`] awaits them.
@@ -53,7 +53,7 @@ pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
     maps: Vec<Tensor<2, Int>>,
 }
 
-/// The tokens of the scale before.
+/// Tokens of the preceding scale.
 struct Previous {
     ids: Tensor<2, Int>,
     codes: Tensor<3>,
@@ -65,7 +65,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     /// # Errors
     /// [`Error::Config`] and [`Error::Shape`] if tokenizer, model, schedule and request do not fit each other or a
     /// setting is out of range; [`Error::Label`] and [`Error::Unsupported`] for a condition that the model does not
-    /// have. All before anything large is computed.
+    /// have. Checked before anything large is computed.
     pub fn new(
         tokenizer: &'a T,
         model: &'a M,
@@ -78,7 +78,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         model.check_scales(&scales)?;
         let images = request.conditions.len();
         if let Some(known) = &request.known {
-            known.check(images, &scales)?;
+            known.check(images, &scales, tokenizer.vocabulary())?;
         }
         let device = tokenizer.device();
         let info = BatchInfo { scales: &scales, images, seed: request.seed, first: request.first, device: &device };
@@ -126,14 +126,14 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
     ///
     /// # Errors
-    /// As [`Generation::next_scale`].
+    /// Those of [`Generation::next_scale`].
     pub async fn next_scale_async(&mut self) -> Result<Option<ScaleDone>> {
         let Some(logits) = self.logits()? else { return Ok(None) };
         let values = read_async(logits.clone()).await?;
         self.draw(logits, values).map(Some)
     }
 
-    /// Computes the guided logits of the next scale: all that comes before they are read back.
+    /// Computes the guided logits of the next scale, on the device.
     pub(crate) fn logits(&mut self) -> Result<Option<Tensor<3>>> {
         let k = self.maps.len();
         if k == self.scales.len() {
@@ -202,7 +202,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         Ok(ScaleDone { k: at.k(), logits, ids, canvas: self.canvas.clone() })
     }
 
-    /// Returns the tokens and the canvas of a batch that is through all scales.
+    /// Returns the tokens and the canvas of a finished batch.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if scales are left.
@@ -210,8 +210,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         match self.maps.len() {
             done if done < self.scales.len() => Err(Error::Cancelled { scales: done }),
             _ => {
-                let tokens =
-                    TokenPyramid::with_symbols(self.scales, self.tokenizer.vocabulary().symbols, self.maps)?;
+                let tokens = TokenPyramid::with_symbols(self.scales, self.tokenizer.vocabulary().symbols, self.maps)?;
                 Ok(Generated { tokens, canvas: self.canvas })
             }
         }
@@ -240,8 +239,8 @@ fn branches(logits: Tensor<3>, images: usize) -> Logits {
 /// `guidance` is applied in order. `observer` is called after each scale and may stop the loop.
 ///
 /// # Errors
-/// As [`Generation::new`] and [`Generation::next_scale`]; [`Error::Cancelled`] if the observer stops before the last
-/// scale is done.
+/// Those of [`Generation::new`] and [`Generation::next_scale`]; [`Error::Cancelled`] if the observer stops before the
+/// last scale is done.
 pub fn generate<T, M>(
     tokenizer: &T,
     model: &M,

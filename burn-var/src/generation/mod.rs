@@ -15,8 +15,8 @@ mod request;
 mod tokenizer;
 
 pub use condition::Condition;
-pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
 pub(crate) use generate::read_async;
+pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
 pub use next_scale::{NextScale, ScaleInput, State, Vocabulary};
 pub use request::BatchRequest;
 pub use tokenizer::Tokenizer;

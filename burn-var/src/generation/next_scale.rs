@@ -33,14 +33,14 @@ impl Vocabulary {
     }
 }
 
-/// What enters a transformer at one scale.
+/// Input of a transformer at one scale.
 #[derive(Debug)]
 pub struct ScaleInput<'a> {
     /// The tokenizer's view of the canvas so far, `[sequences, z_channels, height, width]` of this scale's size
     /// ([`Tokenizer::next_input`](super::Tokenizer::next_input)). At the first scale it holds no information.
     pub map: Tensor<4>,
-    /// Symbols drawn at the scale before, `[sequences, tokens * symbols]`; `None` at the first scale. For models with
-    /// a token embedding of their own.
+    /// Symbols drawn at the preceding scale, `[sequences, tokens * symbols]`; `None` at the first scale. For models
+    /// with a token embedding of their own.
     pub ids: Option<&'a Tensor<2, Int>>,
 }
 
@@ -50,7 +50,7 @@ pub struct ScaleInput<'a> {
 /// [`NextScale::step`]. Guidance that needs more than one prediction per image puts several sequences per image into
 /// the batch.
 pub trait NextScale {
-    /// All that a batch carries from scale to scale: embedded conditions, caches.
+    /// State of a batch between scales: embedded conditions, caches.
     type State: State;
 
     /// Returns the scale schedule that the model was trained with, the default of requests.
@@ -62,8 +62,8 @@ pub trait NextScale {
     /// Returns the number of classes, the null class not counted; 0 for a model without classes.
     fn num_classes(&self) -> usize;
 
-    /// Returns the embedding of code vectors, `[.., z_channels]` to `[.., width]`, which AID-VAR's injector reads; `None`
-    /// for a model without.
+    /// Returns the embedding of code vectors, `[.., z_channels]` to `[.., width]`, which AID-VAR's injector reads;
+    /// `None` for a model without one.
     fn code_embedding(&self) -> Option<&Linear> {
         None
     }
@@ -92,7 +92,7 @@ pub trait NextScale {
     fn embed(&self, state: &Self::State, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3>;
 
     /// Runs all blocks over a scale's hidden states, and returns logits `[sequences, tokens, vocabulary.logits()]`.
-    /// Keys and values join the caches.
+    /// Appends keys and values to the caches.
     fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3>;
 
     /// Refines the code vectors of a scale's final tokens, `[images, tokens, z_channels]`, before they are painted.
@@ -119,10 +119,10 @@ pub trait State: Clone {
     /// Returns the number of sequences.
     fn sequences(&self) -> usize;
 
-    /// Keeps the first `count` sequences only.
+    /// Keeps only the first `count` sequences.
     #[must_use]
     fn keep_first(self, count: usize) -> Self;
 
-    /// Lets no gradient pass to the scales so far.
+    /// Detaches the scales so far: no gradient passes to them.
     fn detach(&mut self);
 }

@@ -1,7 +1,7 @@
 use super::Condition;
 use crate::editing::KnownTokens;
 use crate::sampling::Sampler;
-use crate::{Scales, Result};
+use crate::{Result, Scales};
 
 /// A batch of images to generate.
 #[derive(Debug, Clone)]
@@ -10,10 +10,10 @@ pub struct BatchRequest {
     pub conditions: Vec<Condition>,
     /// Seed of the whole set of images.
     pub seed: u64,
-    /// Number of the first image in the set. Image `i` of seed `s` depends on `(s, i)` and its condition alone, not on
-    /// how the set is cut into batches.
+    /// Index of the first image in the set. Image `i` of seed `s` depends on `(s, i)` and its condition alone, not on
+    /// how the set is split into batches.
     pub first: u64,
-    /// Filter and draw of tokens.
+    /// Token filters and sampling.
     pub sampler: Sampler,
     /// Scale schedule; the model's own if `None`.
     pub scales: Option<Scales>,
@@ -22,7 +22,7 @@ pub struct BatchRequest {
 }
 
 impl BatchRequest {
-    /// Creates a request for images of the given conditions, the first being number 0, with the sampler of VAR's
+    /// Creates a request for images of the given conditions, with indices from 0, with the sampler of VAR's
     /// paper.
     pub fn new(conditions: Vec<Condition>, seed: u64) -> Self {
         Self { conditions, seed, first: 0, sampler: Sampler::default(), scales: None, known: None }

@@ -30,7 +30,7 @@ pub trait Tokenizer {
     /// [`crate::Error::Shape`] if the images do not have the shape [`Tokenizer::image_shape`] of the schedule.
     fn encode(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid>;
 
-    /// Returns a canvas with nothing on it, `[batch, z_channels, height, width]`.
+    /// Returns an empty canvas, `[batch, z_channels, height, width]`.
     fn blank(&self, batch: usize, scales: &Scales) -> Tensor<4>;
 
     /// Returns the code vectors of ids `[batch, tokens * symbols]`: `[batch, tokens, z_channels]`.
@@ -42,8 +42,7 @@ pub trait Tokenizer {
     /// Paints a scale's code vectors, `[batch, tokens, z_channels]`, on the canvas, and returns the new canvas.
     fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4>;
 
-    /// Returns what a transformer sees of the canvas before it predicts a scale: `[batch, z_channels, height_k,
-    /// width_k]`.
+    /// Returns a transformer's input for a scale, computed from the canvas: `[batch, z_channels, height_k, width_k]`.
     fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4>;
 
     /// Decodes a canvas to images `[batch, channels, height, width]` in `[-1, 1]`.

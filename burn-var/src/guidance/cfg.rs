@@ -4,8 +4,8 @@ use super::{BatchInfo, Branches, Guidance, Logits, Schedule};
 use crate::Result;
 use crate::scales::ScaleAt;
 
-/// Classifier-free guidance: `(1 + t) * cond - t * null` with a strength t per scale, for the logits of a corrupted
-/// prefix too.
+/// Classifier-free guidance: `(1 + t) * cond - t * null` with a strength t per scale, also for the logits of a
+/// corrupted prefix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cfg {
     schedule: Schedule,
@@ -28,7 +28,7 @@ pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> 
     toward * (1.0 + strength) - away * strength
 }
 
-/// Returns the guided logits; the null branch stays for parts that come later.
+/// Returns the guided logits; the null branch stays for later parts.
 fn guided(logits: Logits, strength: f64) -> Logits {
     let corrupted = logits.corrupted.map(|corrupted| Box::new(guided(*corrupted, strength)));
     let cond = match &logits.null {
@@ -65,7 +65,7 @@ mod tests {
     use crate::Scales;
 
     #[test]
-    fn no_guidance_needs_no_null_branch() {
+    fn zero_strength_needs_no_null_branch() {
         let scales = Scales::square(&[1, 2, 3]).unwrap();
         let needs_null = |cfg: Cfg, k: usize| cfg.branches(scales.at(k)).null;
         assert!(!needs_null(Cfg::ramp(3.0), 0), "the first scale of a ramp");

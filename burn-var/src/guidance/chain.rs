@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_have_their_places() {
+    fn parts_are_in_order() {
         let cfg = Schedule::Ramp(1.5);
         let all = GuidanceConfig { cfg, vpg: Some(VpgConfig::paper(1.0)), ssg: Some(SsgConfig::paper(0.3)) };
         assert_eq!(names(&all), ["cfg", "vpg", "ssg"]);

@@ -1,5 +1,4 @@
-//! Guidance: methods that change hidden states or logits on their way through the generation loop. Each is one part,
-//! and parts compose to a chain.
+//! Guidance: methods that change hidden states or logits in the generation loop. Each is one part of a chain.
 
 mod cfg;
 mod chain;
@@ -26,7 +25,7 @@ pub struct Logits {
     pub cond: Tensor<3>,
     /// Logits with the null condition, if a part of the chain needs them at this scale.
     pub null: Option<Tensor<3>>,
-    /// The same two after a corrupted prefix, if a part needs them; without a corrupted branch of their own.
+    /// Both branches after a corrupted prefix, if a part needs them; its own `corrupted` is `None`.
     pub corrupted: Option<Box<Self>>,
 }
 
@@ -42,20 +41,20 @@ impl Logits {
 pub struct Branches {
     /// The null condition.
     pub null: bool,
-    /// A corrupted prefix, made by [`Guidance::corrupt`].
+    /// The branch with a corrupted prefix, see [`Guidance::corrupt`].
     pub corrupted: bool,
 }
 
-/// A batch that is about to be generated.
+/// Facts about a batch before its generation starts.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchInfo<'a> {
     /// Scale schedule.
     pub scales: &'a Scales,
     /// Number of images.
     pub images: usize,
-    /// Seed of the whole set of images.
+    /// Seed of the generation.
     pub seed: u64,
-    /// Number of the first image in the set.
+    /// Index of the batch's first image in the whole request.
     pub first: u64,
     /// Device of the model.
     pub device: &'a Device,
@@ -64,11 +63,31 @@ pub struct BatchInfo<'a> {
 /// One part of a guidance chain.
 ///
 /// A part may keep state from scale to scale; [`Guidance::begin`] starts a batch and must reset it.
+///
+/// ```
+/// use burn_var::Result;
+/// use burn_var::guidance::{Guidance, Logits};
+/// use burn_var::scales::ScaleAt;
+///
+/// /// Sharpens the logits of the last scale.
+/// struct Sharpen;
+///
+/// impl Guidance for Sharpen {
+///     fn name(&self) -> &'static str {
+///         "sharpen"
+///     }
+///
+///     fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
+///         let factor = if at.is_last() { 2.0 } else { 1.0 };
+///         Ok(Logits { cond: logits.cond * factor, ..logits })
+///     }
+/// }
+/// ```
 pub trait Guidance {
     /// Returns the name of the part, as on the command line and in messages.
     fn name(&self) -> &'static str;
 
-    /// Starts a batch: checks that the part fits the schedule, and forgets the batch before.
+    /// Starts a batch: checks that the part fits the schedule, and resets its state.
     ///
     /// # Errors
     /// [`crate::Error::Config`] naming the setting.

@@ -3,17 +3,17 @@ use serde::{Deserialize, Serialize};
 use crate::scales::ScaleAt;
 use crate::{Error, Result, Scales};
 
-/// A strength for every scale; 0 is no guidance.
+/// Guidance strength per scale; 0 disables guidance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Linear from 0 at the first scale to this at the last: VAR's schedule of classifier-free guidance.
+    /// Linear from 0 at the first scale to this value at the last: VAR's schedule for classifier-free guidance.
     Ramp(f64),
     /// `s (1 - k / K)` at scale `k`, counted from 0, of `K`: the schedule of Scaled Spatial Guidance.
     Decay(f64),
     /// The same at every scale.
     Constant(f64),
-    /// One number per scale. Zeros at the end save the branches that only this guidance needs.
+    /// One value per scale. Trailing zeros save the branches that only this guidance needs.
     PerScale(Vec<f64>),
 }
 
@@ -28,10 +28,10 @@ impl Schedule {
         }
     }
 
-    /// Checks that the strengths are finite and, where listed, as many as there are scales.
+    /// Checks that strengths are finite and that a list has one per scale.
     ///
     /// # Errors
-    /// [`Error::Config`] under `name`.
+    /// [`Error::Config`] naming `name`.
     pub fn check(&self, name: &str, scales: &Scales) -> Result<()> {
         let strengths = match self {
             Self::Ramp(strength) | Self::Decay(strength) | Self::Constant(strength) => std::slice::from_ref(strength),

@@ -11,40 +11,40 @@ use crate::math::{Constants, Resize, dct_matrix};
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result};
 
-/// What the frequencies that the coarse map does not have are filled with.
+/// Fill for the frequencies that the coarse map lacks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DseFill {
-    /// Those of the interpolated map: the paper's DSE.
+    /// Frequencies of the interpolated map: the paper's DSE.
     #[default]
     Interpolated,
     /// Zeros: the paper's variant with zero padding.
     Zero,
-    /// No frequencies at all: the interpolated map is the prior, as in the paper's spatial variants.
+    /// No frequency domain at all: the interpolated map is the prior, as in the paper's spatial variants.
     Spatial,
 }
 
-/// How the coarse map's frequencies are taken over.
+/// Scale of the coarse map's frequencies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DseScale {
-    /// Times `sqrt(h w / (h_prev w_prev))`, so that amplitudes stay what they are: a constant map stays constant.
+    /// Times `sqrt(h w / (h_prev w_prev))`, which preserves amplitudes: a constant map stays constant.
     #[default]
     Amplitude,
-    /// As algorithm 1 is printed: without a factor, which makes the coarse map smaller.
+    /// No factor, as algorithm 1 is printed, which shrinks the coarse map's values.
     Literal,
 }
 
-/// Discrete spatial enhancement (algorithm 1): a map of logits brought to a larger size in the frequency domain. All of
-/// it is linear and the same for every channel, so it is one constant matrix.
+/// Discrete spatial enhancement (algorithm 1): enlarges a map of logits in the frequency domain. All of it is linear
+/// and the same for every channel, so it is one constant matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dse {
-    /// What missing frequencies are filled with.
+    /// Fill for the missing frequencies.
     pub fill: DseFill,
-    /// How the others are taken over.
+    /// Scale of the coarse frequencies.
     pub scale: DseScale,
-    /// The interpolation; the paper does not say which.
+    /// Interpolation of the coarse map; the paper does not name one.
     pub resize: Resize,
 }
 
@@ -58,7 +58,7 @@ impl Dse {
     /// Returns the matrix that enlarges a map of size `from` to size `to`, `[to.area(), from.area()]`, row-major.
     ///
     /// # Errors
-    /// [`Error::Config`] if `to` is smaller in either direction: there is no room for the frequencies.
+    /// [`Error::Config`] if `to` is smaller in either direction, which leaves no room for the frequencies.
     pub fn matrix(self, from: MapSize, to: MapSize) -> Result<Vec<f32>> {
         Self::check(from, to)?;
         if from == to {
@@ -67,7 +67,7 @@ impl Dse {
         }
         let (rows, columns) = (self.axis(from.height, to.height), self.axis(from.width, to.width));
         let mut matrix = vec![0.0f64; to.area() * from.area()];
-        // One term is a product of the axes' matrices, the Kronecker product over the flattened maps.
+        // Each term is a product of one matrix per axis: the Kronecker product over the flattened maps.
         let mut add = |factor: f64, rows: &[f64], columns: &[f64]| {
             for (target, line) in matrix.chunks_exact_mut(from.area()).enumerate() {
                 let (y, x) = (target / to.width, target % to.width);
@@ -121,38 +121,38 @@ impl Dse {
     }
 }
 
-/// What becomes of one axis, `[to, from]` each.
+/// Matrices of one axis, `[to, from]` each.
 struct Axis {
-    /// Through the frequencies of the coarse map.
+    /// Enlargement through the frequencies of the coarse map.
     coarse: Vec<f64>,
-    /// Through interpolation.
+    /// Enlargement by interpolation.
     interpolated: Vec<f64>,
-    /// The part of the interpolated map that the coarse frequencies replace.
+    /// Part of the interpolated map that the coarse frequencies replace.
     replaced: Vec<f64>,
 }
 
-/// `a b` of `a: [m, k]` and `b: [k, n]`.
+/// Computes `a b` of `a: [m, k]` and `b: [k, n]`.
 fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
     let entry = |i: usize| (0..k).map(|j| a[i / n * k + j] * b[j * n + i % n]).sum();
     (0..m * n).map(entry).collect()
 }
 
-/// `aT b` of `a: [k, m]` and `b: [k, n]`.
+/// Computes `aT b` of `a: [k, m]` and `b: [k, n]`.
 fn product_of_transposed(a: &[f64], b: &[f64], [k, m, n]: [usize; 3]) -> Vec<f64> {
     let entry = |i: usize| (0..k).map(|j| a[j * m + i / n] * b[j * n + i % n]).sum();
     (0..m * n).map(entry).collect()
 }
 
-/// Where [`Ssg`] stands to classifier-free guidance.
+/// Place of [`Ssg`] relative to classifier-free guidance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SsgOrder {
-    /// After it, on the guided logits: how the paper reads.
+    /// After it, on the guided logits, as the paper reads.
     #[default]
     PostCfg,
     /// Before it, on both branches.
     PerBranch,
-    /// Before it, on the branch with a class.
+    /// Before it, on the conditional branch.
     CondOnly,
 }
 
@@ -166,25 +166,25 @@ impl fmt::Display for SsgOrder {
     }
 }
 
-/// How [`Ssg`] guides.
+/// Settings of [`Ssg`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SsgConfig {
-    /// The strengths. The paper's decay; constant ones are its ablation, which guides too much.
+    /// Strengths. The default is the paper's decay; constant strengths are its ablation, which overguides.
     pub schedule: Schedule,
-    /// How the prior is made.
+    /// Computation of the prior.
     #[serde(default)]
     pub dse: Dse,
-    /// Its place in the chain, which [`GuidanceConfig::chain`](super::GuidanceConfig::chain) gives it.
+    /// Place in the chain, which [`GuidanceConfig::chain`](super::GuidanceConfig::chain) gives it.
     #[serde(default)]
     pub order: SsgOrder,
-    /// Takes the prior from logits that were guided themselves. Not what the paper does.
+    /// Takes the prior from logits after this guidance, unlike the paper.
     #[serde(default)]
     pub recursive: bool,
 }
 
 impl SsgConfig {
-    /// The paper's guidance. It never prints its strength; 0.3 is a place to start.
+    /// Returns the paper's guidance. The paper does not state its strength; 0.3 is a place to start.
     pub fn paper(beta: f64) -> Self {
         Self { schedule: Schedule::Decay(beta), dse: Dse::default(), order: SsgOrder::default(), recursive: false }
     }
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_scale_is_guided_and_a_batch_knows_nothing_of_the_one_before() {
+    fn the_last_scale_is_guided_and_batches_are_independent() {
         let scales = Scales::square(&[1, 2]).unwrap();
         let device = burn::tensor::Device::default();
         let logits = |tokens: usize, value: f32| Logits::cond(Tensor::full([1, tokens, 3], value, &device));

@@ -9,13 +9,13 @@ use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Error, Result};
 
-/// How [`Vpg`] guides.
+/// Settings of [`Vpg`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VpgConfig {
-    /// The strengths, λ in the paper.
+    /// Strengths, λ in the paper.
     pub schedule: Schedule,
-    /// The share of a scale's positions that are corrupted, `n_p` in the paper.
+    /// Fraction of a scale's positions that are corrupted, `n_p` in the paper.
     #[serde(default = "default_share")]
     pub share: f64,
 }
@@ -25,27 +25,26 @@ fn default_share() -> f64 {
 }
 
 impl VpgConfig {
-    /// The paper's guidance: the same strength at every scale (3 for VAR-d16, 1.3 for d30), a tenth of the prefix
-    /// corrupted.
+    /// Returns the paper's guidance: a constant strength (3 for VAR-d16, 1.3 for d30), a tenth of the prefix corrupted.
     pub fn paper(strength: f64) -> Self {
         Self { schedule: Schedule::Constant(strength), share: default_share() }
     }
 }
 
-/// Visual prefix guidance: `l + λ (l - l~)` with the logits `l~` that the model has for a corrupted prefix, so that
-/// what the generated prefix makes likely becomes more so. It comes after classifier-free guidance in the chain, which
-/// guides both first.
+/// Visual prefix guidance: `l + λ (l - l~)` with the model's logits `l~` for a corrupted prefix, which strengthens the
+/// influence of the generated prefix. It follows classifier-free guidance in the chain, which guides both `l` and `l~`
+/// first.
 ///
-/// The prefix is corrupted as it enters the first block: each position, with its position embedding, is replaced with
-/// probability `n_p` by another position of the same scale, drawn anew at every scale. The corrupted branch has a cache
-/// of its own, so it costs as much as the rest of the transformer's work.
+/// The prefix is corrupted at the input of the first block: each position, with its position embedding, is replaced
+/// with probability `n_p` by another position of the same scale, drawn independently at every scale. The corrupted
+/// branch has its own cache, so it doubles the transformer's work.
 #[derive(Debug, Clone)]
 pub struct Vpg {
     config: VpgConfig,
     batch: Batch,
 }
 
-/// The batch at hand, as far as the noise depends on it.
+/// Facts about the current batch that the noise depends on.
 #[derive(Debug, Clone, Copy, Default)]
 struct Batch {
     images: usize,
@@ -59,7 +58,7 @@ impl Vpg {
         Self { config, batch: Batch::default() }
     }
 
-    /// Draws for each of `tokens` positions the one that takes its place.
+    /// Draws the source position of each of `tokens` positions.
     fn places(&self, tokens: usize, rng: &mut Rng) -> Vec<usize> {
         let place = |own: usize| match rng.uniform() < self.config.share {
             true => (own + 1 + rng.below(tokens - 1)) % tokens,
@@ -79,12 +78,12 @@ impl Guidance for Vpg {
         self.config.schedule.check(self.name(), batch.scales)?;
         match self.config.share {
             share if share > 0.0 && share <= 1.0 => Ok(()),
-            share => Err(Error::config("vpg share", share, "a share above 0, up to 1")),
+            share => Err(Error::config("vpg share", share, "a fraction above 0, up to 1")),
         }
     }
 
     fn branches(&self, at: ScaleAt<'_>) -> Branches {
-        // Nothing comes before the first scale.
+        // The first scale has no prefix.
         Branches { corrupted: !at.is_first() && self.config.schedule.at(at) != 0.0, ..Branches::default() }
     }
 
@@ -97,7 +96,7 @@ impl Guidance for Vpg {
         let stream = |image: usize| (first + image as u64) * at.scales().len() as u64 + at.k() as u64;
         let places: Vec<Vec<usize>> =
             (0..images).map(|image| self.places(tokens, &mut Rng::new(seed, "corrupt", stream(image)))).collect();
-        // Both branches of an image have the same prefix.
+        // Both branches of an image share one prefix.
         let rows = (0..sequences)
             .flat_map(|sequence| places[sequence % images].iter().map(move |place| (sequence * tokens + place) as i64));
         let rows = TensorData::new(rows.collect::<Vec<i64>>(), [sequences * tokens]);
@@ -125,7 +124,7 @@ mod tests {
     use crate::Scales;
 
     #[test]
-    fn places_move_within_a_scale_and_are_a_function_of_the_image() {
+    fn positions_stay_within_a_scale_and_depend_on_the_image_alone() {
         let scales = Scales::square(&[1, 5]).unwrap();
         let device = Device::default();
         let mut vpg = Vpg::new(VpgConfig { share: 0.4, ..VpgConfig::paper(1.0) });
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_is_none_is_refused() {
+    fn an_invalid_share_is_an_error() {
         let scales = Scales::square(&[1, 2]).unwrap();
         for share in [0.0, -0.1, 1.1, f64::NAN] {
             let mut vpg = Vpg::new(VpgConfig { share, ..VpgConfig::paper(1.0) });

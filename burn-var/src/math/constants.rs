@@ -31,7 +31,7 @@ impl<K: Hash + Eq, const D: usize> Constants<K, D> {
         tensor
     }
 
-    /// As [`Constants::get`], for constants that do not exist for every key.
+    /// Returns the constant of a key like [`Constants::get`], for constants that do not exist for every key.
     pub(crate) fn try_get<E>(
         &self,
         key: K,

@@ -1,24 +1,24 @@
-//! Resizing of feature maps, as PyTorch's `interpolate` does it (`align_corners` false, no antialiasing).
+//! Resize of feature maps, as PyTorch's `interpolate` computes it (`align_corners` false, no antialiasing).
 //!
-//! Each of these is linear and separable, so it is done as two products with small constant matrices: exact gradients
-//! on every device, and none of the pitfalls of a backend's own interpolation. Checked against golden case `interp`.
+//! Each mode is linear and separable, so it is two products with small constant matrices: exact gradients on every
+//! device, and the same result on every backend. Checked against golden case `interp`.
 
 use burn::tensor::{Device, Tensor};
 
 use super::Constants;
 use crate::MapSize;
 
-/// The interpolation that makes the value at a new position from the old ones.
+/// Interpolation mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// Mean over the window `floor(i * in / out) .. ceil((i + 1) * in / out)`: adaptive average pooling.
     Area,
-    /// Cubic convolution with A = -0.75; taps beyond the border repeat it.
+    /// Cubic convolution with A = -0.75; the border value repeats beyond the border.
     Bicubic,
-    /// Linear between the two neighbours; coordinates before the first centre are clamped to it.
+    /// Linear between the two neighbors; coordinates before the first center are clamped to it.
     Bilinear,
-    /// The value at `floor(i * in / out)`.
+    /// Nearest: the value at `floor(i * in / out)`.
     Nearest,
 }
 
@@ -93,7 +93,7 @@ impl Resize {
     }
 }
 
-/// The cubic convolution kernel at distance `x`, A = -0.75 as in PyTorch (Catmull-Rom would be -0.5).
+/// Computes the cubic convolution kernel at distance `x`, A = -0.75 as in PyTorch (Catmull-Rom would be -0.5).
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.75;
     let x = x.abs();
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_sums_to_one_and_identity_stays() {
+    fn every_row_sums_to_one_and_equal_sizes_give_the_identity() {
         for resize in [Resize::Area, Resize::Bicubic, Resize::Bilinear, Resize::Nearest] {
             for (from, to) in [(1, 5), (5, 1), (3, 7), (7, 3), (13, 16), (4, 4)] {
                 let matrix = resize.matrix(from, to);

@@ -5,15 +5,15 @@ use faer::{Accum, MatMut, MatRef, Side, get_global_parallelism};
 use super::rows::check_rows;
 use crate::{Error, Result};
 
-/// Below this share of the largest eigenvalue a negative one counts as rounding (published covariances are float32).
+/// Negative eigenvalues above this fraction of the largest count as rounding (published covariances are float32).
 const NOISE: f64 = 1e-5;
 
-/// Rows that are centred and added to the scatter at a time.
+/// Rows that are centered and added to the scatter at a time.
 const BLOCK: usize = 1024;
 
-/// Mean and scatter of feature rows, built up in one pass and in any number of parts.
+/// Mean and scatter matrix of feature rows, accumulated in one pass or merged from parts.
 ///
-/// Sums are in double precision and about the running mean (Chan, Golub and LeVeque 1983), so large means cost no
+/// Sums are in double precision and about the running mean (Chan, Golub and LeVeque 1983), so large means lose no
 /// digits; parts can be merged in any order.
 #[derive(Debug, Clone)]
 pub struct FeatureStats {
@@ -25,17 +25,17 @@ pub struct FeatureStats {
 }
 
 impl FeatureStats {
-    /// Statistics of no rows yet, each to have `dim` features.
+    /// Creates empty statistics for rows of `dim` features.
     pub fn new(dim: usize) -> Self {
         Self { dim, count: 0, mean: vec![0.0; dim], scatter: vec![0.0; dim * dim] }
     }
 
-    /// How many rows went in.
+    /// Returns the number of rows added.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The number of features of a row.
+    /// Returns the number of features per row.
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -43,15 +43,15 @@ impl FeatureStats {
     /// Adds `rows`, `[n, dim]` in row-major order.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `rows` is not a whole number of rows; [`Error::NonFinite`], naming the row by its place in
-    /// the whole sequence, if a feature is NaN or infinite. Nothing is added then.
+    /// [`Error::Shape`] if `rows` is not a whole number of rows; [`Error::NonFinite`], naming the row by its index in
+    /// the whole sequence, if a feature is NaN or infinite. In both cases nothing is added.
     pub fn push(&mut self, rows: &[f32]) -> Result<()> {
         check_rows("features", rows, self.dim, self.count)?;
         rows.chunks(BLOCK * self.dim).for_each(|block| self.merge_same_dim(&Self::of_block(block, self.dim)));
         Ok(())
     }
 
-    /// Adds all that `other` has seen.
+    /// Merges the statistics of `other` into these.
     ///
     /// # Errors
     /// [`Error::Shape`] if `other` has rows of another length.
@@ -63,24 +63,28 @@ impl FeatureStats {
         Ok(())
     }
 
-    /// Mean and unbiased covariance (divided by `count - 1`).
+    /// Computes the mean and the unbiased covariance (divided by `count - 1`).
     ///
     /// # Errors
-    /// [`Error::Config`] with fewer than two rows.
+    /// [`Error::Shape`] with fewer than two rows.
     pub fn gaussian(&self) -> Result<Gaussian> {
         if self.count < 2 {
-            return Err(Error::config("number of feature rows", self.count, "2 or more: a covariance needs them"));
+            return Err(Error::shape(
+                "feature rows",
+                "2 rows or more for a covariance",
+                [self.count as usize, self.dim],
+            ));
         }
         let scale = 1.0 / (self.count - 1) as f64;
         let covariance = self.scatter.iter().map(|s| s * scale).collect();
         Ok(Gaussian { mean: self.mean.clone(), covariance })
     }
 
-    /// As [`FeatureStats::gaussian`], but as AID-VAR's released code estimates a covariance: drawn towards the unit
-    /// matrix where there are fewer rows than features, and with 1e-6 on the diagonal.
+    /// Computes [`FeatureStats::gaussian`] with the covariance as in AID-VAR's released code: shrunk toward the
+    /// identity matrix if there are fewer rows than features, and with 1e-6 added to the diagonal.
     ///
     /// # Errors
-    /// As [`FeatureStats::gaussian`].
+    /// Those of [`FeatureStats::gaussian`].
     pub fn robust_gaussian(&self) -> Result<Gaussian> {
         let mut gaussian = self.gaussian()?;
         let (rows, dim) = (self.count as f64, self.dim as f64);
@@ -96,18 +100,18 @@ impl FeatureStats {
             mean.iter_mut().zip(row).for_each(|(m, x)| *m += f64::from(*x));
         }
         mean.iter_mut().for_each(|m| *m /= count as f64);
-        let centred: Vec<f64> =
+        let centered: Vec<f64> =
             rows.chunks_exact(dim).flat_map(|row| row.iter().zip(&mean).map(|(x, m)| f64::from(*x) - m)).collect();
-        let centred = MatRef::from_row_major_slice(&centred, count, dim);
+        let centered = MatRef::from_row_major_slice(&centered, count, dim);
         let mut scatter = vec![0.0; dim * dim];
-        // One half is computed, and mirrored.
+        // Computes one half and mirrors it.
         triangular::matmul(
             MatMut::from_row_major_slice_mut(&mut scatter, dim, dim),
             BlockStructure::TriangularLower,
             Accum::Replace,
-            centred.transpose(),
+            centered.transpose(),
             BlockStructure::Rectangular,
-            centred,
+            centered,
             BlockStructure::Rectangular,
             1.0,
             get_global_parallelism(),
@@ -140,7 +144,7 @@ impl FeatureStats {
     }
 }
 
-/// A normal distribution: what the Frechet distance knows of a set of features.
+/// Normal distribution with the mean and covariance of a set of features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gaussian {
     mean: Vec<f64>,
@@ -148,11 +152,12 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// From a mean `[dim]` and a covariance `[dim, dim]`, row-major, such as a published `mu` and `sigma`.
+    /// Creates a distribution from a mean `[dim]` and a covariance `[dim, dim]`, row-major, such as a published `mu`
+    /// and `sigma`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the lengths do not fit; [`Error::NonFinite`] for NaN or infinity;
-    /// [`Error::Config`] if the covariance is not symmetric.
+    /// [`Error::Covariance`] if the covariance is not symmetric.
     pub fn new(mean: Vec<f64>, covariance: Vec<f64>) -> Result<Self> {
         let dim = mean.len();
         if dim == 0 || covariance.len() != dim * dim {
@@ -162,7 +167,7 @@ impl Gaussian {
             return Err(Error::NonFinite {
                 what: "a number of the mean or covariance".into(),
                 found: *bad,
-                hint: "the statistics are broken: compute them again",
+                hint: "compute the statistics again",
             });
         }
         let largest = covariance.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
@@ -170,28 +175,28 @@ impl Gaussian {
             for j in 0..i {
                 let (below, above) = (covariance[i * dim + j], covariance[j * dim + i]);
                 if (below - above).abs() > NOISE * largest {
-                    let name = format!("covariance entry ({i}, {j})");
-                    return Err(Error::config(name, below, format!("{above}, as its mirror image")));
+                    let reason = format!("entry ({i}, {j}) is {below}, but ({j}, {i}) is {above}");
+                    return Err(Error::Covariance(reason));
                 }
             }
         }
         Ok(Self { mean, covariance })
     }
 
-    /// With a number added to the diagonal of the covariance. [`frechet_distance`] needs none; other implementations add
-    /// 1e-6.
+    /// Adds a number to the diagonal of the covariance. [`frechet_distance`] does not need it; other implementations
+    /// add 1e-6.
     #[must_use]
     pub fn with_ridge(mut self, ridge: f64) -> Self {
         self.covariance.iter_mut().step_by(self.mean.len() + 1).for_each(|x| *x += ridge);
         self
     }
 
-    /// The mean, `[dim]`.
+    /// Returns the mean, `[dim]`.
     pub fn mean(&self) -> &[f64] {
         &self.mean
     }
 
-    /// The covariance, `[dim, dim]`, row-major.
+    /// Returns the covariance, `[dim, dim]`, row-major.
     pub fn covariance(&self) -> &[f64] {
         &self.covariance
     }
@@ -201,21 +206,22 @@ impl Gaussian {
     }
 }
 
-/// The squared Frechet distance of two normal distributions (Heusel et al. 2017, equation 6; Dowson and Landau 1982):
+/// Computes the squared Frechet distance of two normal distributions (Heusel et al. 2017, equation 6; Dowson and Landau
+/// 1982):
 ///
 /// ```text
 /// |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)
 /// ```
 ///
-/// The last trace is the sum of the square roots of the eigenvalues of `R^T C2 R` with `C1 = R R^T`, both
-/// symmetric: no general matrix root and no added diagonal. At full rank it agrees with a 40-digit calculation to
-/// `1e-12`; with fewer rows than features every way through covariances loses half of the digits, here to about `1e-6`.
+/// The last trace is the sum of the square roots of the eigenvalues of `R^T C2 R` with `C1 = R R^T`, both symmetric: no
+/// general matrix root and no added diagonal. At full rank it agrees with a 40-digit calculation to `1e-12`; with fewer
+/// rows than features any computation from covariances loses half of the digits, here to about `1e-6`.
 ///
-/// It depends on how many rows the statistics were made of: compare only distances of the same numbers.
+/// The distance depends on the number of rows behind the statistics: compare only distances from equal numbers of rows.
 ///
 /// # Errors
-/// [`Error::Shape`] if the two differ in dimension; [`Error::Config`] if a covariance has a negative eigenvalue beyond
-/// rounding.
+/// [`Error::Shape`] if the two differ in dimension; [`Error::Covariance`] if a covariance has a negative eigenvalue
+/// beyond rounding.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     let dim = a.mean.len();
     if b.mean.len() != dim {
@@ -227,7 +233,7 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     Ok(distance.max(0.0))
 }
 
-/// `tr (A B)^(1/2)`.
+/// Computes `tr (A B)^(1/2)`.
 fn trace_of_root(a: &[f64], b: &[f64], dim: usize) -> Result<f64> {
     let [a, b] = [a, b].map(|matrix| MatRef::from_row_major_slice(matrix, dim, dim));
     let eigen = a.self_adjoint_eigen(Side::Lower).map_err(no_convergence)?;
@@ -242,21 +248,19 @@ fn trace_of_root(a: &[f64], b: &[f64], dim: usize) -> Result<f64> {
     Ok(roots(&product.self_adjoint_eigenvalues(Side::Lower).map_err(no_convergence)?)?.iter().sum())
 }
 
-/// Square roots of eigenvalues, those of rounding below zero taken as zero.
+/// Returns the square roots of eigenvalues; negative ones within rounding count as 0.
 fn roots(values: &[f64]) -> Result<Vec<f64>> {
     let largest = values.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     match values.iter().find(|v| **v < -NOISE * largest) {
-        Some(negative) => Err(Error::config(
-            "smallest eigenvalue of a covariance",
-            negative,
-            format!("0 or more (the largest is {largest}): a covariance has no negative one, the matrix is broken"),
-        )),
+        Some(negative) => {
+            Err(Error::Covariance(format!("it has the negative eigenvalue {negative} (the largest is {largest})")))
+        }
         None => Ok(values.iter().map(|v| v.max(0.0).sqrt()).collect()),
     }
 }
 
 fn no_convergence(_: EvdError) -> Error {
-    Error::config("covariance", "without convergent eigenvalues", "finite numbers of similar size")
+    Error::Covariance("its eigenvalues do not converge".into())
 }
 
 #[cfg(test)]
@@ -265,7 +269,7 @@ mod tests {
 
     const DIM: usize = 7;
 
-    /// Deterministic rows with correlated columns.
+    /// Returns deterministic rows with correlated columns.
     fn rows(count: usize, salt: usize) -> Vec<f32> {
         let noise = |k: usize| ((k * 7919 + salt * 31_337) % 10_007) as f32 / 5003.5 - 1.0;
         (0..count * DIM).map(|k| noise(k) + 0.5 * noise(k / DIM * DIM) + (k % DIM) as f32).collect()
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn is_symmetric_and_lets_rows_come_in_any_order_and_parts() {
+    fn is_symmetric_and_independent_of_row_order_and_splits() {
         let (a, b) = (rows(613, 1), rows(300, 2));
         let whole = distance(&stats(&a), &stats(&b));
         assert!((whole - distance(&stats(&b), &stats(&a))).abs() < 1e-10, "exchanged sets");
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_its_digits_far_from_zero() {
+    fn is_precise_far_from_zero() {
         let near = rows(200, 3);
         let far: Vec<f32> = near.iter().map(|x| (x * 64.0).round() / 64.0 + 65_536.0).collect();
         let near: Vec<f32> = far.iter().map(|x| x - 65_536.0).collect();
@@ -333,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn is_steady_with_fewer_rows_than_features() {
+    fn is_stable_with_fewer_rows_than_features() {
         let few = stats(&rows(4, 1));
         assert!(distance(&few, &few) < 1e-6, "rank 3 of 7 against itself: {}", distance(&few, &few));
         let other = stats(&rows(5, 2));
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let mut broken = rows(9, 1);
         broken[5 * DIM + 2] = f32::NAN;
         let mut stats = stats(&rows(3, 1));

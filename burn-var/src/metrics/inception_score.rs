@@ -2,41 +2,42 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// How pictures are parted before the score is taken of each part.
+/// Splits of the images, each of which gets a score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Splits {
-    /// So many parts, with borders at `i * N / count` rounded down (improved-gan; 10 in the literature).
+    /// This number of splits, with borders at `i * N / count` rounded down (improved-gan; 10 in the literature).
     Count(usize),
-    /// Parts of this many rows, the last one what is left (the guided-diffusion evaluator; 5,000).
+    /// Splits of this many rows, the last one shorter if needed (the guided-diffusion evaluator; 5,000).
     Size(usize),
 }
 
-/// The Inception Score of each part, in the order of the rows.
+/// Inception Score of each split, in the order of the rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InceptionScore {
-    /// One a part, each between 1 and the number of classes.
+    /// One score per split, each between 1 and the number of classes.
     pub scores: Vec<f64>,
 }
 
 impl InceptionScore {
-    /// `exp(mean over x of KL(p(y|x) || p(y)))` (Salimans et al. 2016), `p(y)` the mean over a part's rows.
+    /// Computes `exp(mean over x of KL(p(y|x) || p(y)))` (Salimans et al. 2016), with `p(y)` the mean over a split's
+    /// rows.
     ///
-    /// `logits` are scores before softmax, `[n, classes]`. Rows are parted in the order they come: pictures sorted by
-    /// class must be mixed first, or every part sees few classes and the score is far too low.
+    /// `logits` are scores before softmax, `[n, classes]`. Rows are split in the given order: shuffle images that are
+    /// sorted by class first, or every split sees few classes and its score is far too low.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a part of a row or none; [`Error::NonFinite`] for NaN or infinity; [`Error::Config`] for
-    /// 0 parts, or more parts than rows.
+    /// [`Error::Shape`] for a partial row or no rows; [`Error::NonFinite`] for NaN or infinity; [`Error::Config`] for 0
+    /// splits, or more splits than rows.
     pub fn of(logits: &[f32], classes: usize, splits: Splits) -> Result<Self> {
         super::rows::check_rows("logits", logits, classes, 0)?;
         Self::of_probabilities(&logits.chunks_exact(classes).flat_map(softmax).collect::<Vec<f64>>(), classes, splits)
     }
 
-    /// As [`InceptionScore::of`], from probabilities, `[n, classes]`; `0 log 0` is 0.
+    /// Computes [`InceptionScore::of`] from probabilities, `[n, classes]`; `0 log 0` is 0.
     ///
     /// # Errors
-    /// As [`InceptionScore::of`]; [`Error::Config`] for a row that is no distribution.
+    /// Those of [`InceptionScore::of`]; [`Error::Config`] for a row that is not a distribution.
     pub fn of_probabilities(probabilities: &[f64], classes: usize, splits: Splits) -> Result<Self> {
         if classes == 0 || probabilities.is_empty() || !probabilities.len().is_multiple_of(classes) {
             let expected = format!("rows of {classes} numbers, at least one");
@@ -54,7 +55,7 @@ impl InceptionScore {
         let count = probabilities.len() / classes;
         let borders: Vec<usize> = match splits {
             Splits::Count(parts) if parts == 0 || parts > count => {
-                return Err(Error::config("number of splits", parts, format!("1 to {count}, the number of pictures")));
+                return Err(Error::config("number of splits", parts, format!("1 to {count}, the number of images")));
             }
             Splits::Size(0) => return Err(Error::config("size of a split", 0, "at least 1")),
             Splits::Count(parts) => (0..=parts).map(|i| i * count / parts).collect(),
@@ -64,13 +65,13 @@ impl InceptionScore {
         Ok(Self { scores: borders.windows(2).map(part).collect() })
     }
 
-    /// The mean over parts: the number that is published.
+    /// Returns the mean over splits: the published number.
     pub fn mean(&self) -> f64 {
         self.scores.iter().sum::<f64>() / self.scores.len() as f64
     }
 
-    /// The standard deviation of the parts, as of a whole population.
-    pub fn deviation(&self) -> f64 {
+    /// Returns the population standard deviation over splits.
+    pub fn std(&self) -> f64 {
         let mean = self.mean();
         (self.scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / self.scores.len() as f64).sqrt()
     }
@@ -98,16 +99,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lies_between_one_and_the_number_of_classes() {
+    fn is_between_one_and_the_number_of_classes() {
         let certain: Vec<f64> = (0..40).map(|i| f64::from(i % 8 == i / 8 % 8)).collect();
         let whole = |rows: &[f64], classes| InceptionScore::of_probabilities(rows, classes, Splits::Count(1)).unwrap();
         assert!((whole(&certain, 8).mean() - 5.0).abs() < 1e-12, "five classes, each certain");
         let unsure = vec![0.125; 64];
-        assert_eq!(whole(&unsure, 8).mean(), 1.0, "nothing is recognised");
+        assert_eq!(whole(&unsure, 8).mean(), 1.0, "nothing is recognized");
     }
 
     #[test]
-    fn parts_have_the_borders_of_their_rule() {
+    fn splits_have_the_documented_borders() {
         let logits: Vec<f32> = (0..23 * 3).map(|i| (i * i % 7) as f32).collect();
         let parts = |splits| InceptionScore::of(&logits, 3, splits).unwrap().scores;
         let one = |rows: std::ops::Range<usize>| {
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let error = |logits: &[f32], splits| InceptionScore::of(logits, 3, splits).unwrap_err().to_string();
         assert!(error(&[0.0; 6], Splits::Count(3)).contains("number of splits"));
         assert!(error(&[0.0; 6], Splits::Size(0)).contains("size of a split"));

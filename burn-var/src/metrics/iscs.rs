@@ -5,15 +5,15 @@ use serde::Serialize;
 use super::frechet::{FeatureStats, frechet_distance};
 use crate::{Error, Result};
 
-/// Inter-Scale Consistency Score (AID-VAR, equations 8 to 10): whether pictures change from scale to scale as real ones
-/// do.
+/// Inter-Scale Consistency Score (AID-VAR, equations 8 to 10): compares how generated and real images change from scale
+/// to scale.
 ///
-/// A picture's features at scales `k - 1` and `k`, side by side, are one joint vector `J_k`; the score of the transition
-/// is `1 / FD(real J_k, generated J_k)`, and the total their mean with weights that double from scale to scale. Higher
-/// is more consistent. Like every Frechet distance it depends on the number of pictures.
+/// An image's features at scales `k - 1` and `k`, concatenated, form one joint vector `J_k`. The score of a transition
+/// is `1 / FD(real J_k, generated J_k)`, and the total is the mean of these with weights that double from scale to
+/// scale. Higher is more consistent. Like every Frechet distance it depends on the number of images.
 ///
-/// The papers' table 2 cannot follow from these equations: it has a row for scale 0, where there is no transition, and
-/// no single weighting gives both of its totals.
+/// Table 2 of the papers cannot follow from these equations: it has a row for scale 0, where there is no transition,
+/// and no single weighting gives both of its totals.
 #[derive(Debug, Clone)]
 pub struct Iscs {
     dim: usize,
@@ -21,39 +21,39 @@ pub struct Iscs {
     generated: Vec<FeatureStats>,
 }
 
-/// Whose features are added to an [`Iscs`].
+/// Side of the comparison to which features are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Real pictures, encoded and decoded scale by scale.
+    /// Real images, encoded and decoded scale by scale.
     Real,
-    /// Generated ones.
+    /// Generated images.
     Generated,
 }
 
 /// One transition of an [`IscsScore`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Transition {
-    /// The scale that it leads to, from 1.
+    /// Index of the target scale, from 1.
     pub to: usize,
     /// Frechet distance of the joint features.
     pub distance: f64,
-    /// Its inverse.
+    /// Score, `1 / distance`.
     pub score: f64,
-    /// Share in the total.
+    /// Weight in the total.
     pub weight: f64,
 }
 
-/// The score of a set of pictures.
+/// Score of a set of images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct IscsScore {
-    /// One entry a transition.
+    /// One entry per transition.
     pub transitions: Vec<Transition>,
-    /// Weighted mean of their scores.
+    /// Weighted mean of the scores.
     pub total: f64,
 }
 
 impl Iscs {
-    /// For ladders of `scales` scales and features of `dim` numbers.
+    /// Creates an empty score for schedules of `scales` scales and features of `dim` numbers.
     ///
     /// # Errors
     /// [`Error::Config`] with fewer than two scales, which have no transition.
@@ -65,10 +65,10 @@ impl Iscs {
         Ok(Self { dim, real: empty(), generated: empty() })
     }
 
-    /// Adds pictures: for every scale their features, `[pictures, dim]`, the same pictures in the same order.
+    /// Adds images: for every scale their features, `[images, dim]`, with the images in the same order.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there are not as many scales, or features do not fit; [`Error::NonFinite`].
+    /// [`Error::Shape`] for another number of scales, or if features do not fit; [`Error::NonFinite`].
     pub fn push(&mut self, side: Side, features: &[Vec<f32>]) -> Result<()> {
         let dim = self.dim;
         let stats = match side {
@@ -77,7 +77,7 @@ impl Iscs {
         };
         let lengths: Vec<usize> = features.iter().map(Vec::len).collect();
         if lengths.len() != stats.len() + 1 || lengths.iter().any(|length| *length != lengths[0]) {
-            let expected = format!("{} scales of the same pictures", stats.len() + 1);
+            let expected = format!("{} scales of the same images", stats.len() + 1);
             return Err(Error::shape("features by scale", expected, lengths));
         }
         for (stats, pair) in stats.iter_mut().zip(features.windows(2)) {
@@ -89,10 +89,10 @@ impl Iscs {
         Ok(())
     }
 
-    /// Adds all that another score of the same sizes has seen.
+    /// Merges another score of the same sizes into this one.
     ///
     /// # Errors
-    /// [`Error::Shape`] if its sizes are others.
+    /// [`Error::Shape`] if the sizes differ.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         if other.real.len() != self.real.len() {
             return Err(Error::shape("scales", (self.real.len() + 1).to_string(), [other.real.len() + 1]));
@@ -101,10 +101,10 @@ impl Iscs {
         sides.into_iter().try_for_each(|(own, other)| own.merge(other))
     }
 
-    /// The score of all pictures so far. Sides that are equal to the last digit have an infinite one.
+    /// Computes the score of all images so far. Sides that are equal to the last digit give infinity.
     ///
     /// # Errors
-    /// [`Error::Config`] with fewer than two pictures on a side.
+    /// [`Error::Shape`] with fewer than two images on a side.
     pub fn score(&self) -> Result<IscsScore> {
         let sum: f64 = (1..=self.real.len()).map(weight).sum();
         let transition = |(i, (real, generated)): (usize, (&FeatureStats, &FeatureStats))| {
@@ -119,7 +119,7 @@ impl Iscs {
     }
 }
 
-/// Before they are brought to a sum of one.
+/// Returns the weights before they are normalized to a sum of one.
 fn weight(to: usize) -> f64 {
     (to as f64).exp2()
 }
@@ -131,9 +131,9 @@ mod tests {
 
     const DIM: usize = 3;
 
-    fn features(purpose: &str, pictures: usize, shift: f64) -> Vec<Vec<f32>> {
+    fn features(purpose: &str, images: usize, shift: f64) -> Vec<Vec<f32>> {
         let mut rng = Rng::new(3, purpose, 0);
-        (0..3).map(|_| (0..pictures * DIM).map(|_| (rng.normal() + shift) as f32).collect()).collect()
+        (0..3).map(|_| (0..images * DIM).map(|_| (rng.normal() + shift) as f32).collect()).collect()
     }
 
     fn score(real: &[Vec<f32>], generated: &[Vec<f32>]) -> IscsScore {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_of_all_features_counts_in_both_halves() {
+    fn a_shift_of_all_features_counts_at_both_scales() {
         let real = features("real", 50, 0.0);
         let shifted: Vec<Vec<f32>> = real.iter().map(|scale| scale.iter().map(|x| x + 2.0).collect()).collect();
         let found = score(&real, &shifted);
@@ -159,18 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn nearer_pictures_score_higher_and_parts_make_the_whole() {
+    fn closer_images_score_higher_and_parts_merge() {
         let real = features("real", 200, 0.0);
         let [near, far] = [0.2, 1.0].map(|shift| score(&real, &features("made", 200, shift)).total);
         assert!(near > far, "{near} and {far}");
-        let made = features("made", 200, 0.2);
+        let fake = features("made", 200, 0.2);
         let cut = |features: &[Vec<f32>], range: std::ops::Range<usize>| -> Vec<Vec<f32>> {
             features.iter().map(|scale| scale[range.start * DIM..range.end * DIM].to_vec()).collect()
         };
         let part = |range: std::ops::Range<usize>| {
             let mut iscs = Iscs::new(3, DIM).unwrap();
             iscs.push(Side::Real, &cut(&real, range.clone())).unwrap();
-            iscs.push(Side::Generated, &cut(&made, range)).unwrap();
+            iscs.push(Side::Generated, &cut(&fake, range)).unwrap();
             iscs
         };
         let mut parts = part(0..70);
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         assert!(Iscs::new(1, DIM).unwrap_err().to_string().contains("2 or more"));
         let mut iscs = Iscs::new(3, DIM).unwrap();
         assert!(iscs.push(Side::Real, &features("a", 2, 0.0)[..2]).unwrap_err().to_string().contains("3 scales"));
-        assert!(iscs.score().unwrap_err().to_string().contains("number of feature rows"));
+        assert!(iscs.score().unwrap_err().to_string().contains("feature rows"));
         let mut broken = features("a", 2, 0.0);
         broken[1][4] = f32::NAN;
         assert!(iscs.push(Side::Real, &broken).unwrap_err().to_string().contains("not finite"));

@@ -5,25 +5,26 @@ use super::rows::check_rows;
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// The Kernel Inception Distance (Binkowski et al. 2018): the squared maximum mean discrepancy under the kernel
-/// `(x y / dim + 1)^3`, unbiased, so that it does not depend on how many rows there are. Of equal sets it is about 0
-/// and may be below.
+/// Kernel Inception Distance (Binkowski et al. 2018): the squared maximum mean discrepancy under the kernel `(x y / dim
+/// + 1)^3`, unbiased, so that its expected value does not depend on the number of rows. For equal distributions it is
+/// about 0 and can be negative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Kid {
     /// Mean over the subsets.
     pub mean: f64,
-    /// Standard deviation over the subsets, as of a whole population: the spread that is published beside the mean.
-    pub deviation: f64,
+    /// Population standard deviation over the subsets: the spread that is published beside the mean.
+    #[serde(rename = "deviation")]
+    pub std: f64,
 }
 
-/// The subsets that a [`Kid`] is taken over.
+/// Random subsets that a [`Kid`] averages over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Subsets {
-    /// How many; 100 in the literature.
+    /// Number of subsets; 100 in the literature.
     pub count: usize,
-    /// Rows of each set in a subset; 1,000 in the literature.
+    /// Rows of each set per subset; 1,000 in the literature.
     pub size: usize,
-    /// They are drawn by this.
+    /// Seed of the selection.
     pub seed: u64,
 }
 
@@ -34,11 +35,12 @@ impl Default for Subsets {
 }
 
 impl Kid {
-    /// The distance of two sets of features, `[n, dim]` each in row-major order; matrix products run on `device`.
+    /// Computes the distance of two sets of features, `[n, dim]` each in row-major order; matrix products run on
+    /// `device`.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::NonFinite`] for bad rows; [`Error::Config`] if a subset has fewer than 2 rows or
-    /// more than a set has, or there is none; [`Error::Device`] if a product cannot be read back.
+    /// [`Error::Shape`] and [`Error::NonFinite`] for invalid rows; [`Error::Config`] for 0 subsets, or subsets of fewer
+    /// than 2 rows or more than a set has; [`Error::Device`] if a product cannot be read back.
     pub fn of(a: &[f32], b: &[f32], dim: usize, subsets: Subsets, device: &Device) -> Result<Self> {
         check_rows("first features", a, dim, 0)?;
         check_rows("second features", b, dim, 0)?;
@@ -65,11 +67,11 @@ impl Kid {
         let distances = (0..subsets.count).map(distance).collect::<Result<Vec<f64>>>()?;
         let mean = distances.iter().sum::<f64>() / distances.len() as f64;
         let variance = distances.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / distances.len() as f64;
-        Ok(Self { mean, deviation: variance.sqrt() })
+        Ok(Self { mean, std: variance.sqrt() })
     }
 }
 
-/// The kernel summed over all pairs of rows, or all but each row with itself.
+/// Sums the kernel over all pairs of rows, or all but each row with itself.
 fn sum_of_kernel(a: &Tensor<2>, b: &Tensor<2>, skip_diagonal: bool) -> Result<f64> {
     let [rows, dim] = a.dims();
     let products = a.clone().matmul(b.clone().transpose());
@@ -80,7 +82,7 @@ fn sum_of_kernel(a: &Tensor<2>, b: &Tensor<2>, skip_diagonal: bool) -> Result<f6
     Ok(all - diagonal)
 }
 
-/// `count` different numbers below `below`.
+/// Draws `count` different numbers below `below`.
 fn without_replacement(below: usize, count: usize, rng: &mut Rng) -> Vec<usize> {
     let mut numbers: Vec<usize> = (0..below).collect();
     for i in 0..count {
@@ -122,7 +124,7 @@ mod tests {
         };
         let exact = mean(&a, &a, true) + mean(&b, &b, true) - 2.0 * mean(&a, &b, false);
         assert!((found.mean - exact).abs() < 1e-5 * exact, "{} instead of {exact}", found.mean);
-        assert!(found.deviation < 1e-6, "a subset of all rows is always the same: {}", found.deviation);
+        assert!(found.std < 1e-6, "a subset of all rows is always the same: {}", found.std);
     }
 
     #[test]
@@ -130,13 +132,13 @@ mod tests {
         let a = rows(2000, "a", 0.0);
         let subsets = Subsets { count: 20, size: 200, seed: 1 };
         let [same, near, far] = [0.0, 0.3, 1.0].map(|shift| kid(&a, &rows(2000, "b", shift), subsets));
-        assert!(same.mean.abs() < 2.0 * same.deviation, "one distribution: {same:?}");
+        assert!(same.mean.abs() < 2.0 * same.std, "one distribution: {same:?}");
         assert!(near.mean > 3.0 * same.mean.abs() && far.mean > 3.0 * near.mean, "{same:?} {near:?} {far:?}");
         assert_eq!(kid(&a, &a, subsets), kid(&a, &a, subsets), "the same seed, the same number");
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let a = rows(5, "a", 0.0);
         for subsets in [Subsets { size: 6, ..Default::default() }, Subsets { size: 1, ..Default::default() }] {
             let message = Kid::of(&a, &a, DIM, subsets, &Device::default()).unwrap_err().to_string();

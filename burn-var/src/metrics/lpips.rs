@@ -1,7 +1,7 @@
-//! LPIPS, a perceptual distance: how far two pictures are apart in the features of VGG16.
+//! LPIPS, a perceptual distance between two images in the feature space of VGG16.
 //!
-//! Zhang et al. 2018, equation 1; version 0.1 with the VGG trunk, checked against the authors' package. It serves as a
-//! measure and, being differentiable, as a loss.
+//! Zhang et al. 2018, equation 1; version 0.1 with the VGG trunk, checked against the authors' package. It is a metric
+//! and, being differentiable, a loss.
 
 use burn::module::{Module, Param};
 use burn::tensor::module::max_pool2d;
@@ -13,17 +13,17 @@ use crate::ops;
 use crate::weights::{KeyMap, LoadOptions, StateDict, load};
 use crate::{Error, Result};
 
-/// Output channels of VGG16's convolutions, 3x3 each, by stage; between stages the map is halved.
+/// Output channels of VGG16's convolutions, 3x3 each, by stage; the map is halved between stages.
 const STAGES: [&[usize]; 5] = [&[64; 2], &[128; 2], &[256; 3], &[512; 3], &[512; 3]];
 
-/// What LPIPS takes for ImageNet's mean and standard deviation, of pictures in `[-1, 1]`.
+/// LPIPS's mean and standard deviation of ImageNet, for images in `[-1, 1]`.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
 const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
 
-/// Added to the length of a feature vector before dividing by it.
+/// Added to the norm of a feature vector before dividing by it.
 const EPSILON: f64 = 1e-10;
 
-/// The parts of torchvision's VGG16 that classify, which LPIPS has no use for.
+/// Classifier of torchvision's VGG16, which LPIPS does not use.
 const CLASSIFIER: [&str; 6] = [
     "classifier.0.weight",
     "classifier.0.bias",
@@ -33,8 +33,7 @@ const CLASSIFIER: [&str; 6] = [
     "classifier.6.bias",
 ];
 
-/// The perceptual distance. Its weights are frozen; gradients flow to the pictures if it was loaded onto an autodiff
-/// device.
+/// Perceptual distance with frozen weights; gradients flow to the images if it is loaded onto an autodiff device.
 #[derive(Module, Debug)]
 pub struct Lpips {
     vgg: Vgg16,
@@ -47,7 +46,7 @@ struct Vgg16 {
     features: Vec<Conv2d>,
 }
 
-/// One weight a channel, by stage.
+/// One weight per channel, by stage.
 #[derive(Module, Debug)]
 struct Heads {
     /// `[1, channels, 1, 1]`.
@@ -55,12 +54,12 @@ struct Heads {
 }
 
 impl Lpips {
-    /// From torchvision's VGG16 (`vgg16-397923af.pth`: `features.0.weight`, ...) and LPIPS's own weights for it
+    /// Loads torchvision's VGG16 (`vgg16-397923af.pth`: `features.0.weight`, ...) and LPIPS's own weights for it
     /// ([`Lpips::published_heads`], or another file like `weights/v0.1/vgg.pth` of the authors' package:
     /// `lin0.model.1.weight`, ...).
     ///
     /// # Errors
-    /// [`Error::Weights`] with all that is missing, unused or mis-shaped in the one or the other.
+    /// [`Error::Weights`] listing all that is missing, unused or mis-shaped in either file.
     pub fn load(vgg: &StateDict, heads: &StateDict, device: &Device) -> Result<Self> {
         let vgg_map = KeyMap::new("torchvision VGG16", &CLASSIFIER, torchvision_key);
         let heads_map = KeyMap::new("LPIPS 0.1", &[], |path| format!("{}.model.1.weight", path.replace('.', "")));
@@ -69,36 +68,37 @@ impl Lpips {
         Ok(Self { vgg, heads }.freeze())
     }
 
-    /// LPIPS's own weights for VGG16, version 0.1, as the authors published them (BSD-2, `LICENSE-lpips.txt`): the
-    /// `heads` of [`Lpips::load`].
+    /// Returns LPIPS's own weights for VGG16, version 0.1, as published by the authors (BSD-2, `LICENSE-lpips.txt`):
+    /// the `heads` of [`Lpips::load`].
     ///
     /// # Errors
-    /// None that a caller could cause.
+    /// Does not fail unless the embedded file is damaged.
     pub fn published_heads() -> Result<StateDict> {
         const FILE: &str = "lpips_vgg_v0.1_lin.safetensors";
         StateDict::from_safetensors(FILE, include_bytes!("lpips_vgg_v0.1_lin.safetensors").as_slice())
     }
 
-    /// The distance of each pair of pictures, `[batch]`: 0 for identical ones, for unrelated ones around 0.7.
+    /// Computes the distance of each pair of images, `[batch]`: 0 for identical images, around 0.7 for unrelated ones.
     ///
     /// # Shapes
-    /// - `a`, `b`: `[batch, channels, height, width]` in `[-1, 1]`; 3 channels, or 1, which then stands for all three;
-    ///   sides of at least 16 pixels
+    /// - `a`, `b`: `[batch, channels, height, width]` in `[-1, 1]`; 3 channels, or 1, which is repeated to 3; sides of
+    ///   at least 16 pixels
     ///
     /// # Errors
-    /// [`Error::Shape`] if the pictures are of another shape, or differ in it.
+    /// [`Error::Shape`] if the images have another shape, or differ in shape.
     pub fn distance(&self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<1>> {
         Ok(self.stages(a, b)?.sum_dim(1).squeeze_dim(1))
     }
 
-    /// The share of each of the five stages (`relu1_2` to `relu5_3`) in [`Lpips::distance`], `[batch, 5]`.
+    /// Computes the contribution of each of the five stages (`relu1_2` to `relu5_3`) to [`Lpips::distance`], `[batch,
+    /// 5]`.
     ///
     /// # Errors
-    /// As for [`Lpips::distance`].
+    /// Those of [`Lpips::distance`].
     pub fn stages(&self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<2>> {
         let batch = a.dims()[0];
         if a.dims() != b.dims() {
-            return Err(Error::shape("second picture", format!("{:?}, as the first", a.dims()), b.dims()));
+            return Err(Error::shape("second image", format!("{:?}, as the first", a.dims()), b.dims()));
         }
         let stages = self.vgg.stages(Tensor::cat(vec![a, b], 0))?;
         let shares = stages.into_iter().zip(&self.heads.lin).map(|(features, head)| {
@@ -109,11 +109,11 @@ impl Lpips {
         Ok(Tensor::cat(shares.collect(), 1))
     }
 
-    /// The features of VGG16 after each stage's last ReLU, before they are brought to length 1:
-    /// `[batch, channels, height, width]`, halved from stage to stage.
+    /// Computes the features of VGG16 after each stage's last ReLU, not normalized: `[batch, channels, height, width]`,
+    /// halved from stage to stage.
     ///
     /// # Errors
-    /// [`Error::Shape`] as for [`Lpips::distance`].
+    /// Those of [`Lpips::distance`].
     pub fn features(&self, images: Tensor<4>) -> Result<Vec<Tensor<4>>> {
         self.vgg.stages(images)
     }
@@ -131,7 +131,7 @@ impl Vgg16 {
         let least = 1 << (STAGES.len() - 1);
         if ![1, 3].contains(&channels) || height < least || width < least {
             let expected = format!("[batch, 1 or 3 channels, at least {least}, at least {least}]");
-            return Err(Error::shape("picture", expected, [batch, channels, height, width]));
+            return Err(Error::shape("image", expected, [batch, channels, height, width]));
         }
         let constant =
             |values: [f32; 3]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), &images.device());
@@ -157,7 +157,7 @@ impl Heads {
     }
 }
 
-/// `features.3.weight`, the fourth convolution, to `features.7.weight`: torchvision counts ReLUs and poolings too.
+/// Maps `features.3.weight`, the fourth convolution, to `features.7.weight`: torchvision counts ReLUs and poolings too.
 fn torchvision_key(path: &str) -> String {
     let mut parts: Vec<String> = path.split('.').map(str::to_owned).collect();
     let conv: Option<usize> = parts.get(1).and_then(|part| part.parse().ok());
@@ -172,10 +172,10 @@ fn torchvision_key(path: &str) -> String {
     parts.join(".")
 }
 
-/// Each position's feature vector divided by its length.
+/// Divides the feature vector of each position by its norm.
 fn unit_length(features: Tensor<4>) -> Tensor<4> {
-    // The square of EPSILON under the root is far below rounding, and keeps the gradient finite where all features
-    // are zero.
+    // The square of EPSILON under the root is far below rounding, and keeps the gradient finite where all features are
+    // zero.
     let length = (features.clone().square().sum_dim(1) + EPSILON * EPSILON).sqrt();
     features / (length + EPSILON)
 }
@@ -189,7 +189,7 @@ mod tests {
         let values = |key: &str, shape: &[usize]| {
             let mut rng = Rng::new(3, key, 0);
             let fan_in: usize = shape[1..].iter().product();
-            // Heads are never negative; ReLU keeps half, which the 6 makes up for.
+            // Heads are never negative. ReLU halves the variance, which the 6 makes up for.
             let bound = (6.0 / fan_in as f64).sqrt();
             let range = if key.starts_with("lin") { [0.0, 1.0] } else { [-bound, bound] };
             let draw = |_| (range[0] + (range[1] - range[0]) * rng.uniform()) as f32;
@@ -211,7 +211,7 @@ mod tests {
         Lpips::load(&generated("vgg", vgg), &generated("heads", heads), device).expect("all weights are there")
     }
 
-    fn pictures(channels: usize, purpose: &str, device: &Device) -> Tensor<4> {
+    fn images(channels: usize, purpose: &str, device: &Device) -> Tensor<4> {
         let mut rng = Rng::new(1, purpose, 0);
         let values: Vec<f32> = (0..2 * channels * 19 * 17).map(|_| rng.uniform() as f32 * 2.0 - 1.0).collect();
         Tensor::from_data(TensorData::new(values, [2, channels, 19, 17]), device)
@@ -222,38 +222,38 @@ mod tests {
     }
 
     #[test]
-    fn is_symmetric_and_zero_for_equal_pictures() {
+    fn is_symmetric_and_zero_for_equal_images() {
         let device = Device::default();
         let lpips = lpips(&device);
-        let (a, b) = (pictures(3, "a", &device), pictures(3, "b", &device));
+        let (a, b) = (images(3, "a", &device), images(3, "b", &device));
         let there = values(lpips.distance(a.clone(), b.clone()).expect("same shape"));
         let back = values(lpips.distance(b, a.clone()).expect("same shape"));
         for (there, back) in there.iter().zip(&back) {
-            assert!(*there > 0.01, "different pictures are apart: {there}");
+            assert!(*there > 0.01, "different images are apart: {there}");
             assert!((there - back).abs() < 1e-5 * there, "exchanged: {there} and {back}");
         }
-        assert_eq!(values(lpips.distance(a.clone(), a).expect("same shape")), [0.0; 2], "equal pictures");
+        assert_eq!(values(lpips.distance(a.clone(), a).expect("same shape")), [0.0; 2], "equal images");
     }
 
     #[test]
-    fn grey_pictures_count_as_three_equal_channels() {
+    fn gray_images_count_as_three_equal_channels() {
         let device = Device::default();
         let lpips = lpips(&device);
-        let (a, b) = (pictures(1, "a", &device), pictures(1, "b", &device));
-        let grey = values(lpips.distance(a.clone(), b.clone()).expect("same shape"));
-        let colour = values(lpips.distance(a.repeat_dim(1, 3), b.repeat_dim(1, 3)).expect("same shape"));
-        assert_eq!(grey, colour, "one channel and three copies of it");
+        let (a, b) = (images(1, "a", &device), images(1, "b", &device));
+        let gray = values(lpips.distance(a.clone(), b.clone()).expect("same shape"));
+        let color = values(lpips.distance(a.repeat_dim(1, 3), b.repeat_dim(1, 3)).expect("same shape"));
+        assert_eq!(gray, color, "one channel and three copies of it");
     }
 
     #[test]
-    fn gradients_reach_the_pictures_and_no_weight() {
+    fn gradients_reach_the_images_and_no_weight() {
         let device = Device::default().autodiff();
         let lpips = lpips(&device);
-        // Equal feature vectors of zero length are where a root without care has no gradient.
-        let a = pictures(3, "a", &device).require_grad();
-        let loss = lpips.distance(a.clone(), pictures(3, "b", &device)).expect("same shape").sum();
+        // A plain square root has no gradient at feature vectors of zero length, which equal images have.
+        let a = images(3, "a", &device).require_grad();
+        let loss = lpips.distance(a.clone(), images(3, "b", &device)).expect("same shape").sum();
         let grads = loss.backward();
-        let grad = values(a.grad(&grads).expect("a gradient for the pictures"));
+        let grad = values(a.grad(&grads).expect("a gradient for the images"));
         assert!(grad.iter().all(|g| g.is_finite()) && grad.iter().any(|g| *g != 0.0), "finite, and not all zero");
         let weight = lpips.vgg.features[0].weight.val();
         assert!(weight.grad(&grads).is_none(), "the weights are frozen");
@@ -275,8 +275,8 @@ mod tests {
     fn shapes_that_do_not_fit_are_named() {
         let device = Device::default();
         let lpips = lpips(&device);
-        let a = pictures(3, "a", &device);
-        assert!(lpips.distance(a.clone(), pictures(1, "a", &device)).is_err(), "different channels");
+        let a = images(3, "a", &device);
+        assert!(lpips.distance(a.clone(), images(1, "a", &device)).is_err(), "different channels");
         let small = a.narrow(2, 0, 15);
         let message = lpips.distance(small.clone(), small).expect_err("15 pixels").to_string();
         assert!(message.contains("at least 16"), "{message}");

@@ -1,79 +1,79 @@
-//! Fidelity and diversity by balls around features.
+//! Fidelity and diversity from balls around features.
 
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-use super::neighbours::{Block, NeighbourIndex};
+use super::neighbors::{Block, NeighborIndex};
 use super::rows::check_rows;
 use crate::{Error, Result};
 
-/// Where a distance in single precision is nearer than this share to a radius, it is taken again in double.
+/// Distances in single precision within this fraction of a radius are recomputed in double precision.
 const DOUBT: f32 = 1e-4;
 
-/// A set of features and the balls that it covers: around each row, up to its `k`-th nearest other row.
+/// Set of features and the balls that it covers: around each row, up to its `k`-th nearest other row.
 #[derive(Debug, Clone)]
 pub struct Manifold<'a> {
-    index: NeighbourIndex<'a>,
+    index: NeighborIndex<'a>,
     dim: usize,
     /// Squared radius of each ball.
     radii: Vec<f64>,
 }
 
-/// How the queries lie in a [`Manifold`].
+/// Positions of queries relative to a [`Manifold`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
-    /// In how many balls each query lies, borders included.
+    /// Number of balls that contain each query, borders included.
     pub balls: Vec<usize>,
-    /// Whether some query lies in the ball of each row.
+    /// For each row, `true` if its ball contains any query.
     pub reached: Vec<bool>,
 }
 
 impl<'a> Manifold<'a> {
-    /// The balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
+    /// Creates the balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
-    /// As [`NeighbourIndex::new`]; [`Error::Config`] if `k` is 0, or there are not more than `k` rows.
+    /// Those of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or not below the number of rows.
     pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
-        let index = NeighbourIndex::new(rows, dim, device)?;
+        let index = NeighborIndex::new(rows, dim, device)?;
         if k == 0 || k >= index.len() {
             let expected = format!("at least 1 and less than {}, the number of rows", index.len());
-            return Err(Error::config("number of neighbours", k, expected));
+            return Err(Error::config("number of neighbors", k, expected));
         }
-        // The nearest of all rows to a row is itself.
+        // The nearest neighbor of a row is the row itself.
         let nearest = index.nearest_own(k + 1)?;
         let radii = (0..nearest.count()).map(|i| nearest.distances(i)[k].powi(2)).collect();
         Ok(Self { index, dim, radii })
     }
 
-    /// The squared radius of each row's ball.
+    /// Returns the squared radius of each row's ball.
     pub fn radii(&self) -> &[f64] {
         &self.radii
     }
 
-    /// Where `queries`, `[m, dim]`, lie.
+    /// Locates `queries`, `[m, dim]`, in the balls.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`] as for [`NeighbourIndex::nearest`].
+    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`], as for [`NeighborIndex::nearest`].
     pub fn locate(&self, queries: &[f32]) -> Result<Membership> {
         check_rows("queries", queries, self.dim, 0)?;
         let [located, _] = self.meet(queries, None)?;
         Ok(located)
     }
 
-    /// Where the rows of `other` lie among these balls, and these rows among the balls of `other`: every distance is
-    /// taken once.
+    /// Locates the rows of `other` in these balls, and these rows in the balls of `other`; every distance is computed
+    /// once.
     ///
     /// # Errors
-    /// As [`Manifold::locate`].
+    /// Those of [`Manifold::locate`].
     pub fn compare(&self, other: &Manifold<'_>) -> Result<[Membership; 2]> {
         self.meet(other.index.rows(), Some(&other.radii))
     }
 
-    /// Queries among these balls, and these rows among the balls around queries, if there are any.
+    /// Locates queries in these balls, and these rows in the balls around queries, if there are any.
     fn meet(&self, queries: &[f32], radii: Option<&[f64]>) -> Result<[Membership; 2]> {
         let query = |i: usize| &queries[i * self.dim..][..self.dim];
         let count = queries.len() / self.dim;
-        let squares: Vec<f32> = (0..count).into_par_iter().map(|i| self.index.centred_square(query(i))).collect();
+        let squares: Vec<f32> = (0..count).into_par_iter().map(|i| self.index.centered_square(query(i))).collect();
         let empty = |own: usize, others: usize| Membership { balls: vec![0; own], reached: vec![false; others] };
         let [mut here, mut there] = [empty(count, self.radii.len()), empty(self.radii.len(), count)];
         self.index.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
@@ -84,7 +84,7 @@ impl<'a> Manifold<'a> {
                     let (distance, row) = (score + squares[i], first_row + row);
                     let inside = |radius: f64| {
                         let limit = radius as f32;
-                        // What cancelled in the sum, and with it the rounding, is of the size of the lengths.
+                        // Cancellation, and with it the rounding, is of the order of the squared lengths.
                         match (distance - limit).abs() > DOUBT * (limit + squares[i]) {
                             true => distance <= limit,
                             false => self.index.square(query(i), row) <= radius,
@@ -109,30 +109,32 @@ impl<'a> Manifold<'a> {
     }
 }
 
-/// Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), each in `[0, 1]` but the
-/// density, which may be above.
+/// Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020). All lie in `[0, 1]`
+/// except density, which can exceed 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PrecisionRecall {
-    /// Share of generated rows in some ball of the real ones: fidelity.
+    /// Fraction of generated rows in any ball of the real rows: fidelity.
     pub precision: f64,
-    /// Share of real rows in some ball of the generated ones: diversity.
+    /// Fraction of real rows in any ball of the generated rows: diversity.
     pub recall: f64,
-    /// Balls of real rows that a generated row lies in, over `k`, on average: precision that outliers do not inflate.
+    /// Mean number of real rows' balls that contain a generated row, divided by `k`: precision that outliers do not
+    /// inflate.
     pub density: f64,
-    /// Share of real rows whose ball some generated row reaches.
+    /// Fraction of real rows whose ball contains any generated row.
     pub coverage: f64,
 }
 
 impl PrecisionRecall {
-    /// Neighbours for [`PrecisionRecall::precision`] and [`PrecisionRecall::recall`] in the guided-diffusion evaluator.
-    pub const NEIGHBOURS: usize = 3;
+    /// Number of neighbors for [`PrecisionRecall::precision`] and [`PrecisionRecall::recall`] in the guided-diffusion
+    /// evaluator.
+    pub const NEIGHBORS: usize = 3;
 
-    /// Compares `generated` with `real` rows, `[n, dim]` each, by balls of `k` neighbours.
+    /// Compares `generated` with `real` rows, `[n, dim]` each, by balls of `k` neighbors.
     ///
-    /// The numbers depend on how many rows there are: compare only those of the same counts.
+    /// The results depend on the number of rows: compare only those of equal numbers.
     ///
     /// # Errors
-    /// As [`Manifold::new`] and [`Manifold::locate`].
+    /// Those of [`Manifold::new`] and [`Manifold::locate`].
     pub fn of(real: &[f32], generated: &[f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let [real, generated] = [Manifold::new(real, dim, k, device)?, Manifold::new(generated, dim, k, device)?];
         let [Membership { balls, reached }, Membership { balls: recalled, .. }] = real.compare(&generated)?;
@@ -167,11 +169,11 @@ mod tests {
         let real = rows(300, "real", 1.0);
         let found = coverage(&real, &real, 3);
         assert_eq!((found.precision, found.recall, found.coverage), (1.0, 1.0, 1.0), "{found:?}");
-        assert!(found.density >= 1.0, "each row lies in its own ball and in those of its neighbours: {found:?}");
+        assert!(found.density >= 1.0, "each row lies in its own ball and in those of its neighbors: {found:?}");
     }
 
     #[test]
-    fn strangers_are_not_covered() {
+    fn unrelated_rows_are_not_covered() {
         let far: Vec<f32> = rows(200, "far", 1.0).iter().map(|x| x + 1e3).collect();
         let found = coverage(&rows(300, "real", 1.0), &far, 3);
         let nothing = PrecisionRecall { precision: 0.0, recall: 0.0, density: 0.0, coverage: 0.0 };
@@ -179,14 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_diversity_is_precise_and_recalls_little() {
+    fn low_diversity_has_high_precision_and_low_recall() {
         let (real, narrow) = (rows(400, "real", 1.0), rows(300, "narrow", 0.3));
         let found = coverage(&real, &narrow, 3);
         assert!(found.precision > 0.9 && found.recall < 0.5 && found.coverage < 0.5, "{found:?}");
     }
 
     #[test]
-    fn equals_the_definition_and_does_not_mind_the_order() {
+    fn equals_the_definition_in_any_order() {
         let (real, generated) = (rows(150, "real", 1.0), rows(130, "generated", 1.2));
         let square =
             |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
@@ -201,23 +203,23 @@ mod tests {
         };
         for k in [1, 3, 5] {
             let found = coverage(&real, &generated, k);
-            assert_eq!(found.precision, share(&generated, &real, k), "precision, {k} neighbours");
-            assert_eq!(found.recall, share(&real, &generated, k), "recall, {k} neighbours");
+            assert_eq!(found.precision, share(&generated, &real, k), "precision, {k} neighbors");
+            assert_eq!(found.recall, share(&real, &generated, k), "recall, {k} neighbors");
             let reached = |ball: &&[f32]| generated.chunks(DIM).any(|row| square(row, ball) <= radius(&real, ball, k));
             let coverage_of_definition = real.chunks(DIM).filter(reached).count() as f64 / 150.0;
-            assert_eq!(found.coverage, coverage_of_definition, "coverage, {k} neighbours");
+            assert_eq!(found.coverage, coverage_of_definition, "coverage, {k} neighbors");
             let turned: Vec<f32> = generated.rchunks(DIM).flatten().copied().collect();
             assert_eq!(found, coverage(&real, &turned, k), "rows in reverse");
         }
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_name_the_input() {
         let real = rows(5, "real", 1.0);
         let device = Device::default();
         for k in [0, 5] {
             let message = PrecisionRecall::of(&real, &real, DIM, k, &device).expect_err("impossible").to_string();
-            assert!(message.contains("number of neighbours"), "{message}");
+            assert!(message.contains("number of neighbors"), "{message}");
         }
         let mut broken = real.clone();
         broken[7] = f32::NAN;

@@ -1,4 +1,4 @@
-//! Measures of pictures and of features, on the host and in double precision where sums get long.
+//! Metrics of images and features, computed on the host; long sums are in double precision.
 
 mod frechet;
 mod image;
@@ -7,7 +7,7 @@ mod iscs;
 mod kid;
 mod lpips;
 mod manifold;
-mod neighbours;
+mod neighbors;
 mod rows;
 mod spectrum;
 
@@ -17,6 +17,6 @@ pub use inception_score::{InceptionScore, Splits};
 pub use iscs::{Iscs, IscsScore, Side, Transition};
 pub use kid::{Kid, Subsets};
 pub use lpips::Lpips;
-pub use manifold::{PrecisionRecall, Manifold, Membership};
-pub use neighbours::{NearCopies, NeighbourIndex, Neighbours};
+pub use manifold::{Manifold, Membership, PrecisionRecall};
+pub use neighbors::{NearCopies, NeighborIndex, Neighbors};
 pub use spectrum::Spectrum;

@@ -1,34 +1,34 @@
-//! How the energy of a map of logits is spread over frequencies.
+//! Distribution of the energy of logits over frequencies.
 
 use burn::tensor::{Tensor, TensorData};
 
 use crate::math::dct_matrix;
 use crate::{Error, MapSize, Result};
 
-/// The mean log-magnitude of the DCT of one scale's logits, frequency by frequency, as in figure 4a of the paper of Scaled
-/// Spatial Guidance: the difference of two of them says how guidance moves energy. Logits are taken less the mean of their
-/// position, since softmax does not see it.
+/// Mean log-magnitude of the DCT of one scale's logits per frequency, as in figure 4a of the paper on Scaled Spatial
+/// Guidance: the difference of two shows how guidance moves energy. The mean over the vocabulary is subtracted at each
+/// position, since softmax does not depend on it.
 #[derive(Debug, Clone)]
 pub struct Spectrum {
     size: MapSize,
-    /// Of each coefficient, row-major, summed over pictures.
+    /// Sum over images for each coefficient, row-major.
     sums: Vec<f64>,
-    pictures: usize,
+    images: usize,
 }
 
-/// Below this a magnitude counts as this: the logarithm of 0 would spoil every mean.
+/// Lower bound of magnitudes: the logarithm of 0 would make every mean infinite.
 const FLOOR: f64 = 1e-12;
 
 impl Spectrum {
-    /// Of no logits yet, of maps of `size`.
+    /// Creates an empty spectrum of maps of `size`.
     pub fn new(size: MapSize) -> Self {
-        Self { size, sums: vec![0.0; size.area()], pictures: 0 }
+        Self { size, sums: vec![0.0; size.area()], images: 0 }
     }
 
     /// Adds `[batch, tokens, vocab]` logits.
     ///
     /// # Errors
-    /// [`Error::Shape`] if they are of another map, [`Error::Device`] if they cannot be read back.
+    /// [`Error::Shape`] if they have another number of tokens, [`Error::Device`] if they cannot be read back.
     pub fn push(&mut self, logits: Tensor<3>) -> Result<()> {
         let ([batch, tokens, _], area) = (logits.dims(), self.size.area());
         if tokens != area {
@@ -45,22 +45,23 @@ impl Spectrum {
         let mean = logits.clone().mean_dim(2);
         let magnitudes = matrix.matmul(logits - mean).abs().clamp_min(FLOOR).log().mean_dim(2);
         let magnitudes = magnitudes.try_into_vec_as::<f32>().map_err(Error::device("read a spectrum"))?;
-        for picture in magnitudes.chunks_exact(area) {
-            self.sums.iter_mut().zip(picture).for_each(|(sum, value)| *sum += f64::from(*value));
+        for image in magnitudes.chunks_exact(area) {
+            self.sums.iter_mut().zip(image).for_each(|(sum, value)| *sum += f64::from(*value));
         }
-        self.pictures += batch;
+        self.images += batch;
         Ok(())
     }
 
-    /// Natural logarithms of magnitudes by frequency, 0 first. A coefficient counts for the larger of its two frequencies,
-    /// so that those below the side of a smaller map are the block that DSE takes over from it. NaN before any logits.
+    /// Returns natural logarithms of magnitudes by frequency, from 0. A coefficient counts for the larger of its two
+    /// frequencies, so that the frequencies below the side of a smaller map are the block that DSE takes from it. NaN
+    /// without logits.
     pub fn by_frequency(&self) -> Vec<f64> {
         let MapSize { height, width } = self.size;
         let mut means = vec![(0.0, 0usize); height.max(width)];
         for (i, sum) in self.sums.iter().enumerate() {
             let (total, count) = &mut means[(i / width).max(i % width)];
             *total += sum;
-            *count += self.pictures;
+            *count += self.images;
         }
         means.into_iter().map(|(total, count)| total / count as f64).collect()
     }
@@ -72,7 +73,7 @@ mod tests {
 
     use super::*;
 
-    /// A map that is one wave of the DCT, in one code of two.
+    /// Creates a map with one DCT wave, in one code of two.
     fn wave(size: MapSize, [v, u]: [usize; 2], amplitude: f32) -> Tensor<3> {
         let (rows, columns) = (dct_matrix(size.height), dct_matrix(size.width));
         let at = |i: usize| {
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wave_is_found_at_its_frequency_and_twice_as_strong_is_ln_2_more() {
+    fn a_wave_appears_at_its_frequency_and_doubling_adds_ln_2() {
         let size = MapSize { height: 3, width: 4 };
         let of = |amplitude: f32| {
             let mut spectrum = Spectrum::new(size);

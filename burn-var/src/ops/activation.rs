@@ -3,7 +3,7 @@ use burn::tensor::{Tensor, activation};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// Sigmoid linear unit, `x * sigmoid(x)`.
+/// Computes the sigmoid linear unit, `x * sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {
@@ -12,7 +12,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::silu(x)
 }
 
-/// Rectified linear unit, `max(x, 0)`.
+/// Computes the rectified linear unit, `max(x, 0)`.
 pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {
@@ -21,17 +21,18 @@ pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::relu(x)
 }
 
-/// GELU, `x * Phi(x)` with the distribution function of the standard normal: PyTorch's default.
+/// Computes GELU, `x * Phi(x)` with the standard normal distribution function `Phi`: PyTorch's default.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {
         return flex::run(flex::Pointwise::Gelu, [x.into_dispatch()]);
     }
-    // Not `activation::gelu`: its backward pass is that of the tanh form (Burn 0.22).
+    // Not `activation::gelu`, whose backward pass is that of the tanh form (Burn 0.22).
     x.clone() * (((x * core::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5)
 }
 
-/// GELU in its tanh form, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: PyTorch's `approximate="tanh"`.
+/// Computes GELU in its tanh form, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: PyTorch's
+/// `approximate="tanh"`.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {

@@ -3,23 +3,23 @@ use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// The numbers of one step of [`adamw`].
+/// Hyperparameters and index of one step of [`adamw`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate.
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Decay of the first and the second moment.
+    /// Decay rates of the first and the second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Which step it is, from 1.
+    /// Index of the step, from 1.
     pub time: usize,
 }
 
-/// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), off the graph: the weights and both moments after it, all
-/// of one shape. Without moments they are zero, as before the first step.
+/// Computes one step of AdamW (Loshchilov and Hutter 2019, algorithm 2), off the graph: the new weights and both
+/// moments, all of one shape. `None` stands for moments of zero, as before the first step.
 pub fn adamw<const D: usize>(
     weights: Tensor<D>,
     grad: Tensor<D>,

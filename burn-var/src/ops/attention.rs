@@ -1,5 +1,5 @@
-//! Attention of next-scale transformers: softmax, heads, the block-causal mask of teacher forcing, and the cache of
-//! generation.
+//! Attention of next-scale transformers: softmax, heads, the block-causal mask of teacher forcing, and the key-value
+//! cache of generation.
 
 use burn::tensor::{Device, Tensor, module, ops::AttentionModuleOptions};
 
@@ -8,16 +8,16 @@ use super::flex;
 use crate::Scales;
 use crate::math::Constants;
 
-/// Scaled dot-product attention, `softmax(scale * query key^T + bias) value`.
+/// Computes scaled dot-product attention, `softmax(scale * query key^T + bias) value`.
 ///
-/// A bias of `-inf` hides a key; a query that sees no key at all has no defined output.
+/// A bias of `-inf` masks a key; the output is undefined for a query whose keys are all masked.
 ///
 /// # Shapes
 /// - `query`: `[batch, heads, queries, channels]`
 /// - `key`: `[batch, heads, keys, channels]`
 /// - `value`: `[batch, heads, keys, value_channels]`
 /// - `bias`: `[batch, heads, queries, keys]`, any of the first three may be 1
-/// - output: `[batch, queries, heads * value_channels]`, the heads of a query side by side
+/// - output: `[batch, queries, heads * value_channels]`, the heads of a query concatenated
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if [&query, &key, &value].into_iter().chain(&bias).all(flex::supports) {
@@ -33,23 +33,23 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
     mixed.swap_dims(1, 2).reshape([batch, queries, heads * value_channels])
 }
 
-/// Normalization of queries and keys before their product.
+/// Scaling of queries and keys before their product.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "one lives for one call")]
+#[allow(clippy::large_enum_variant, reason = "a value lives for one call")]
 pub enum QueryKeys {
-    /// None; the products are multiplied by this factor.
+    /// Factor of the products; queries and keys stay as they are.
     Scaled(f64),
-    /// Both have length one (epsilon 1e-12, as PyTorch's `normalize`), queries times the sharpness of
-    /// their head, `[heads]`.
+    /// Queries and keys normalized to unit length (epsilon 1e-12, as PyTorch's `normalize`), queries times the
+    /// sharpness of their head, `[heads]`.
     Unit(Tensor<1>),
 }
 
-/// Multi-head self-attention from a joint projection, `[batch, tokens, 3 * width]` of queries, keys and values, to
-/// `[batch, tokens, width]`, `width` a multiple of `heads`.
+/// Computes multi-head self-attention from a joint projection to queries, keys and values, `[batch, tokens, 3 * width]`
+/// to `[batch, tokens, width]`, with `width` a multiple of `heads`.
 ///
 /// # Shapes
-/// - `biases`: of queries and values, `[width]` each; where they are absent, the projection has its own
-/// - `mask`: `[1, 1, tokens, tokens]`, added to the scores, a constant
+/// - `biases`: of queries and values, `[width]` each; `None` if the projection has its own
+/// - `mask`: `[1, 1, tokens, tokens]`, added to the scores; gets no gradient
 pub fn self_attention(
     qkv: Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
@@ -68,8 +68,8 @@ pub fn self_attention(
     attention(q, k, v, mask, scale)
 }
 
-/// Queries, keys and values of each head as [`attention`] takes them, and the scale of their products; inputs as those
-/// of [`self_attention`].
+/// Splits the inputs of [`self_attention`] into the queries, keys and values of each head, as [`attention`] takes them,
+/// and the scale of their products.
 fn split_heads(
     qkv: Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
@@ -78,7 +78,7 @@ fn split_heads(
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
     let [batch, tokens, packed] = qkv.dims();
     let width = packed / 3;
-    // Sliced before the heads are split: a permutation of the whole would copy it three times over.
+    // Sliced before the heads are split: permuting the whole would copy it three times.
     let part = |i: usize, bias: Option<Tensor<1>>| {
         let part = qkv.clone().narrow(2, i * width, width);
         let part = match bias {
@@ -95,12 +95,9 @@ fn split_heads(
     }
 }
 
-/// All that goes into a self-attention besides the joint projection and the mask.
+/// Iterates over the inputs of a self-attention besides the joint projection and the mask.
 #[cfg(feature = "flex")]
-fn vectors<'a>(
-    biases: &'a Option<[Tensor<1>; 2]>,
-    query_keys: &'a QueryKeys,
-) -> impl Iterator<Item = &'a Tensor<1>> {
+fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) -> impl Iterator<Item = &'a Tensor<1>> {
     let sharpness = match query_keys {
         QueryKeys::Scaled(_) => None,
         QueryKeys::Unit(sharpness) => Some(sharpness),
@@ -108,7 +105,7 @@ fn vectors<'a>(
     biases.iter().flatten().chain(sharpness)
 }
 
-/// The kernel, and what it takes of both biases and the sharpness.
+/// Returns the kernel, and its inputs for both biases and the sharpness.
 #[cfg(feature = "flex")]
 fn packed(
     qkv: &Tensor<3>,
@@ -124,14 +121,14 @@ fn packed(
     (flex::SelfAttention { heads, scale }, [q_bias, v_bias, sharpness])
 }
 
-/// Vectors of length one along the last axis (epsilon 1e-12, as PyTorch's `normalize`).
+/// Normalizes vectors along the last axis to unit length (epsilon 1e-12, as PyTorch's `normalize`).
 fn unit(x: Tensor<4>) -> Tensor<4> {
     let length = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
     x / length
 }
 
-/// Returns the mask of teacher forcing over a scale schedule, `[1, 1, L, L]`: 0 where the key's scale is that of the
-/// query or coarser, minus infinity elsewhere.
+/// Returns the mask of teacher forcing over a scale schedule, `[1, 1, L, L]`: 0 where the key's scale is the query's or
+/// a coarser one, minus infinity elsewhere.
 pub fn block_causal_mask(scales: &Scales, device: &Device) -> Tensor<4> {
     static MASKS: Constants<Scales, 4> = Constants::new();
     MASKS.get(scales.clone(), device, || {
@@ -143,46 +140,46 @@ pub fn block_causal_mask(scales: &Scales, device: &Device) -> Tensor<4> {
     })
 }
 
-/// Keys and values of the tokens so far, of one attention.
+/// Key-value cache of one attention layer.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    /// Tokens for which memory is set aside.
+    /// Number of tokens for which memory is reserved.
     #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "other devices allocate as tokens come"))]
     capacity: usize,
     tokens: usize,
-    /// Keys and values, `[batch, heads, at least tokens, head_width]`; what lies behind `tokens` is not defined.
+    /// Keys and values, `[batch, heads, at least tokens, head_width]`; undefined behind `tokens`.
     memory: Option<[Tensor<4>; 2]>,
 }
 
 impl KvCache {
-    /// Creates an empty cache for `capacity` tokens. It can take more, which costs a copy of all.
+    /// Creates an empty cache for `capacity` tokens. It can hold more, at the cost of a copy when it grows.
     pub fn new(capacity: usize) -> Self {
         Self { capacity, tokens: 0, memory: None }
     }
 
-    /// Returns the number of tokens that it holds.
+    /// Returns the number of cached tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Keeps the first `batch` sequences only.
+    /// Keeps only the first `batch` sequences.
     #[must_use]
     pub fn keep_first(self, batch: usize) -> Self {
         Self { memory: self.memory.map(|parts| parts.map(|part| part.narrow(0, 0, batch))), ..self }
     }
 
-    /// Lets no gradient pass to the tokens that it holds.
+    /// Detaches the cached tokens: no gradient passes to them.
     pub(crate) fn detach(&mut self) {
         self.memory = self.memory.take().map(|parts| parts.map(Tensor::detach));
     }
 
-    /// Takes the tokens that it holds, without the memory behind them.
+    /// Takes the cached tokens, without the spare memory behind them.
     fn take(&mut self) -> Option<[Tensor<4>; 2]> {
         let tokens = self.tokens;
         self.memory.take().map(|parts| parts.map(|part| part.narrow(2, 0, tokens)))
     }
 
-    /// Appends tokens, and returns all keys and values.
+    /// Appends tokens and returns all keys and values.
     fn extend(&mut self, new: [Tensor<4>; 2]) -> [Tensor<4>; 2] {
         let count = new[0].dims()[2];
         let all = match self.take() {
@@ -222,9 +219,10 @@ impl KvCache {
     }
 }
 
-/// [`self_attention`] of new tokens, which see all tokens of the cache and one another, and then join the cache.
+/// Computes [`self_attention`] of new tokens, which attend to the cached tokens and one another, and appends them to
+/// the cache.
 ///
-/// On Flex, without a graph, they are written into the memory of the cache in place.
+/// On Flex, off the autodiff graph, their keys and values are written to the cache in place.
 ///
 /// # Shapes
 /// - `qkv`: `[batch, tokens, 3 * width]`, the joint projection of the new tokens

@@ -3,28 +3,29 @@ use burn::tensor::{Tensor, module, ops::ConvOptions};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// Geometry of a [`conv2d`].
+/// Geometry of [`conv2d`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvSpec {
-    /// Step between two windows, the same in both directions, at least 1.
+    /// Stride in both directions, at least 1.
     pub stride: usize,
-    /// Rows or columns of zeros added at the top, bottom, left and right.
+    /// Rows or columns of zeros at the top, bottom, left and right.
     pub padding: [usize; 4],
 }
 
 impl ConvSpec {
-    /// Stride 1 with the padding that keeps height and width for an odd `kernel`: 0 for 1x1, 1 for 3x3.
+    /// Creates the geometry that keeps height and width for an odd `kernel`: stride 1, padding 0 for 1x1, 1 for 3x3.
     pub const fn same(kernel: usize) -> Self {
         Self { stride: 1, padding: [kernel / 2; 4] }
     }
 
-    /// Stride 2 with one row of zeros at the bottom and one column at the right: halves an even size with a 3x3 kernel.
+    /// Creates the geometry that halves an even size with a 3x3 kernel: stride 2, one row of zeros at the bottom and
+    /// one column at the right.
     pub const fn halve() -> Self {
         Self { stride: 2, padding: [0, 1, 0, 1] }
     }
 }
 
-/// Two-dimensional cross-correlation, what PyTorch calls convolution: no dilation, no groups.
+/// Computes a two-dimensional cross-correlation, which PyTorch calls convolution, without dilation or groups.
 ///
 /// # Shapes
 /// - `x`: `[batch, channels_in, height, width]`

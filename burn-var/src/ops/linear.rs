@@ -3,10 +3,9 @@ use burn::tensor::{Tensor, module};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// Linear layer: `x weight + bias` over the last axis.
+/// Applies a linear layer, `x weight + bias`, to the last axis.
 ///
-/// A weight of another floating-point type than `x`, half precision to save memory, is brought to that of `x`; sums are
-/// in the latter.
+/// A weight in half precision, to save memory, is converted to the type of `x`, in which sums are computed.
 ///
 /// # Shapes
 /// - `x`: `[.., inputs]`

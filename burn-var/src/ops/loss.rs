@@ -3,8 +3,8 @@ use burn::tensor::{Int, Tensor, activation::log_softmax};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// Cross-entropy of every position in nats, with a share `smoothing` of the target spread evenly over all classes, as
-/// PyTorch's `label_smoothing`.
+/// Computes the cross-entropy of every position in nats, with a fraction `smoothing` of the target spread evenly over
+/// all classes, as PyTorch's `label_smoothing`.
 ///
 /// # Shapes
 /// - `logits`: `[batch, length, classes]`

@@ -1,11 +1,11 @@
-//! The few operations that decide the speed of training and sampling on a CPU.
+//! Operations that decide the speed of training and sampling on a CPU.
 //!
-//! Each is a plain composition of tensor operations on every backend. On Flex in `f32` it runs a fused, threaded
-//! kernel with a backward pass of its own instead: same formula, rounding differs. The kernels add in a fixed order
-//! that does not depend on the number of threads, so a run can be repeated bit by bit. With `BURN_VAR_KERNELS=generic` in
-//! the environment Flex takes the plain compositions too.
+//! Each is a plain composition of tensor operations on every backend. On Flex in `f32` it runs a fused, threaded kernel
+//! with its own backward pass instead: the same formula with different rounding. The kernels add in a fixed order that
+//! does not depend on the number of threads, so runs are reproducible to the bit. With `BURN_VAR_KERNELS=generic` in
+//! the environment Flex uses the plain compositions too.
 //!
-//! Like the tensor operations of Burn they panic when shapes do not fit together.
+//! Like Burn's tensor operations, they panic on shapes that do not fit together.
 
 mod activation;
 mod adamw;

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use super::flex;
 use super::silu;
 
-/// Group normalisation: each of `groups` runs of channels of an image gets mean 0 and (biased) variance 1, then every
-/// channel its `weight` and `bias`. `eps` is added to the variance.
+/// Applies group normalization: normalizes each of `groups` runs of channels of an image to mean 0 and (biased)
+/// variance 1, then applies each channel's `weight` and `bias`. `eps` is added to the variance.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, channels, height, width]`, `channels` a multiple of `groups`
@@ -18,11 +18,11 @@ pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usiz
     }
     let [batch, channels, height, width] = x.dims();
     let rows = x.reshape([batch, groups, channels / groups * height * width]);
-    let normalised = standardise(rows, eps).reshape([batch, channels, height, width]);
-    normalised * weight.reshape([1, channels, 1, 1]) + bias.reshape([1, channels, 1, 1])
+    let normalized = normalize(rows, eps).reshape([batch, channels, height, width]);
+    normalized * weight.reshape([1, channels, 1, 1]) + bias.reshape([1, channels, 1, 1])
 }
 
-/// [`group_norm`] followed by [`silu`].
+/// Computes [`group_norm`] followed by [`silu`].
 pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) && flex::supports(&weight) && flex::supports(&bias) {
@@ -32,8 +32,8 @@ pub fn group_norm_silu(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups:
     silu(group_norm(x, weight, bias, groups, eps))
 }
 
-/// Layer normalisation over the last axis without weights of its own, then `* (1 + scale) + shift`: the adaptive
-/// layer norm of DiT and VAR, where scale and shift come from the class.
+/// Applies layer normalization over the last axis without learned parameters, then `* (1 + scale) + shift`: the
+/// adaptive layer norm of DiT and VAR, where scale and shift are projected from the condition.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, length, channels]`
@@ -44,10 +44,10 @@ pub fn layer_norm_modulate(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, eps
         let kernel = flex::LayerNorm { eps, offset: 1.0 };
         return flex::run(kernel, [x.into_dispatch(), scale.into_dispatch(), shift.into_dispatch()]);
     }
-    standardise(x, eps) * (scale + 1.0) + shift
+    normalize(x, eps) * (scale + 1.0) + shift
 }
 
-/// Layer normalisation over the last axis, then every channel its `weight` and `bias`.
+/// Applies layer normalization over the last axis, then each channel's `weight` and `bias`.
 ///
 /// # Shapes
 /// - `x` and output: `[batch, length, channels]`
@@ -59,12 +59,12 @@ pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) ->
         let kernel = flex::LayerNorm { eps, offset: 0.0 };
         return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
     }
-    standardise(x, eps) * weight + bias
+    normalize(x, eps) * weight + bias
 }
 
-/// Mean 0 and biased variance 1 along the last axis.
-fn standardise(x: Tensor<3>, eps: f64) -> Tensor<3> {
-    let centred = x.clone() - x.mean_dim(2);
-    let variance = centred.clone().square().mean_dim(2);
-    centred / (variance + eps).sqrt()
+/// Normalizes the last axis to mean 0 and biased variance 1.
+fn normalize(x: Tensor<3>, eps: f64) -> Tensor<3> {
+    let centered = x.clone() - x.mean_dim(2);
+    let variance = centered.clone().square().mean_dim(2);
+    centered / (variance + eps).sqrt()
 }

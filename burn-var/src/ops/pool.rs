@@ -4,8 +4,8 @@ use burn::tensor::{Tensor, module};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// The largest number of each 3x3 window: `[batch, channels, height, width]`, windows `stride` apart; `pad` pixels of
-/// minus infinity, 0 or 1, lie around.
+/// Computes the maximum of each 3x3 window of `[batch, channels, height, width]`, with windows `stride` apart and
+/// padding of `pad` pixels, 0 or 1, of minus infinity.
 pub fn max_pool_3x3(x: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if flex::is_plain(&x) {
@@ -14,7 +14,8 @@ pub fn max_pool_3x3(x: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
     module::max_pool2d(x, MaxPoolOptions::new([3; 2]).with_stride([stride; 2]).with_padding([pad; 2]))
 }
 
-/// The mean of the 3x3 window around each pixel: `[batch, channels, height, width]`; what lies outside is not counted.
+/// Computes the mean of the 3x3 window around each pixel of `[batch, channels, height, width]`, over the pixels inside
+/// the image.
 pub fn mean_pool_3x3(x: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if flex::is_plain(&x) {

@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// A residual branch behind a gate: `x + branch * gate`.
+/// Adds a gated residual branch: `x + branch * gate`.
 ///
 /// # Shapes
 /// - `x`, `branch` and output: `[batch, length, channels]`

@@ -3,9 +3,9 @@ use burn::tensor::{Tensor, activation};
 #[cfg(feature = "flex")]
 use super::flex;
 
-/// Softmax over the last axis.
+/// Computes the softmax over the last axis.
 ///
-/// Entries of `-inf` get weight zero; a row of nothing else is NaN, as in PyTorch.
+/// Entries of `-inf` get weight zero; a row of only `-inf` is NaN, as in PyTorch.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::supports(&x) {

@@ -1,11 +1,11 @@
-//! Every kernel against its generic form, forward and backward. The reference is the same public function on the same
-//! numbers in `f64`, where there is no kernel.
+//! Compares every kernel with its generic form, forward and backward. The reference is the same public function on the
+//! same numbers in `f64`, which has no kernels.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::*;
 
-/// Numbers of about unit size without a pattern, from a multiplicative generator.
+/// Returns pseudorandom numbers of about unit size from a multiplicative generator.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
@@ -15,7 +15,7 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| 1.7 * (next() + next())).collect()
 }
 
-/// Output of `op` and the gradients of `sum(output * noise)` for its flat inputs.
+/// Returns the output of `op` and the gradients of `sum(output * noise)` with respect to its flat inputs.
 fn run<const D: usize>(
     inputs: &[Vec<f32>],
     dtype: DType,
@@ -87,7 +87,7 @@ fn pointwise_functions_keep_nan() {
     let x = || Tensor::<1>::from_floats([f32::NAN, 0.0, f32::INFINITY, -200.0], &Device::flex());
     for (name, y) in [("silu", silu(x())), ("gelu", gelu(x())), ("gelu_tanh", gelu_tanh(x()))] {
         let y: Vec<f32> = y.into_data().try_to_vec().expect("f32");
-        assert!(y[0].is_nan(), "{name} hides a NaN");
+        assert!(y[0].is_nan(), "{name} does not keep NaN");
         assert_eq!(y[1..], [0.0, f32::INFINITY, 0.0], "{name} at 0, inf, -200");
     }
 }
@@ -270,7 +270,7 @@ fn self_attention_of_packed_heads() {
     }
 }
 
-/// Against the same weights, rounded, in single precision; few rows go another way than many.
+/// Compares with the same rounded weights in single precision; few rows take another code path than many.
 #[test]
 fn linear_layers_with_weights_in_half_precision() {
     let device = Device::flex();
@@ -313,7 +313,7 @@ fn only_tracked_inputs_get_a_gradient() {
     let weight = Tensor::<4>::from_data(TensorData::new(noise(27, 2), [1, 3, 3, 3]), &device);
     let tracked = Tensor::from_inner(weight.clone()).require_grad();
     let grads = conv2d(x.clone(), tracked.clone(), None, ConvSpec::same(3)).sum().backward();
-    assert!(tracked.grad(&grads).is_some(), "the weight has a gradient though the images are plain");
+    assert!(tracked.grad(&grads).is_some(), "the weight has a gradient though the images are not tracked");
     let constant = Tensor::from_inner(weight);
     let leaf = Tensor::from_inner(x).require_grad();
     let grads = conv2d(leaf.clone(), constant.clone(), None, ConvSpec::same(3)).sum().backward();
@@ -321,10 +321,10 @@ fn only_tracked_inputs_get_a_gradient() {
     assert!(constant.grad(&grads).is_none(), "a constant has no gradient");
 }
 
-/// What a block of tokens after another sees is what a mask would let it see; on the graph (in `f64`, without a
-/// kernel), off it, and when it goes off and on.
+/// Compares blocks of tokens that attend to a cache with attention under a mask: on the graph (in `f64`, without a
+/// kernel), off it, and switching between the two.
 #[test]
-fn cached_attention_sees_what_is_in_the_cache() {
+fn cached_attention_equals_masked_attention() {
     let (heads, blocks) = (3, [1, 4, 7]);
     let (tokens, width) = (blocks.iter().sum::<usize>(), heads * 5);
     let numbers = |shape: &[usize], seed| TensorData::new(noise(shape.iter().product(), seed), shape.to_vec());
@@ -374,7 +374,7 @@ fn cached_attention_sees_what_is_in_the_cache() {
 }
 
 #[test]
-fn a_copy_of_a_cache_goes_its_own_way() {
+fn a_clone_of_a_cache_is_independent() {
     let device = Device::flex();
     let block = |seed| Tensor::<3>::from_data(TensorData::new(noise(2 * 18, seed), [1, 2, 18]), &device);
     let mix = |seed, cache: &mut KvCache| {
@@ -384,11 +384,11 @@ fn a_copy_of_a_cache_goes_its_own_way() {
     mix(1, &mut one);
     let mut other = one.clone();
     let (a, b) = (mix(2, &mut one), mix(3, &mut other));
-    assert_ne!(a, b, "they hold other tokens now");
+    assert_ne!(a, b, "they hold different tokens");
     let mut alone = KvCache::new(8);
     mix(1, &mut alone);
     mix(2, &mut alone);
-    assert_eq!(mix(4, &mut one), mix(4, &mut alone), "one has seen nothing of the other");
+    assert_eq!(mix(4, &mut one), mix(4, &mut alone), "changing one leaves the other as it is");
 }
 
 #[test]
@@ -399,7 +399,10 @@ fn cached_attention_keeps_the_gradient_of_a_bias_alone() {
     let q_bias = bias(2).require_grad();
     let biases = Some([q_bias.clone(), bias(3)]);
     let mixed = cached_attention(qkv, biases, 2, QueryKeys::Scaled(0.3), &mut KvCache::new(4));
-    assert!(q_bias.grad(&mixed.sum().backward()).is_some(), "the bias has a gradient though the projection is plain");
+    assert!(
+        q_bias.grad(&mixed.sum().backward()).is_some(),
+        "the bias has a gradient though the projection is not tracked"
+    );
 }
 
 #[test]
@@ -436,12 +439,12 @@ fn pools() {
             let error = pairs.iter().map(|(fast, exact)| (fast - exact).abs()).fold(0.0, f64::max);
             assert!(error < 1e-6, "{name} of {height}x{width}: off by {error:e}");
         };
-        both(&|x| max_pool_3x3(x, 1, 1), "largest, padded");
-        both(&|x| max_pool_3x3(x, 2, 0), "largest, every other");
+        both(&|x| max_pool_3x3(x, 1, 1), "max, padded");
+        both(&|x| max_pool_3x3(x, 2, 0), "max, stride 2");
         both(&|x| mean_pool_3x3(x), "mean");
     }
     let x = Tensor::<4>::from_data([[[[1.0, f32::NAN, 0.0], [0.0; 3], [0.0; 3]]]], &device);
-    assert!(max_pool_3x3(x.clone(), 2, 0).into_scalar::<f32>().is_nan(), "not a number is not passed over");
+    assert!(max_pool_3x3(x.clone(), 2, 0).into_scalar::<f32>().is_nan(), "NaN is kept");
     assert!(mean_pool_3x3(x).into_data().iter::<f32>().take(3).all(f32::is_nan));
 }
 

@@ -25,7 +25,7 @@ pub struct PipelineBuilder {
     settings: Settings,
 }
 
-/// The injector that a pipeline uses.
+/// Injector of a pipeline.
 #[derive(Debug, Clone, Default)]
 enum InjectorChoice {
     /// The model's own, if it has one.
@@ -62,13 +62,13 @@ impl PipelineBuilder {
         Self { transformer: Some(path.into()), ..self }
     }
 
-    /// Uses files that are open already, such as some that are compiled into the program.
+    /// Uses open files, such as those compiled into the program.
     #[must_use]
     pub fn files(self, files: ModelFiles) -> Self {
         Self { files: Some(files), ..self }
     }
 
-    /// Sets the scale schedule of files that do not say theirs.
+    /// Sets the scale schedule, for files that do not contain one.
     #[must_use]
     pub fn scales(self, scales: Scales) -> Self {
         Self { scales: Some(scales), ..self }
@@ -80,7 +80,7 @@ impl PipelineBuilder {
         Self { injector: InjectorChoice::File(path.into()), ..self }
     }
 
-    /// Leaves the model's own injector out.
+    /// Omits the model's own injector.
     #[must_use]
     pub fn without_injector(self) -> Self {
         Self { injector: InjectorChoice::Without, ..self }
@@ -114,7 +114,7 @@ impl PipelineBuilder {
     /// Loads the model.
     ///
     /// # Errors
-    /// As [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
+    /// Those of [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
     pub fn build(self) -> Result<Pipeline> {
         let files = self.open()?;
         let device = self.device.clone().unwrap_or_default();
@@ -160,7 +160,7 @@ impl PipelineBuilder {
                 Err(Error::config("files of the pipeline", format!("without `{name}`"), expected))
             }
         };
-        // The model's own injector was trained with its transformer and is no use with another.
+        // The model's own injector was trained with its transformer and is useless with another.
         let own = self.tokenizer.is_none() && self.transformer.is_none();
         Ok(ModelFiles {
             tokenizer: part(&self.tokenizer, ModelFiles::TOKENIZER)?,

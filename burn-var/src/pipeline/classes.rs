@@ -22,7 +22,7 @@ impl ClassNames<'_> {
     /// them separated by commas.
     ///
     /// # Errors
-    /// [`Error::Class`] for an entry that is no class of the model, with similar names.
+    /// [`Error::Class`] for an entry that is not a class of the model, with similar names.
     pub fn find_all(&self, entries: &[impl AsRef<str>]) -> Result<Vec<usize>> {
         let mut found = Vec::new();
         for entry in entries.iter().map(AsRef::as_ref) {
@@ -43,7 +43,7 @@ impl ClassNames<'_> {
     /// Resolves one class: a full name, else a number, else the beginning of one name only.
     ///
     /// # Errors
-    /// As [`ClassNames::find_all`].
+    /// Those of [`ClassNames::find_all`].
     pub fn find(&self, entry: &str) -> Result<usize> {
         if let Some(class) = self.exact(entry) {
             return Ok(class);

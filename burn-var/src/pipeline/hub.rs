@@ -7,7 +7,7 @@ const HUB: &str = "hub:";
 
 /// Resolves a path: `hub:owner/repository` and `hub:owner/repository/file` to the snapshot of the main branch in the
 /// local Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME/hub` or `~/.cache/huggingface/hub`), any other path to itself.
-/// With the feature `hf-hub`, a file that is not there is downloaded.
+/// With the feature `hf-hub`, a missing file is downloaded.
 ///
 /// # Errors
 /// [`Error::Config`] for a malformed name, [`Error::Unsupported`] with the command to run for a file that is not in the
@@ -35,7 +35,13 @@ fn find(name: &str, cache: &Path) -> Result<PathBuf> {
         (Some(owner), Some(repository), file) if !owner.is_empty() && !repository.is_empty() => {
             (owner, repository, file.filter(|file| !file.is_empty()))
         }
-        _ => return Err(Error::config("name on the hub", name, "`hub:owner/repository` or `hub:owner/repository/file`")),
+        _ => {
+            return Err(Error::config(
+                "name on the hub",
+                name,
+                "`hub:owner/repository` or `hub:owner/repository/file`",
+            ));
+        }
     };
     if name.split('/').any(|part| part == "..") {
         return Err(Error::config("name on the hub", name, "a name without `..`"));
@@ -61,12 +67,12 @@ fn missing(owner: &str, repository: &str, file: Option<&str>, cache: &Path) -> R
 }
 
 #[cfg(feature = "hf-hub")]
-fn missing(owner: &str, repository: &str, file: Option<&str>, _cache: &Path) -> Result<PathBuf> {
+fn missing(owner: &str, repository: &str, file: Option<&str>, cache: &Path) -> Result<PathBuf> {
     let Some(file) = file else {
         let hint = "a whole repository is not downloaded; name a file, `hub:owner/repository/file`";
         return Err(Error::unsupported(format!("`hub:{owner}/{repository}`"), hint));
     };
-    super::download::download(owner, repository, file)
+    super::download::download(owner, repository, file, cache)
 }
 
 #[cfg(test)]

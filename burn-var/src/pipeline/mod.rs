@@ -14,6 +14,8 @@
 
 mod builder;
 mod classes;
+#[cfg(feature = "hf-hub")]
+mod download;
 mod files;
 mod hub;
 mod model;

@@ -2,13 +2,21 @@ use crate::editing::KnownTokens;
 use crate::{Condition, Scales};
 
 /// Images to generate with a [`Pipeline`](super::Pipeline).
+///
+/// ```
+/// use burn_var::pipeline::Request;
+///
+/// let request = Request::classes([3, 3, 7]).seed(42);
+/// let rest = Request::new([Some(3), None]).seed(42).first(3); // images 3 and 4 of the same set
+/// assert_eq!(request.conditions.len() + rest.conditions.len(), 5);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Request {
     /// One condition per image.
     pub conditions: Vec<Condition>,
     /// Seed of the set of images.
     pub seed: u64,
-    /// Number of the first image in the set: image `i` of seed `s` is the same in every batch and every request.
+    /// Index of the first image in the set: image `i` of seed `s` is the same in every batch and every request.
     pub first: u64,
     /// Scale schedule, for models that accept others than their own.
     pub scales: Option<Scales>,

@@ -17,6 +17,18 @@ use crate::{Condition, Error, Result, Scales, TokenPyramid};
 /// A model with its settings: generates, previews and edits images.
 ///
 /// Cloning is cheap: clones share the weights.
+///
+/// ```no_run
+/// use burn_var::prelude::*;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let mut pipeline = Pipeline::builder().model("models/fashion-mnist").without_injector().build()?;
+/// pipeline.configure(&Settings { cfg: Some(Schedule::Ramp(2.0)), top_k: Some(100), ..Settings::default() })?;
+/// let boot = pipeline.classes().find("Ankle boot")?;
+/// let images = pipeline.generate(&Request::classes([boot; 4]).seed(1))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Pipeline {
     model: Arc<dyn AnyPair>,
@@ -72,7 +84,7 @@ impl Pipeline {
     /// Adds AID-VAR's guidance injector, with the weight it is used with unless the settings name another.
     ///
     /// # Errors
-    /// [`Error::Config`] if it was made for a transformer of another width; [`Error::Unsupported`] if the model has no
+    /// [`Error::Config`] if it is for a transformer of another width; [`Error::Unsupported`] if the model has no
     /// embedding of code vectors.
     pub fn with_injector(mut self, injector: Injector, weight: AidWeight) -> Result<Self> {
         self.aid = Some(self.guidance_by(&injector, weight.clone())?);
@@ -161,7 +173,7 @@ impl Pipeline {
         &self.guidance
     }
 
-    /// Returns the filter and draw of tokens in use.
+    /// Returns the token filters and sampling in use.
     pub fn sampler(&self) -> Sampler {
         self.sampler
     }
@@ -188,7 +200,7 @@ impl Pipeline {
     /// Generates images without blocking while results are read back from the device, as a browser needs it.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub async fn generate_async(&self, request: &Request) -> Result<Vec<RgbImage>> {
         let mut images = Vec::with_capacity(request.conditions.len());
         for batch in self.batches(request)? {
@@ -203,7 +215,7 @@ impl Pipeline {
     /// Starts the generation of all images of a request at once, scale by scale. Dropping the steps stops it.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn steps(&self, request: &Request) -> Result<Steps<'_>> {
         self.start(self.batch(request, 0..request.conditions.len()))
     }
@@ -233,7 +245,7 @@ impl Pipeline {
     /// Starts a batch with the pipeline's guidance.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn start(&self, batch: BatchRequest) -> Result<Steps<'_>> {
         let mut guidance = self.guidance.clone();
         if batch.conditions.iter().all(|condition| matches!(condition, Condition::Null)) {
@@ -244,10 +256,10 @@ impl Pipeline {
         self.start_with(guidance, batch)
     }
 
-    /// Starts a batch with guidance of your own in place of the pipeline's.
+    /// Starts a batch with custom guidance instead of the pipeline's.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// Those of [`Pipeline::generate`].
     pub fn start_with<'a>(&'a self, guidance: Vec<Box<dyn Guidance + 'a>>, batch: BatchRequest) -> Result<Steps<'a>> {
         Ok(Steps { pipeline: self, generation: self.model.start(guidance, batch)? })
     }
@@ -255,7 +267,7 @@ impl Pipeline {
     /// Decodes a canvas to images.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn images(&self, canvas: Tensor<4>) -> Result<Vec<RgbImage>> {
         to_images(self.tokenizer().decode(canvas), ValueRange::Signed)
     }
@@ -265,12 +277,32 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Shape`] for an empty image.
     pub fn encode(&self, image: &RgbImage) -> Result<TokenPyramid> {
-        let images = from_image(image, self.image_shape(), &self.device())?;
-        self.tokenizer().encode(images, self.scales())
+        self.encode_over(image, self.scales())
+    }
+
+    /// Encodes an image as [`Pipeline::encode`] does, to the tokens of another scale schedule.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an empty image; [`Error::Config`] for a schedule that the tokenizer does not have.
+    pub fn encode_over(&self, image: &RgbImage, scales: &Scales) -> Result<TokenPyramid> {
+        let images = from_image(image, self.tokenizer().image_shape(scales), &self.device())?;
+        self.tokenizer().encode(images, scales)
     }
 }
 
 /// A batch on its way through the scales: an iterator with one [`Step`] per scale. Dropping it stops the generation.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pipeline = burn_var::pipeline::Pipeline::from_pretrained("models/fashion-mnist")?;
+/// # let request = burn_var::pipeline::Request::classes([3]);
+/// for step in pipeline.steps(&request)? {
+///     let step = step?;
+///     step.image()?.save(format!("preview-{}.png", step.k()))?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Steps<'a> {
     pipeline: &'a Pipeline,
     generation: Box<dyn AnyGeneration + 'a>,
@@ -288,10 +320,10 @@ impl<'a> Steps<'a> {
         Ok(Some(Step { pipeline: self.pipeline, done }))
     }
 
-    /// Generates all scales that are left, and returns tokens and canvas.
+    /// Generates the remaining scales, and returns tokens and canvas.
     ///
     /// # Errors
-    /// As [`Steps::next_async`].
+    /// Those of [`Steps::next_async`].
     pub fn finish(mut self) -> Result<Generated> {
         while let Some(step) = self.next() {
             step?;
@@ -335,7 +367,7 @@ impl Step<'_> {
     /// Decodes the canvas so far: a preview of every image.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn images(&self) -> Result<Vec<RgbImage>> {
         self.pipeline.images(self.done.canvas.clone())
     }
@@ -343,7 +375,7 @@ impl Step<'_> {
     /// Decodes a preview of the first image.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub fn image(&self) -> Result<RgbImage> {
         Ok(self.pipeline.images(self.done.canvas.clone().narrow(0, 0, 1))?.remove(0))
     }
@@ -351,7 +383,7 @@ impl Step<'_> {
     /// Decodes previews without blocking while they are read back.
     ///
     /// # Errors
-    /// As [`to_images`].
+    /// Those of [`to_images`].
     pub async fn images_async(&self) -> Result<Vec<RgbImage>> {
         to_images_async(self.pipeline.tokenizer().decode(self.done.canvas.clone()), ValueRange::Signed).await
     }

@@ -4,7 +4,7 @@ use crate::guidance::{AidWeight, GuidanceConfig, Schedule, SsgConfig, VpgConfig}
 use crate::sampling::Sampler;
 use crate::weights::GenerationConfig;
 
-/// Settings of generation. What is `None` is as the model's own file says, or as in the paper.
+/// Settings of generation. `None` stands for the setting in the model's file, or else the paper's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -16,7 +16,7 @@ pub struct Settings {
     pub top_p: Option<f64>,
     /// Divisor of the logits.
     pub temperature: Option<f64>,
-    /// Mixture of codes in place of one.
+    /// Mixture of codes instead of one code.
     pub more_smooth: Option<bool>,
     /// Visual prefix guidance.
     pub vpg: Option<VpgConfig>,

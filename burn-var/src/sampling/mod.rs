@@ -1,7 +1,7 @@
 //! Filters and draws tokens.
 //!
-//! Drawing happens on the host, with one stream of random numbers per image: the same seed gives the same tokens on
-//! every backend and in every batch, as far as the logits agree.
+//! Tokens are drawn on the host, with one stream of random numbers per image: equal logits and seeds give the same
+//! tokens on every backend and in every batch.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
@@ -11,17 +11,28 @@ use crate::rng::Rng;
 use crate::{Error, Result};
 
 /// Settings of the filter and the draw of tokens.
+///
+/// ```
+/// use burn_var::sampling::Sampler;
+///
+/// # fn main() -> burn_var::Result<()> {
+/// let mut logits = [3.0, 1.0, 2.0];
+/// Sampler { top_k: 2, top_p: 0.0, ..Sampler::default() }.filter(&mut logits)?;
+/// assert_eq!(logits, [3.0, f32::NEG_INFINITY, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampler {
-    /// Number of largest logits that are kept, with all that equal the smallest of them; 0 keeps all, 1 is greedy.
+    /// Number of largest logits to keep, with all that tie with the smallest of them; 0 keeps all, 1 is greedy.
     pub top_k: usize,
-    /// Share of the probability that is kept at least: the least likely of those are dropped as long as they weigh no
-    /// more than `1 - top_p` together; 0 keeps all.
+    /// Minimum probability mass to keep: the least likely tokens are dropped while their total is at most `1 - top_p`;
+    /// 0 keeps all.
     pub top_p: f64,
-    /// Divisor of the logits, applied first; the papers' code has none, which is 1.
+    /// Divisor of the logits, applied first; 1 in the papers' code, which has no temperature.
     pub temperature: f64,
-    /// Paints a Gumbel-softmax mixture of codes in place of one code (VAR's `more_smooth`). For looks, not for scores.
+    /// Paints a Gumbel-softmax mixture of codes instead of one code (VAR's `more_smooth`). For looks, not for metrics.
     pub more_smooth: bool,
 }
 
@@ -42,7 +53,7 @@ pub struct DrawnTokens {
 }
 
 impl Sampler {
-    /// Returns settings that always choose the most likely token.
+    /// Returns greedy settings, which always select the most likely token.
     pub fn greedy() -> Self {
         Self { top_k: 1, top_p: 0.0, temperature: 1.0, more_smooth: false }
     }
@@ -53,7 +64,7 @@ impl Sampler {
     /// [`Error::Config`] naming the setting.
     pub fn validate(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.top_p) {
-            return Err(Error::config("top_p", self.top_p, "a share in 0..=1 (0 is off)"));
+            return Err(Error::config("top_p", self.top_p, "a fraction in 0..=1 (0 is off)"));
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return Err(Error::config("temperature", self.temperature, "a positive number"));
@@ -61,11 +72,10 @@ impl Sampler {
         Ok(())
     }
 
-    /// Draws a scale's tokens from logits on the host, row-major `[batch, tokens, vocab]`; `rngs` holds one stream per
-    /// image.
+    /// Draws a scale's tokens from host logits, row-major `[batch, tokens, vocab]`; `rngs` holds one stream per image.
     ///
     /// `ratio` is the progress through the schedule, [`crate::Scales::ratio`], and `codebook` the `[vocab, z_channels]`
-    /// codes; both serve `more_smooth` only.
+    /// codes; only `more_smooth` uses them.
     ///
     /// # Errors
     /// [`Error::Shape`] if the sizes do not fit each other, [`Error::NonFinite`] if a logit is not a number.
@@ -82,7 +92,7 @@ impl Sampler {
             let expected = format!("[{}, tokens, vocab], {} values in all", rngs.len(), values.len());
             return Err(Error::shape("logits", expected, [batch, tokens, vocab]));
         }
-        // Drawn before the rows are shared out among threads, so that each stream is used in order.
+        // Drawn before the rows are distributed over threads, so that each stream is used in order.
         let uniforms: Vec<f64> = rngs.iter_mut().flat_map(|rng| (0..tokens).map(|_| rng.uniform())).collect();
         let ids = values.par_chunks_mut(vocab).zip(uniforms).map(|(row, u)| {
             self.filter(row)?;
@@ -120,12 +130,12 @@ impl Sampler {
         }
         if self.top_p > 0.0 {
             let probabilities = softmax(row);
-            // Logit and place in one number, which sorts faster than places by their logits.
+            // Logit and index packed into one number, which sorts faster than indices by their logits.
             let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
             let mut order: Vec<u64> = kept.map(|(i, &logit)| u64::from(ascending(logit)) << 32 | i as u64).collect();
             order.sort_unstable();
             let mut sum = 0.0;
-            // The largest is the last of the order, and stays whatever it weighs.
+            // The largest is last in the order, and always stays.
             let (_, smaller) = order.split_last().unwrap_or((&0, &[]));
             for &entry in smaller {
                 let i = (entry & u64::from(u32::MAX)) as usize;
@@ -140,13 +150,13 @@ impl Sampler {
     }
 }
 
-/// A number that sorts as [`f32::total_cmp`] does.
+/// Maps a number to an integer that sorts as [`f32::total_cmp`] does.
 fn ascending(x: f32) -> u32 {
     let bits = x.to_bits();
     if x.is_sign_negative() { !bits } else { bits | 1 << 31 }
 }
 
-/// Softmax of a row in f64; entries of minus infinity get 0.
+/// Computes the softmax of a row in f64; entries of minus infinity get 0.
 pub fn softmax(row: &[f32]) -> Vec<f64> {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
@@ -155,7 +165,7 @@ pub fn softmax(row: &[f32]) -> Vec<f64> {
     weights
 }
 
-/// The entry where the running sum of the softmax of `row` passes `u`, a number in `[0, 1)`.
+/// Returns the first index at which the cumulative softmax of `row` exceeds `u`, a number in `[0, 1)`.
 fn pick(row: &[f32], u: f64) -> usize {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
@@ -173,8 +183,8 @@ fn pick(row: &[f32], u: f64) -> usize {
     last
 }
 
-/// `softmax(((1 + ratio) * logits + Gumbel noise) / tau) @ codebook`, with a temperature that falls as the scales grow.
-/// As in the original, the logits are those that top-k and top-p left over.
+/// Computes `softmax(((1 + ratio) * logits + Gumbel noise) / tau) @ codebook`, with a temperature `tau` that falls from
+/// scale to scale. As in the original, the logits are those after top-k and top-p.
 fn mixture(
     mut logits: Vec<f32>,
     [batch, tokens, vocab]: [usize; 3],
@@ -217,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn not_a_number_is_an_error() {
+    fn nan_is_an_error() {
         let error = Sampler::default().filter(&mut [0.0, f32::NAN]).unwrap_err();
         assert!(error.to_string().contains("token 1"), "{error}");
     }
 
     #[test]
-    fn odd_settings_are_refused() {
+    fn invalid_settings_are_errors() {
         assert!(Sampler { top_p: 1.5, ..Sampler::default() }.validate().is_err());
         assert!(Sampler { temperature: 0.0, ..Sampler::default() }.validate().is_err());
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, TensorData};
 
-/// Reads one tensor; the error says what is wrong with the file.
+/// Reads one tensor; the error describes the defect of the file.
 pub(super) type ReadTensor = dyn Fn() -> std::result::Result<TensorData, String> + Send + Sync;
 
 /// One tensor of a file, not read yet.

@@ -48,7 +48,7 @@ impl GenerationConfig {
         note::read(dict, NOTE)
     }
 
-    /// Adds the settings to the metadata of a file that is to be saved.
+    /// Adds the settings to the metadata of a file to be saved.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if JSON cannot hold them.

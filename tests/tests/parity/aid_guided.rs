@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use burn::tensor::{Device, Tensor};
-use burn_var::guidance::{Aid, AidWeight, Cfg, Entering, Guidance};
+use burn_var::guidance::{Aid, AidWeight, BatchInfo, Cfg, Guidance};
 use burn_var::sampling::Sampler;
-use burn_var::{Request, Result, Tokenizer, generate};
+use burn_var::scales::ScaleAt;
+use burn_var::{BatchRequest, Result, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
 
@@ -24,9 +25,13 @@ impl Guidance for Watched {
         self.aid.name()
     }
 
-    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        self.maps.borrow_mut().extend(self.aid.map(scale)?);
-        self.aid.inject(scale, hidden)
+    fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
+        self.aid.begin(batch)
+    }
+
+    fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        self.maps.borrow_mut().extend(self.aid.map(at, codes)?);
+        self.aid.hidden(at, codes, hidden)
     }
 }
 
@@ -36,10 +41,10 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let transformer = var::from_recipe(case, device)?;
     let config = aid_injector::config(case, "/config/injector");
     let injector = aid_injector::from_recipe(&config, &case.get("/weightgen/planner"), device)?;
-    let labels = case.labels("labels", transformer.config().num_classes);
+    let conditions = case.conditions("labels", transformer.config().num_classes);
     let strength: f64 = case.get("/cfg");
 
-    let plain = var::greedy(&tokenizer, &transformer, &labels, strength)?;
+    let plain = var::greedy(&tokenizer, &transformer, &conditions, strength)?;
     for k in 0..tokenizer.scales().len() {
         checks.ids(&format!("unguided.ids_{k}"), "ids", plain.result.tokens.map(k));
     }
@@ -48,12 +53,12 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let weights: Vec<f64> = case.get("/guidance_weights");
     for weight in weights.iter().copied().chain([0.0]) {
         let maps = Rc::default();
-        let aid = Aid::new(injector.clone(), &transformer, AidWeight::Constant(weight))?;
+        let aid = Aid::new(injector.clone(), transformer.word_embed(), AidWeight::Constant(weight))?;
         let watched = Watched { aid, maps: Rc::clone(&maps) };
-        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(watched), Box::new(Cfg::ramp(strength))];
-        let request = Request { labels: labels.clone(), seed: 0, first: 0, sampler: Sampler::greedy() };
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(watched), Box::new(Cfg::ramp(strength))];
+        let request = BatchRequest { sampler: Sampler::greedy(), ..BatchRequest::new(conditions.clone(), 0) };
         let mut logits = Vec::new();
-        let generated = generate(&tokenizer, &transformer, &mut guidance, &request, &mut |done| {
+        let generated = generate(&tokenizer, &transformer, guidance, request, &mut |done| {
             logits.push(done.logits.clone());
             ControlFlow::Continue(())
         })?;

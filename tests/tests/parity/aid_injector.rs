@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use burn_var::models::aid::{Injector, InjectorConfig, InjectorResize, SafeLayerNorm};
-use burn_var::weights::Pretrained;
+use burn_var::weights::{LoadOptions, Pretrained};
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Case, Tolerance};
@@ -34,7 +34,7 @@ pub(super) fn config(case: &Case, pointer: &str) -> InjectorConfig {
 
 /// Builds the injector with weights from the recipe, through the loader of real checkpoints.
 pub(super) fn from_recipe(config: &InjectorConfig, recipe: &WeightGen, device: &Device) -> Result<Injector> {
-    let weights = recipe.for_module(&config.init_zeros(device)?, &injector_keys());
+    let weights = recipe.for_module(&config.init_zeros(device)?, &Injector::keys(config));
     Injector::load_with(&weights, config, LoadOptions::default(), device)
 }
 
@@ -58,7 +58,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
             Some(grad) => checks.floats(&format!("{name}.dx"), "*.dx", grad),
             None => checks.fail(format!("{name}: no gradient reaches the input")),
         }
-        checks.gradients(&format!("/results/{name}/grads"), &Gradients::of(&injector, &graph, &injector_keys()));
+        checks
+            .gradients(&format!("/results/{name}/grads"), &Gradients::of(&injector, &graph, &Injector::keys(&config)));
     }
     for name in case.names().filter(|name| name.starts_with("pos_")) {
         let length = case.array(name).shape[1];

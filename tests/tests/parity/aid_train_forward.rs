@@ -6,13 +6,14 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
+use burn_var::generation::ScaleDone;
+use burn_var::guidance::{Aid, AidWeight, Guidance};
 use burn_var::models::aid::{Injector, SoftCanvas};
-use burn_var::guidance::{Aid, AidWeight, Entering, Guidance};
-use burn_var::weights::Pretrained;
+use burn_var::models::var::{Var, VqVae};
 use burn_var::sampling::Sampler;
-use burn_var::models::var::VqVae;
-use burn_var::models::var::Var;
-use burn_var::{Request, Result, TokenPyramid, Tokenizer, generate};
+use burn_var::scales::ScaleAt;
+use burn_var::weights::Pretrained;
+use burn_var::{BatchRequest, Condition, Result, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
 use burn_var_tests::gradients::Gradients;
@@ -30,8 +31,8 @@ impl Guidance for Fixed {
         "fixed"
     }
 
-    fn inject(&mut self, scale: Entering<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        Ok(match scale.k.checked_sub(1) {
+    fn hidden(&mut self, at: ScaleAt<'_>, _: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        Ok(match at.k().checked_sub(1) {
             Some(before) => hidden + self.maps[before].clone() * self.weight,
             None => hidden,
         })
@@ -42,7 +43,7 @@ struct Models {
     tokenizer: VqVae,
     transformer: Var,
     injector: Injector,
-    labels: Vec<Label>,
+    conditions: Vec<Condition>,
     weight: f64,
 }
 
@@ -55,14 +56,10 @@ struct Rollout {
 }
 
 impl Models {
-    fn greedy(
-        &self,
-        guidance: &mut [Box<dyn Guidance>],
-        seen: &mut dyn FnMut(usize, &Tensor<3>),
-    ) -> Result<TokenPyramid> {
-        let request = Request { labels: self.labels.clone(), seed: 0, first: 0, sampler: Sampler::greedy() };
-        let generated = generate(&self.tokenizer, &self.transformer, guidance, &request, &mut |done| {
-            seen(done.k, done.logits);
+    fn greedy(&self, guidance: Vec<Box<dyn Guidance>>, seen: &mut dyn FnMut(&ScaleDone)) -> Result<TokenPyramid> {
+        let request = BatchRequest { sampler: Sampler::greedy(), ..BatchRequest::new(self.conditions.clone(), 0) };
+        let generated = generate(&self.tokenizer, &self.transformer, guidance, request, &mut |done| {
+            seen(done);
             ControlFlow::Continue(())
         })?;
         Ok(generated.tokens)
@@ -70,24 +67,25 @@ impl Models {
 
     /// Returns the injector's maps of given tokens, one per scale from the second on.
     fn maps(&self, tokens: &TokenPyramid) -> Result<Vec<Tensor<3>>> {
-        let aid = Aid::new(self.injector.clone(), &self.transformer, AidWeight::default())?;
+        let mut aid = Aid::new(self.injector.clone(), self.transformer.word_embed(), AidWeight::default())?;
         let scales = self.tokenizer.scales();
         let map = |k: usize| {
             let codes = self.tokenizer.lookup(tokens.map(k - 1));
-            let map = aid.map(Entering { k, scales, previous: Some(&codes) })?;
+            let map = aid.map(scales.at(k), Some(&codes))?;
             Ok(map.expect("there is a scale before"))
         };
         (1..scales.len()).map(map).collect()
     }
 
     fn rollout(&self, unguided: &TokenPyramid) -> Result<Rollout> {
+        let scales = self.tokenizer.scales();
         let maps = self.maps(unguided)?;
-        let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Fixed { maps: maps.clone(), weight: self.weight })];
-        let mut canvas = SoftCanvas::new(&self.tokenizer, self.labels.len(), 1.0);
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Fixed { maps: maps.clone(), weight: self.weight })];
+        let mut canvas = SoftCanvas::new(&self.tokenizer, self.conditions.len(), scales, 1.0);
         let (mut logits, mut soft) = (Vec::new(), Vec::new());
-        let tokens = self.greedy(&mut guidance, &mut |k, of_scale| {
-            soft.push(canvas.paint(k, of_scale.clone()));
-            logits.push(of_scale.clone());
+        let tokens = self.greedy(guidance, &mut |done| {
+            soft.push(canvas.paint(scales.at(done.k), done.logits.clone()));
+            logits.push(done.logits.clone());
         })?;
         Ok(Rollout { maps, logits, tokens, soft })
     }
@@ -101,11 +99,11 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         tokenizer: vqvae::from_recipe(&tokenizer, &case.get("/weightgen/vae"), device)?.no_grad(),
         transformer: var::from_recipe(case, device)?.no_grad(),
         injector: aid_injector::from_recipe(&config, &case.get("/weightgen/planner"), device)?,
-        labels: case.labels("labels", var::config(case, "/config").num_classes),
+        conditions: case.conditions("labels", var::config(case, "/config").num_classes),
         weight: case.get("/guidance_weight"),
     };
     let scales = models.tokenizer.scales().clone();
-    let unguided = models.greedy(&mut [], &mut |_, _| ())?;
+    let unguided = models.greedy(Vec::new(), &mut |_| ())?;
     let Rollout { maps, logits, tokens, soft } = models.rollout(&unguided)?;
     let first = |canvas: Tensor<4>| models.tokenizer.decode(canvas.narrow(0, 0, 1));
     checks.floats("guidance_0", "logits", Tensor::<3>::zeros(maps_shape(case), device));
@@ -123,15 +121,16 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     checks.floats("hard_img_1", "images", first(canvases[1].clone()));
     // The released code fills the scales that are still to come with the code 0.
     let padded = (2..scales.len()).fold(canvases[1].clone(), |canvas, k| {
-        let zeros = Tensor::<2, Int>::zeros([models.labels.len(), scales.size(k).area()], device);
-        models.tokenizer.paint(canvas, k, models.tokenizer.lookup(zeros))
+        let zeros = Tensor::<2, Int>::zeros([models.conditions.len(), scales.size(k).area()], device);
+        models.tokenizer.paint(canvas, scales.at(k), models.tokenizer.lookup(zeros))
     });
     checks.floats("compat_hard_img_1", "images", first(padded));
 
     let grads = case.tolerance("grads", "grads");
+    let keys = Injector::keys(&config);
     let mut compare = |name: &str, loss: Tensor<1>| {
         checks.scalar(name, case.get(&format!("/scalars/{name}")), vqvae::number(&loss), grads);
-        let found = Gradients::of(&models.injector, &loss.backward(), &injector_keys());
+        let found = Gradients::of(&models.injector, &loss.backward(), &keys);
         checks.gradients(&format!("/grad_injector_of_{name}"), &found);
     };
     let sum = |terms: Vec<Tensor<1>>| terms.into_iter().reduce(|a, b| a + b).expect("two scales or more");

@@ -1,14 +1,16 @@
 //! Files of the original's own trainers, read unchanged.
 
 use burn::tensor::Device;
-use burn_var::weights::{Pretrained, StateDict};
-use burn_var::models::var::VqVae;
-use burn_var::{Result, TokenPyramid, Tokenizer};
+use burn_var::models::aid::{DiscriminatorHeads, DiscriminatorHeadsConfig, Injector, Projector, VitProjector};
+use burn_var::models::dino::{Vit, VitConfig};
+use burn_var::models::var::{Var, VarConfig, VqVae};
+use burn_var::weights::{LoadOptions, Pretrained, StateDict};
+use burn_var::{MapSize, Result, TokenPyramid, Tokenizer};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use serde_json::{Map, Value};
 
-use super::{var, vqvae};
+use super::{aid_injector, var, vqvae};
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let files: Map<String, Value> = case.get("/files");
@@ -20,16 +22,14 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         let dict = StateDict::open(case.file(name))?;
         // In a JSON pointer a `/` of a name would have to be escaped; file names have none.
         let about = format!("/files/{name}");
-        if dict.sections().contains(&Section::Injector) {
-            entries(case, &dict.section(Section::Injector)?, &format!("{about}/planner_entries"), checks);
-            entries(case, &dict.section(Section::Discriminator)?, &format!("{about}/discriminator_entries"), checks);
-            // Their models come with the discriminator and the injector.
-            case.arrays_of_role("expected")
-                .into_iter()
-                .filter(|name| name.starts_with("aid."))
-                .for_each(|name| checks.skip(name));
-        } else if dict.sections().contains(&Section::Var) {
-            entries(case, &dict.section(Section::Var)?, &format!("{about}/var_entries"), checks);
+        if dict.sections().contains(&Injector::KIND) {
+            let judge = dict.section(DiscriminatorHeads::KIND)?;
+            entries(case, &dict.section(Injector::KIND)?, &format!("{about}/planner_entries"), checks);
+            entries(case, &judge, &format!("{about}/discriminator_entries"), checks);
+            injector(case, &dict, &about, device, checks)?;
+            discriminator(case, &judge, &about, device, checks)?;
+        } else if dict.sections().contains(&Var::KIND) {
+            entries(case, &dict.section(Var::KIND)?, &format!("{about}/var_entries"), checks);
             trainer(case, &dict, &about, device, checks)?;
         } else if dict.contains("quantize.embedding.weight") {
             entries(case, &dict, &format!("{about}/entries"), checks);
@@ -88,7 +88,7 @@ fn bare_tokenizer(
     checks: &mut Checks<'_>,
 ) -> Result<VqVae> {
     let model = tokenizer_of(case, dict, about, device, checks)?;
-    let tokens = model.tokenize(case.tensor("vqvae.image", device))?;
+    let tokens = model.encode(case.tensor("vqvae.image", device), model.scales())?;
     checks.ids("vqvae.ids", "ids", tokens.sequence());
     if let Some(canvas) = model.canvases(&tokens).pop() {
         checks.floats("vqvae.rec", "floats", model.decode(canvas));
@@ -104,10 +104,11 @@ fn bare_transformer(
     checks: &mut Checks<'_>,
 ) -> Result<()> {
     let device = tokenizer.codebook().device();
-    let transformer = load_var(dict, &sizes(case, dict, about, checks)?, &device)?;
+    let config = sizes(case, dict, about, checks)?;
+    let transformer = Var::load_with(dict, &config, LoadOptions::default(), &device)?;
     let strength = guidance_strength(case);
-    let generated =
-        var::greedy(tokenizer, &transformer, &case.labels("var.labels", transformer.config().num_classes), strength)?;
+    let conditions = case.conditions("var.labels", config.num_classes);
+    let generated = var::greedy(tokenizer, &transformer, &conditions, strength)?;
     checks.ids("var.ids", "ids", generated.result.tokens.sequence());
     if let Some(last) = generated.logits.into_iter().last() {
         checks.floats("var.logits_last", "floats", last);
@@ -116,15 +117,10 @@ fn bare_transformer(
 }
 
 /// Reads the transformer's sizes from the file, the scale schedule too, and compares them with the case.
-fn sizes(
-    case: &Case,
-    dict: &StateDict,
-    about: &str,
-    checks: &mut Checks<'_>,
-) -> Result<burn_var::models::var::VarConfig> {
+fn sizes(case: &Case, dict: &StateDict, about: &str, checks: &mut Checks<'_>) -> Result<VarConfig> {
     let expected = var::config(case, &format!("{about}/config"));
     let found = Var::config_of(dict, None)?;
-    let found = burn_var::models::var::VarConfig { drop_path_rate: expected.drop_path_rate, ..found };
+    let found = VarConfig { drop_path_rate: expected.drop_path_rate, ..found };
     checks.require(found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
     Ok(found)
 }
@@ -138,10 +134,46 @@ fn guidance_strength(case: &Case) -> f64 {
 
 fn trainer(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let tokenizer = tokenizer_of(case, dict, about, device, checks)?;
-    let transformer = load_var(dict, &sizes(case, dict, about, checks)?, device)?;
+    let config = sizes(case, dict, about, checks)?;
+    let transformer = Var::load_with(dict, &config, LoadOptions::default(), device)?;
     let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("trainer.gt_ids", device))?;
-    let labels = case.labels("trainer.labels", transformer.config().num_classes);
-    let logits = transformer.forward(&labels, tokenizer.teacher_input(&tokens), None)?;
+    let conditions = case.conditions("trainer.labels", config.num_classes);
+    let logits = transformer.teacher_forced(&conditions, tokenizer.teacher_input(&tokens), None)?;
     checks.floats("trainer.tf_logits", "floats", logits);
+    Ok(())
+}
+
+/// Loads the injector of AID-VAR's trainer, and compares its maps of a 2x2 scale for targets of all sizes.
+fn injector(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let injector = Injector::load(dict, device)?;
+    let expected = aid_injector::config(case, &format!("{about}/planner_config"));
+    let found = injector.config();
+    checks.require(*found == expected, || format!("{about}: expected {expected:?}, found {found:?}"));
+    let tokens = case.tensor::<3>("aid.planner_x", device);
+    let from = MapSize::square(tokens.dims()[1].isqrt());
+    for name in case.arrays_of_role("expected") {
+        let Some(side) = name.strip_prefix("aid.planner_y_pn") else { continue };
+        let side = side.parse().unwrap_or_else(|error| panic!("case `{}`: `{name}`: {error}", case.name()));
+        checks.floats(&name, "floats", injector.forward(tokens.clone(), from, MapSize::square(side), None)?);
+    }
+    Ok(())
+}
+
+/// Loads the discriminator of AID-VAR's trainer, frozen encoder and heads, and compares its logits of images.
+fn discriminator(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let part = |prefix: &str| {
+        let prefix = format!("discriminator.discriminator.{prefix}");
+        dict.strip_prefix(&prefix).unwrap_or_else(|| panic!("case `{}`: no tensor under `{prefix}`", case.name()))
+    };
+    let encoder = part("dino.model.model.");
+    // Shapes do not determine the number of heads.
+    let num_heads = case.get(&format!("{about}/vit_config/num_heads"));
+    let config = VitConfig { num_heads, ..Vit::config_of(&encoder, None)? };
+    let vit = Vit::load_with(&encoder, &config, LoadOptions::default(), device)?;
+    let projector = VitProjector::new(vit, case.get(&format!("{about}/vit_config/hooks")))?;
+    let config = DiscriminatorHeadsConfig::aid(config.embed_dim);
+    let heads = DiscriminatorHeads::load_with(&part("heads."), &config, LoadOptions::default(), device)?;
+    let features = projector.features(case.tensor("aid.image", device))?;
+    checks.floats("aid.logits", "floats", heads.forward(&features, None)?);
     Ok(())
 }

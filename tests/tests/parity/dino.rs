@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use burn_var::math::Resize;
 use burn_var::models::aid::{DiscriminatorHeadsConfig, Projector, VitProjector, generator_loss};
 use burn_var::models::dino::{Vit, VitConfig};
-use burn_var::weights::Pretrained;
-use burn_var::math::Resize;
+use burn_var::weights::{LoadOptions, Pretrained};
 use burn_var::{MapSize, Result};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -55,14 +55,15 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
 fn from_recipe(case: &Case, device: &Device) -> Result<Vit> {
     let config = config(case);
     let recipe: WeightGen = case.get("/weightgen/vit");
-    let weights = recipe.for_module(&config.init_zeros(device)?, &vit_keys());
+    let weights = recipe.for_module(&config.init_zeros(device)?, &Vit::keys(&config));
     Vit::load_with(&weights, &config, LoadOptions::default(), device)
 }
 
 /// Compares the whole discriminator: features, heads, and the gradient of the generator's loss in the image.
 fn discriminator(case: &Case, blocks: &[usize], step: usize, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let vit = from_recipe(case, device)?.no_grad();
-    let config = DiscriminatorHeadsConfig { heads: blocks.len() + 1, ..DiscriminatorHeadsConfig::aid(vit.config().embed_dim) };
+    let config =
+        DiscriminatorHeadsConfig { heads: blocks.len() + 1, ..DiscriminatorHeadsConfig::aid(vit.config().embed_dim) };
     let projector = VitProjector::new(vit, blocks.to_vec())?;
     let heads = disc::from_recipe(case, &config, &case.get("/weightgen/heads"), "state", device)?;
     let image = case.tensor::<4>("image", device).require_grad();

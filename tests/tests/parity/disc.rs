@@ -2,7 +2,9 @@
 
 use burn::tensor::{Device, Tensor};
 use burn_var::Result;
-use burn_var::models::aid::{HeadVariant, DiscriminatorHeads, DiscriminatorHeadsConfig, HingeReduction, generator_loss};
+use burn_var::models::aid::{
+    DiscriminatorHeads, DiscriminatorHeadsConfig, HeadVariant, HingeReduction, generator_loss,
+};
 use burn_var::weights::{LoadOptions, Pretrained, StateDict, export, load};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -19,6 +21,7 @@ fn is_vector(key: &str) -> bool {
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let device = &device.clone().autodiff();
     let config = config(case);
+    let keys = DiscriminatorHeads::keys(&config);
     let side = |name: &str| -> Vec<Tensor<3>> {
         (0..config.heads).map(|head| case.tensor(&format!("{name}_{head}"), device)).collect()
     };
@@ -47,7 +50,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let positions = (config.heads * real[0].dims()[2]) as f64;
     let of_mean = number(&r1) / positions.powi(2);
     checks.scalar("r1_features_of_mean_logit", expected("r1_features_of_mean_logit"), of_mean, scalars);
-    checks.gradients("/grads/r1", &Gradients::of(&heads, &r1.backward(), &heads_keys()));
+    checks.gradients("/grads/r1", &Gradients::of(&heads, &r1.backward(), &keys));
 
     // In training: a step of the power iteration before each pass.
     let first = from_recipe(case, &config, &recipe, "uv_init", device)?.iterated();
@@ -64,7 +67,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         checks.scalar("loss_g", expected("loss_g"), number(&generator_loss(fake.clone())), scalars);
         let loss = reduction.discriminator_loss(real, fake);
         checks.scalar(name, expected(name), number(&loss), scalars);
-        checks.gradients(&format!("/grads/{name}"), &Gradients::of(&second, &loss.backward(), &heads_keys()));
+        checks.gradients(&format!("/grads/{name}"), &Gradients::of(&second, &loss.backward(), &keys));
     }
     Ok(())
 }
@@ -89,9 +92,9 @@ pub(super) fn from_recipe(
     vectors: &str,
     device: &Device,
 ) -> Result<DiscriminatorHeads> {
-    let module = config.init_zeros(device)?;
+    let (module, keys) = (config.init_zeros(device)?, DiscriminatorHeads::keys(config));
     let recipe = recipe.clone();
-    let names = export(&module, &heads_keys())?;
+    let names = export(&module, &keys)?;
     let tensors: Vec<(String, Vec<usize>)> =
         names.keys().map(|key| (key.to_owned(), names.shape(key).unwrap_or_default().to_vec())).collect();
     let given: Vec<(String, Vec<f32>)> = names
@@ -106,11 +109,11 @@ pub(super) fn from_recipe(
         let given = given.iter().find(|(name, _)| name == key);
         given.map_or_else(|| recipe.tensor(key, shape), |(_, values)| values.clone())
     })?;
-    Ok(load(module, &dict, &heads_keys(), LoadOptions::default())?.0)
+    Ok(load(module, &dict, &keys, LoadOptions::default())?.0)
 }
 
 fn vectors(heads: &DiscriminatorHeads, name: &str, checks: &mut Checks<'_>) -> Result<()> {
-    let dict = export(heads, &heads_keys())?;
+    let dict = export(heads, &DiscriminatorHeads::keys(heads.config()))?;
     for key in dict.keys().filter(|key| is_vector(key)) {
         let data = dict.tensor(key)?;
         let shape = data.shape().to_vec();

@@ -11,7 +11,7 @@ use burn_var_tests::weightgen::WeightGen;
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let recipe: WeightGen = case.get("/weightgen");
-    let weights = recipe.for_module(&Inception::init_zeros(device), &inception_keys());
+    let weights = recipe.for_module(&Inception::init_zeros(device), &Inception::keys(&()));
     let network = Inception::load(&weights, device)?;
     for image in case.arrays_of_role("input") {
         let Some(name) = image.strip_suffix(".image") else { continue };

@@ -39,7 +39,7 @@ pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<(
                 checks.scalar(&format!("{name} of {source}, part {i}"), *expected, *found, tolerance);
             }
             checks.scalar(&format!("{name} of {source}, mean"), expected.mean, found.mean(), tolerance);
-            checks.scalar(&format!("{name} of {source}, std"), expected.std, found.deviation(), tolerance);
+            checks.scalar(&format!("{name} of {source}, std"), expected.std, found.std(), tolerance);
         };
         compare("logits", InceptionScore::of(&rows, classes, splits)?);
         let probabilities = case.array("probs").values;

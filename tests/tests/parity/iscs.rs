@@ -65,7 +65,7 @@ pub(super) fn read(case: &Case, _: &Device, checks: &mut Checks<'_>) -> Result<(
     for (name, found) in [
         ("inception_score_1_split", whole.mean()),
         ("inception_score_4_splits_mean", parts.mean()),
-        ("inception_score_4_splits_std_population", parts.deviation()),
+        ("inception_score_4_splits_std_population", parts.std()),
     ] {
         checks.scalar(name, scalar(name), found, scores);
     }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use burn_var::Result;
-use burn_var::metrics::{PrecisionRecall, Manifold};
+use burn_var::metrics::{Manifold, PrecisionRecall};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case, Tolerance};
 

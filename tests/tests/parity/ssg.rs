@@ -1,9 +1,10 @@
 //! Scaled Spatial Guidance, against scipy's transforms and torch's interpolation.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use burn_var::guidance::{Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder};
-use burn_var::math::dct_matrix;
-use burn_var::math::Resize;
+use burn_var::guidance::{
+    BatchInfo, Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder,
+};
+use burn_var::math::{Resize, dct_matrix};
 use burn_var::{MapSize, Result, Scales};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -14,7 +15,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     for name in case.names().filter(|name| name.starts_with("beta_k_K")) {
         let count: usize = name.trim_start_matches("beta_k_K").parse().unwrap_or_default();
         let scales = Scales::square(&(1..=count).collect::<Vec<_>>())?;
-        let values = (0..count).map(|k| Schedule::Decay(beta).at(k, &scales)).collect();
+        let values = scales.iter().map(|at| Schedule::Decay(beta).at(at)).collect();
         checks.array(name, "*", Array { shape: vec![count], values });
     }
     priors(case, device, checks)?;
@@ -84,8 +85,9 @@ fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> 
         ("ssg_lit", vec![cfg(), dse(DseFill::Interpolated, DseScale::Literal)]),
         ("ssg_zero", vec![cfg(), dse(DseFill::Zero, DseScale::Amplitude)]),
     ];
+    let batch = BatchInfo { scales: &scales, images: 1, seed: 0, first: 0, device };
     for (name, mut chain) in chains {
-        chain.iter().try_for_each(|part| part.check(&scales))?;
+        chain.iter_mut().try_for_each(|part| part.begin(&batch))?;
         for k in 0..scales.len() {
             let MapSize { height, width } = scales.size(k);
             let branch = |name: &str| {
@@ -95,7 +97,7 @@ fn pyramid(case: &Case, beta: f64, device: &Device, checks: &mut Checks<'_>) -> 
             };
             let mut logits = Logits { null: Some(branch("uncond")), ..Logits::cond(branch("cond")) };
             for part in &mut chain {
-                logits = part.steer(k, &scales, logits)?;
+                logits = part.logits(scales.at(k), logits)?;
             }
             let found = logits.cond.reshape([height as i64, width as i64, -1]);
             let array = format!("pyr_{name}_{k}");

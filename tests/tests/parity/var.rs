@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor};
+use burn_var::generation::Generated;
 use burn_var::guidance::{Cfg, Guidance};
-use burn_var::weights::Pretrained;
+use burn_var::models::var::{Var, VarConfig, VqVae};
 use burn_var::sampling::Sampler;
-use burn_var::models::var::VqVae;
-use burn_var::models::var::{Var, VarConfig};
-use burn_var::{Generated, Request, Result, TokenPyramid, Tokenizer, generate};
+use burn_var::weights::{LoadOptions, Pretrained};
+use burn_var::{BatchRequest, Condition, Result, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Case, Tolerance};
 use burn_var_tests::gradients::Gradients;
@@ -41,9 +41,9 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let tokenizer = vqvae::config(case, &["/config/vae", "/config"]);
     let tokenizer = vqvae::from_recipe(&tokenizer, &case.get("/weightgen/vae"), device)?;
     let transformer = from_recipe(case, device)?;
-    let labels = case.labels("labels", transformer.config().num_classes);
+    let conditions = case.conditions("labels", transformer.config().num_classes);
     for strength in case.get::<Vec<f64>>("/cfgs") {
-        let generated = greedy(&tokenizer, &transformer, &labels, strength)?;
+        let generated = greedy(&tokenizer, &transformer, &conditions, strength)?;
         let name = |array: &str| format!("cfg{strength}.{array}");
         for (k, logits) in generated.logits.into_iter().enumerate() {
             checks.floats(&name(&format!("logits_{k}")), "logits", logits);
@@ -57,15 +57,15 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
         }
         checks.floats(&name("f_hat"), "f_hat", generated.result.canvas);
     }
-    teacher_forced(case, &tokenizer, &transformer, &labels, checks)?;
-    training(case, &labels, device, checks)
+    teacher_forced(case, &tokenizer, &transformer, &conditions, checks)?;
+    training(case, &conditions, device, checks)
 }
 
 /// Builds the transformer with weights from the recipe, through the loader of real checkpoints.
 pub(super) fn from_recipe(case: &Case, device: &Device) -> Result<Var> {
     let config = config(case, "/config");
     let recipe: WeightGen = case.get("/weightgen/var");
-    let weights = recipe.for_module(&config.init_zeros(device)?, &var_keys());
+    let weights = recipe.for_module(&config.init_zeros(device)?, &Var::keys(&config));
     Var::load_with(&weights, &config, LoadOptions::default(), device)
 }
 
@@ -76,11 +76,11 @@ pub(super) struct Greedy {
 }
 
 /// Generates the most likely tokens under VAR's guidance ramp.
-pub(super) fn greedy(tokenizer: &VqVae, transformer: &Var, labels: &[Label], strength: f64) -> Result<Greedy> {
+pub(super) fn greedy(tokenizer: &VqVae, transformer: &Var, conditions: &[Condition], strength: f64) -> Result<Greedy> {
     let mut logits = Vec::new();
-    let mut guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(strength))];
-    let request = Request { labels: labels.to_vec(), seed: 0, first: 0, sampler: Sampler::greedy() };
-    let result = generate(tokenizer, transformer, &mut guidance, &request, &mut |done| {
+    let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(strength))];
+    let request = BatchRequest { sampler: Sampler::greedy(), ..BatchRequest::new(conditions.to_vec(), 0) };
+    let result = generate(tokenizer, transformer, guidance, request, &mut |done| {
         logits.push(done.logits.clone());
         ControlFlow::Continue(())
     })?;
@@ -91,26 +91,26 @@ fn teacher_forced(
     case: &Case,
     tokenizer: &VqVae,
     transformer: &Var,
-    labels: &[Label],
+    conditions: &[Condition],
     checks: &mut Checks<'_>,
 ) -> Result<()> {
     let device = tokenizer.codebook().device();
     let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("gt_ids", &device))?;
     let input = tokenizer.teacher_input(&tokens);
     checks.floats("var_input", "f_hat", input.clone());
-    checks.floats("tf_logits", "logits", transformer.forward(labels, input.clone(), None)?);
+    checks.floats("tf_logits", "logits", transformer.teacher_forced(conditions, input.clone(), None)?);
     if case.has("tf_logits_uncond") {
         let first = case.array("tf_logits_uncond").shape[0];
-        let logits = transformer.forward(&vec![None; first], input.narrow(0, 0, first), None)?;
+        let logits = transformer.teacher_forced(&vec![Condition::Null; first], input.narrow(0, 0, first), None)?;
         checks.floats("tf_logits_uncond", "logits", logits);
     }
     Ok(())
 }
 
-fn training(case: &Case, labels: &[Label], device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+fn training(case: &Case, conditions: &[Condition], device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let device = device.clone().autodiff();
     let transformer = from_recipe(case, &device)?;
-    let logits = transformer.forward(labels, case.tensor("var_input", &device), None)?;
+    let logits = transformer.teacher_forced(conditions, case.tensor("var_input", &device), None)?;
     let smoothing: f64 = case.find("/scalars/label_smoothing").unwrap_or(0.0);
     let log_probabilities = log_softmax(logits, 2);
     let target = case.ids::<2>("gt_ids", &device).unsqueeze_dim::<3>(2);
@@ -119,7 +119,7 @@ fn training(case: &Case, labels: &[Label], device: &Device, checks: &mut Checks<
     let ce_loss = case.tolerance("ce_loss", "ce_loss");
     checks.scalar("ce_loss", case.get("/scalars/ce_loss"), vqvae::number(&loss), ce_loss);
 
-    let gradients = Gradients::of(&transformer, &loss.backward(), &var_keys());
+    let gradients = Gradients::of(&transformer, &loss.backward(), &Var::keys(transformer.config()));
     checks.gradients("/grad_ce", &gradients);
     let Tolerance { relative, .. } = case.tolerance("grads", "grads");
     let total = Tolerance { absolute: 0.0, relative };

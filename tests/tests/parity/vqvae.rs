@@ -1,9 +1,9 @@
 //! The multi-scale tokenizer, against `models/vqvae.py` of VAR.
 
 use burn::tensor::{Device, Tensor};
-use burn_var::weights::Pretrained;
 use burn_var::models::var::{VqVae, VqVaeConfig, phi_index};
-use burn_var::{Result, Scales, TokenPyramid, Tokenizer};
+use burn_var::weights::{LoadOptions, Pretrained};
+use burn_var::{Result, Scales, Tokenizer};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::Case;
 use burn_var_tests::gradients::Gradients;
@@ -32,7 +32,7 @@ pub(super) fn config(case: &Case, pointers: &[&str]) -> VqVaeConfig {
 
 /// Builds a tokenizer with weights from the recipe, through the loader of real checkpoints.
 pub(super) fn from_recipe(config: &VqVaeConfig, recipe: &WeightGen, device: &Device) -> Result<VqVae> {
-    let weights = recipe.for_module(&config.init_zeros(device)?, &vqvae_keys(config));
+    let weights = recipe.for_module(&config.init_zeros(device)?, &VqVae::keys(config));
     VqVae::load_with(&weights, config, LoadOptions::default(), device)
 }
 
@@ -57,19 +57,20 @@ fn phis(case: &Case, config: &VqVaeConfig, checks: &mut Checks<'_>) {
 fn inference(case: &Case, model: &VqVae, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let image: Tensor<4> = case.tensor("image", device);
     checks.floats("encoder_out", "floats", model.encoder.forward(image.clone()));
-    checks.floats("f", "floats", model.encode(image.clone())?);
-    let tokens = model.tokenize_with(image.clone(), model.scales())?;
+    checks.floats("f", "floats", model.latent(image.clone())?);
+    let scales = model.scales();
+    let tokens = model.encode(image.clone(), scales)?;
     let canvases = model.canvases(&tokens);
     for (k, canvas) in canvases.iter().enumerate() {
         checks.ids(&format!("ids_{k}"), "ids_0", tokens.map(k));
         checks.floats(&format!("f_hat_{k}"), "floats", canvas.clone());
         first_images(case, &format!("rec_{k}"), canvas, checks, |canvas| model.decode(canvas));
-        let next = if k + 1 < canvases.len() { model.next_input(canvas, k + 1) } else { canvas.clone() };
+        let next = if k + 1 < canvases.len() { model.next_input(canvas, scales.at(k + 1)) } else { canvas.clone() };
         checks.floats(&format!("next_{k}"), "floats", next);
     }
     checks.floats("var_input", "floats", model.teacher_input(&tokens));
     if let Some(scales) = case.find::<Scales>("/config/extra_v_patch_nums") {
-        let tokens: TokenPyramid = model.tokenize_with(image, &scales)?;
+        let tokens = model.encode(image, &scales)?;
         for k in 0..scales.len() {
             checks.ids(&format!("extra_ids_{k}"), "ids_0", tokens.map(k));
         }
@@ -92,7 +93,7 @@ fn first_images(
 }
 
 fn training(case: &Case, model: &VqVae, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let keys = vqvae_keys(model.config());
+    let keys = VqVae::keys(model.config());
     let scalars = case.tolerance("scalars", "scalars");
     let image: Tensor<4> = case.tensor("image", device);
 

@@ -37,7 +37,7 @@ impl Bench<'_> {
         let [real, fake] = [0, 1].map(|stream| features(COMPARED, stream));
         let device = self.device.clone();
         self.seconds("precision and recall", COMPARED, |_| {
-            Ok(PrecisionRecall::of(&real, &fake, FEATURES, PrecisionRecall::NEIGHBOURS, &device)?)
+            Ok(PrecisionRecall::of(&real, &fake, FEATURES, PrecisionRecall::NEIGHBORS, &device)?)
         })
     }
 }

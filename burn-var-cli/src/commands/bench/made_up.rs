@@ -11,9 +11,10 @@ use burn_var::rng::Rng;
 use burn_var::weights::{FloatType, GenerationConfig, Pretrained, SaveOptions, StateDict, cast_linear};
 use burn_var::{Scales, Tokenizer};
 use burn_var_train::data::{BatchLoader, PictureShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
+use burn_var_train::engine::Trainer;
 use burn_var_train::grid::write_png;
-use burn_var_train::tokenizer::{TokenizerConfig, TokenizerTrainer};
-use burn_var_train::var::{VarTrainConfig, VarTrainer};
+use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig};
+use burn_var_train::var::{VarMethod, VarTrainConfig};
 use image::{Rgb, RgbImage};
 
 /// Returns a pipeline of a published size with random weights, over its own scale schedule or another.
@@ -40,11 +41,12 @@ pub(super) fn tokenizer_trainer(
     folder: &Path,
     batch: usize,
     device: &Device,
-) -> Result<TokenizerTrainer> {
+) -> Result<Trainer<TokenizerMethod>> {
     let data = noise_images(folder, tokenizer, batch)?;
-    let config: TokenizerConfig = toml::from_str(&training(batch, &data, ""))?;
-    let config = TokenizerConfig { model: tokenizer.config().clone(), ..config };
-    Ok(TokenizerTrainer::new(config, folder, device)?)
+    let config: TokenizerTrainConfig = toml::from_str(&training(batch, &data, ""))?;
+    let config = TokenizerTrainConfig { model: tokenizer.config().clone(), ..config };
+    let run = config.run.clone();
+    Ok(Trainer::new(TokenizerMethod::new(config, folder, device)?, &run)?)
 }
 
 /// Returns the configuration of a run.
@@ -61,7 +63,7 @@ pub(super) fn var_trainer(
     folder: &Path,
     batch: usize,
     device: &Device,
-) -> Result<VarTrainer> {
+) -> Result<Trainer<VarMethod>> {
     let data = noise_images(folder, &pair.tokenizer, batch)?;
     let file = folder.join("tokenizer.safetensors");
     pair.tokenizer.save(&file, &SaveOptions::default())?;
@@ -75,7 +77,8 @@ pub(super) fn var_trainer(
     config.run.batch_size = batch;
     let tokens = tokens(&data, &pair.tokenizer, &folder.join("tokens.safetensors"))?;
     // The trainer owns a tokenizer of its own.
-    Ok(VarTrainer::new(config, pair.tokenizer.clone(), tokens, folder, device)?)
+    let run = config.run.clone();
+    Ok(Trainer::new(VarMethod::new(config, pair.tokenizer.clone(), tokens, folder, device)?, &run)?)
 }
 
 /// Returns random tokens. The time does not depend on them.

@@ -13,7 +13,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use burn_var::models::dino::VitConfig;
 use burn_var::models::var::VarPreset;
 use burn_var::{MapSize, Tokenizer};
-use burn_var_train::run::Trainer;
+use burn_var_train::engine::{Method, Trainer};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -270,7 +270,7 @@ impl Bench<'_> {
     }
 
     /// Measures one training step per run.
-    fn steps(&mut self, name: &'static str, mut trainer: impl Trainer, batch: usize) -> Result<()> {
+    fn steps<M: Method>(&mut self, name: &'static str, mut trainer: Trainer<M>, batch: usize) -> Result<()> {
         let (times, profile) = self.each_run(name, |step| Ok(trainer.step(step, false)?))?;
         self.results.push(Measured { profile, ..Measured::new(name, "s/step", batch, times) });
         Ok(())

@@ -5,35 +5,35 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 
 use super::TokenCacheSpec;
-use crate::data::random::{Purpose, below, keyed};
+use crate::data::random::{Purpose, keyed};
 use crate::{Error, Result};
 
-/// A cache of tokens, mapped into memory: only what is asked for is read.
+/// A token cache, mapped into memory: only the rows that are used are read.
 #[derive(Debug)]
 pub struct TokenCache {
     path: PathBuf,
     map: Mmap,
     spec: TokenCacheSpec,
-    /// Where the tokens begin in the file.
+    /// Offset of the tokens in the file.
     tokens: usize,
     labels: Vec<u32>,
 }
 
-/// Tokens of several pictures, with their classes.
+/// Tokens of several images, with their classes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
-    /// One row of L tokens a picture, coarsest scale first.
+    /// One row of L tokens per image, coarsest scale first.
     pub tokens: Vec<Vec<u32>>,
-    /// The class of each picture.
+    /// The class of each image.
     pub labels: Vec<usize>,
 }
 
-/// Which of the stored variants of a picture a batch takes.
+/// The stored variant of an image that a batch takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VariantChoice {
     /// The first, for evaluation.
     First,
-    /// Any, for training. The choice follows from seed, epoch and picture alone.
+    /// A random one, for training. The choice depends on seed, epoch and image alone.
     Random {
         /// The seed of the run.
         seed: u64,
@@ -48,7 +48,7 @@ impl TokenCache {
     /// Opens a cache.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is damaged or no cache of tokens.
+    /// [`Error::Io`] if it cannot be read; [`Error::Format`] if it is damaged or not a token cache.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // SAFETY: a map is sound as long as no one shortens or rewrites the file meanwhile. This crate never does: a
@@ -82,23 +82,23 @@ impl TokenCache {
         }
     }
 
-    /// What the tokens were made of.
+    /// The description of images, tokenizer and views.
     pub fn spec(&self) -> &TokenCacheSpec {
         &self.spec
     }
 
-    /// Number of pictures.
+    /// Number of images.
     #[allow(clippy::len_without_is_empty, reason = "no cache without a picture can be opened")]
     pub fn len(&self) -> usize {
         self.spec.pictures
     }
 
-    /// The class of each picture.
+    /// The class of each image.
     pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
-    /// Tokens and labels of the given pictures, in that order.
+    /// Returns tokens and labels of the given images, in that order.
     ///
     /// # Errors
     /// [`Error::Format`] if a token is not in the vocabulary, since then the file is damaged.
@@ -110,7 +110,7 @@ impl TokenCache {
             let variant = match choice {
                 VariantChoice::First => 0,
                 VariantChoice::Random { seed, epoch } => {
-                    below(&mut keyed(Purpose::Variant, seed, [epoch, picture]), self.spec.variants.len())
+                    keyed(Purpose::Variant, seed, [epoch, picture]).below(self.spec.variants.len())
                 }
             };
             self.row(picture, variant)
@@ -119,13 +119,13 @@ impl TokenCache {
         Ok(TokenBatch { tokens: tokens.collect::<Result<_>>()?, labels })
     }
 
-    /// The L tokens of one variant of one picture, coarsest scale first.
+    /// Returns the L tokens of one variant of one image, coarsest scale first.
     ///
     /// # Errors
     /// As [`TokenCache::batch`].
     ///
     /// # Panics
-    /// If `picture` or `variant` is not below its number.
+    /// If `image` or `variant` is not below its number.
     pub fn row(&self, picture: usize, variant: usize) -> Result<Vec<u32>> {
         let (pictures, variants) = (self.len(), self.spec.variants.len());
         assert!(picture < pictures && variant < variants, "variant {variant} of picture {picture} is not in the cache");

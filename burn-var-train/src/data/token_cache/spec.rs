@@ -14,28 +14,28 @@ const FORMAT: u32 = 1;
 /// The metadata entry that makes a safetensors file a cache of tokens.
 const ENTRY: &str = "token_cache";
 
-/// What the tokens in a cache were made of. A cache is used only for the very same.
+/// The images, tokenizer and views of the tokens in a cache. A cache is used only if all are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCacheSpec {
-    /// The ladder of token maps.
+    /// The scale schedule.
     pub scales: Scales,
     /// Tokens lie in `0..vocab_size`.
     pub vocab_size: usize,
     /// Names of the classes; labels are indices into these.
     pub class_names: Vec<String>,
-    /// Number of pictures.
+    /// Number of images.
     pub pictures: usize,
-    /// The views of each picture whose tokens are stored, for instance plain and mirrored.
+    /// The views of each image whose tokens are stored, for instance plain and mirrored.
     pub variants: Vec<View>,
     /// [`Fingerprint`] of the tokenizer's weights and configuration.
     pub tokenizer: String,
-    /// [`Fingerprint`] of the pictures, their labels and their shape.
+    /// [`Fingerprint`] of the images, their labels and their shape.
     pub data: String,
 }
 
 impl TokenCacheSpec {
-    /// The cache of the tokens of all pictures of `source`, brought to `shape`. `tokenizer` is the fingerprint of the
+    /// Describes the tokens of all images of `source`, brought to `shape`. `tokenizer` is the fingerprint of the
     /// tokenizer's weights and configuration.
     pub fn new(
         source: &dyn PictureSource,
@@ -58,7 +58,17 @@ impl TokenCacheSpec {
         }
     }
 
-    /// Tokens stored for one picture: all variants of all scales.
+    /// The key of the cache among others: it changes with everything that the tokens depend on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the description cannot be written down.
+    pub fn key(&self) -> Result<String> {
+        let text =
+            serde_json::to_vec(self).map_err(|e| Error::config("token cache", e, "a spec that JSON can hold"))?;
+        Ok(Fingerprint::new().field(&FORMAT.to_le_bytes()).field(&text).finish())
+    }
+
+    /// Tokens stored for one image: all variants of all scales.
     pub(super) fn row(&self) -> usize {
         self.variants.len() * self.scales.tokens()
     }
@@ -68,7 +78,7 @@ impl TokenCacheSpec {
         if self.vocab_size.max(self.class_names.len()) <= 1 << 16 { 2 } else { 4 }
     }
 
-    /// The first field that differs, in words; `None` if the tokens are the same.
+    /// Returns the first field that differs, in words; `None` if the tokens are the same.
     pub(super) fn difference(&self, wanted: &Self) -> Option<String> {
         let fields = [
             ("token maps", self.scales.to_string(), wanted.scales.to_string()),
@@ -83,7 +93,7 @@ impl TokenCacheSpec {
         Some(format!("its {name}: {found}; this run's: {wanted}"))
     }
 
-    /// The beginning of the file up to the first token.
+    /// Returns the beginning of the file, up to the first token.
     pub(super) fn header(&self) -> Result<Vec<u8>> {
         self.check()?;
         let size = |elements: Option<usize>| elements.and_then(|count| count.checked_mul(self.width()));

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
 use super::{TokenCache, TokenCacheSpec};
-use crate::fs::{folder_of, sync_dir, temporary_name};
+use crate::fs::{folder_of, sync_dir};
 use crate::{Error, Result};
 
-/// Writes a cache of tokens picture by picture, without holding the tokens in memory.
+/// Writes a cache of tokens image by image, without holding the tokens in memory.
 ///
 /// The file gets its name only when it is complete and on the disk. Dropped before [`TokenCacheWriter::finish`], the
 /// writer removes what it wrote; a killed one leaves a hidden file that ends in `.tmp` and is never read.
@@ -22,22 +22,22 @@ pub struct TokenCacheWriter {
 }
 
 impl TokenCacheWriter {
-    /// Begins a cache that will be called `path`; its folder must exist.
+    /// Starts a cache that will be called `path`; its folder must exist.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written, [`Error::Config`] for a spec without pictures, variants, classes or
+    /// [`Error::Io`] if it cannot be written, [`Error::Config`] for a spec without images, variants, classes or
     /// tokens.
     pub fn create(path: &Path, spec: TokenCacheSpec) -> Result<Self> {
         let header = spec.header()?;
-        let temporary = temporary_name(path);
-        let file = File::create(&temporary).map_err(Error::io("create", path))?;
-        let temporary = TempPath::try_from_path(temporary).map_err(Error::io("create", path))?;
+        // A name of its own for each writer: two runs may make the same cache at once.
+        let temporary = tempfile::Builder::new().prefix(".tokens-").suffix(".tmp").tempfile_in(folder_of(path));
+        let (file, temporary) = temporary.map_err(Error::io("create", path))?.into_parts();
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&header).map_err(Error::io("write", path))?;
         Ok(Self { path: path.to_path_buf(), spec, file, temporary, labels: Vec::new() })
     }
 
-    /// Adds the next picture: its tokens, one row of L for each variant.
+    /// Adds the next image: its tokens, one row of L for each variant.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written, for instance on a full disk; [`Error::Config`] for tokens or
@@ -69,7 +69,7 @@ impl TokenCacheWriter {
     /// Completes the file and opens it.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be written, [`Error::Config`] if pictures are missing.
+    /// [`Error::Io`] if the file cannot be written, [`Error::Config`] if images are missing.
     pub fn finish(mut self) -> Result<TokenCache> {
         if self.labels.len() != self.spec.pictures {
             return Err(Error::config("pictures", self.labels.len(), format!("{}", self.spec.pictures)));

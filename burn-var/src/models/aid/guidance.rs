@@ -4,10 +4,9 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-use super::injector::{Dropout, Injector};
+use super::injector::{Injector, InjectorDropout};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::math::Resize;
-use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Error, Result, nn, ops};
 
@@ -15,7 +14,7 @@ use crate::{Error, Result, nn, ops};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AidWeight {
-    /// The same at every scale but the first, which has nothing before it; 0.001 in the papers.
+    /// Constant over all scales but the first, which has no scale before it; 0.001 in the papers.
     Constant(f64),
     /// One number per scale; the first is not used.
     PerScale(Vec<f64>),
@@ -42,7 +41,7 @@ pub enum Uncertainty {
 }
 
 impl Uncertainty {
-    /// Measures each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
+    /// Measures the uncertainty of each token: `[batch, tokens, vocab]` to `[batch, tokens, 1]`.
     pub fn of(self, logits: Tensor<3>) -> Tensor<3> {
         let probabilities = ops::softmax(logits.clone());
         match self {
@@ -68,7 +67,7 @@ impl Default for AidWeight {
 }
 
 impl AidWeight {
-    /// The weight that leaves an injector out.
+    /// Weight that disables an injector.
     pub const OFF: Self = Self::Constant(0.0);
 
     /// Returns the weight at scale `k`; for an adaptive weight, its maximum.
@@ -80,16 +79,16 @@ impl AidWeight {
     }
 }
 
-/// AID-VAR's guidance: `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free
-/// guidance. The features are the code vectors of the tokens drawn, embedded by the transformer, without positions.
+/// AID-VAR's guidance, `x_k + w P(features of scale k - 1)` (equation 4), the same for both branches of classifier-free
+/// guidance. The features are the code vectors of the sampled tokens, embedded by the transformer, without positions.
 #[derive(Debug, Clone)]
 pub struct Aid {
     injector: Injector,
     /// The transformer's embedding of code vectors.
     word_embed: Linear,
     weight: AidWeight,
-    /// Dropout in training: its rate, and one stream per image.
-    dropout: Option<(f64, Vec<Rng>)>,
+    /// Dropout, in training only.
+    dropout: Option<InjectorDropout>,
     /// Uncertainty of the tokens of the scale before, `[batch, tokens, 1]`.
     uncertainty: Option<Tensor<3>>,
 }
@@ -98,7 +97,7 @@ impl Aid {
     /// Creates the guidance of a transformer, given its embedding of code vectors, by an injector.
     ///
     /// # Errors
-    /// [`Error::Config`] if the injector was made for a transformer of another width.
+    /// [`Error::Config`] if the injector is for a transformer of another width.
     pub fn new(injector: Injector, word_embed: &Linear, weight: AidWeight) -> Result<Self> {
         let config = injector.config();
         let [_, width] = word_embed.weight.lazy_shape().dims();
@@ -112,10 +111,11 @@ impl Aid {
         Ok(Self { injector, word_embed: word_embed.clone(), weight, dropout: None, uncertainty: None })
     }
 
-    /// Switches the injector's dropout on, for training; `rngs` holds one stream per image.
+    /// Switches the injector's dropout on, for training. The streams serve one generation and advance from scale to
+    /// scale, so give a new [`Aid`] fresh ones for each generation.
     #[must_use]
-    pub fn with_dropout(self, rate: f64, rngs: Vec<Rng>) -> Self {
-        Self { dropout: (rate > 0.0).then_some((rate, rngs)), ..self }
+    pub fn with_dropout(self, dropout: InjectorDropout) -> Self {
+        Self { dropout: Some(dropout), ..self }
     }
 
     /// Returns the injector.
@@ -136,8 +136,7 @@ impl Aid {
     pub fn map(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>) -> Result<Option<Tensor<3>>> {
         let (Some(before), Some(codes)) = (at.before(), codes) else { return Ok(None) };
         let tokens = nn::apply(&self.word_embed, codes.clone());
-        let dropout = self.dropout.as_mut().map(|(rate, rngs)| Dropout { rate: *rate, rngs });
-        self.injector.forward(tokens, before.size(), at.size(), dropout).map(Some)
+        self.injector.forward(tokens, before.size(), at.size(), self.dropout.as_mut()).map(Some)
     }
 
     /// Resizes the uncertainty of the scale before to a scale, `[batch, tokens or 1, 1]`.
@@ -175,7 +174,7 @@ impl Guidance for Aid {
 
     fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let weight = self.weight.at(at.k());
-        // Adding nothing is not the same as adding zeros: -0.0 would become 0.0.
+        // Skipping the addition is not the same as adding zeros: -0.0 would become 0.0.
         if weight == 0.0 {
             return Ok(hidden);
         }

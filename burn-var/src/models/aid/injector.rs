@@ -9,29 +9,29 @@ use serde::{Deserialize, Serialize};
 use super::SafeLayerNorm;
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
-use crate::ops::{QueryKeys, self_attention};
 use crate::math::{Constants, Resize};
+use crate::ops::{QueryKeys, self_attention};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
-/// How a map of one scale becomes one of the next scale's size.
+/// Resize of a token map to the size of the next scale.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InjectorResize {
-    /// As the paper says: bilinear on the grid, averages where it shrinks.
+    /// Bilinear on the grid, averaging where it shrinks, as in the paper.
     #[default]
     Spatial,
-    /// As the released code does: along the row-major sequence, which mixes the ends of rows.
+    /// Along the row-major sequence, which mixes the ends of rows, as in the released code.
     Flat1d,
 }
 
-/// The sizes of an [`Injector`].
+/// Sizes of an [`Injector`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InjectorConfig {
-    /// Width of the transformer, whose token embeddings come in.
+    /// Width of the transformer, whose token embeddings are the input.
     pub input_dim: usize,
-    /// Width of the injector and of its guidance: the transformer's.
+    /// Width of the injector and of its guidance, which is the transformer's.
     pub embed_dim: usize,
     /// Number of encoder layers; the paper's is 2.
     #[serde(default = "default_layers")]
@@ -42,7 +42,7 @@ pub struct InjectorConfig {
     /// Resize of the map.
     #[serde(default)]
     pub resize: InjectorResize,
-    /// One vector for all tokens of a scale, the mean of its map: the ablation of the paper.
+    /// Averages the guidance over each scale, so that all its tokens get the same vector: an ablation of the paper.
     #[serde(default)]
     pub broadcast: bool,
 }
@@ -56,10 +56,10 @@ fn default_heads() -> usize {
 }
 
 impl InjectorConfig {
-    /// Share of values that training drops.
+    /// Share of values that training drops in the papers.
     pub const DROPOUT: f64 = 0.1;
 
-    /// The paper's injector for a transformer of `width`: 12.6 million parameters for d16.
+    /// Returns the sizes of the paper's injector for a transformer of `width`: 12.6 million parameters for d16.
     pub fn paper(width: usize) -> Self {
         Self {
             input_dim: width,
@@ -90,15 +90,16 @@ impl InjectorConfig {
         }
     }
 
-    /// Hidden width of the feed-forward.
+    /// Returns the hidden width of the feed-forward.
     pub fn hidden(&self) -> usize {
         (2 * self.embed_dim).min(512)
     }
 
-    /// An injector with the authors' first weights, drawn from `seed`: so small that it changes next to nothing.
+    /// Creates an injector with the authors' initial weights, drawn from `seed`, so small that the guidance is close to
+    /// zero.
     ///
     /// # Errors
-    /// As [`InjectorConfig::validate`].
+    /// Those of [`InjectorConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Injector> {
         let width = self.embed_dim as f64;
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
@@ -110,10 +111,10 @@ impl InjectorConfig {
         }))
     }
 
-    /// An injector whose weights take no memory until they are loaded.
+    /// Creates an injector whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// As [`InjectorConfig::validate`].
+    /// Those of [`InjectorConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Injector> {
         self.validate()?;
         let width = self.embed_dim;
@@ -136,18 +137,18 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let channels = width / self.heads;
         let scale = (channels as f64).powf(-0.5);
         let qkv = nn::apply(&self.in_proj, x);
-        let mixed = if let Some(dropout) = dropout {
+        let mixed = if dropout.is_some() {
             let part = |i: usize| {
                 let part = qkv.clone().narrow(2, i * width, width);
                 part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
             };
             let weights = softmax(part(0).matmul(part(1).transpose()) * scale, 3);
-            let mixed = dropout.apply(weights).matmul(part(2)); // [batch, heads, tokens, channels]
+            let mixed = drop_values(weights, dropout).matmul(part(2)); // [batch, heads, tokens, channels]
             mixed.swap_dims(1, 2).reshape([batch, tokens, width])
         } else {
             self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)
@@ -163,7 +164,7 @@ struct FeedForward {
     fc2: Linear,
 }
 
-/// Attention and feed-forward, a tenth of each added.
+/// Attention and feed-forward; a tenth of each is added to the input.
 #[derive(Module, Debug)]
 struct Layer {
     norm1: SafeLayerNorm,
@@ -173,7 +174,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// Share of a branch that is added.
+    /// Fraction of a branch that is added.
     const BRANCH: f64 = 0.1;
 
     fn new(config: &InjectorConfig, device: &Device) -> Self {
@@ -194,11 +195,11 @@ impl Layer {
     }
 
     /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
-    fn forward(&self, x: Tensor<3>, dropout: &mut Option<Dropout<'_>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
         let x = x + within(h, 3.0) * Self::BRANCH;
-        let h = Dropout::maybe(dropout, ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))));
-        let h = Dropout::maybe(dropout, nn::apply(&self.ffn.fc2, h));
+        let h = drop_values(ops::gelu(nn::apply(&self.ffn.fc1, self.norm2.forward(x.clone()))), dropout);
+        let h = drop_values(nn::apply(&self.ffn.fc2, h), dropout);
         within(x + within(h, 3.0) * Self::BRANCH, 3.0)
     }
 }
@@ -208,9 +209,8 @@ struct Encoder {
     layers: Vec<Layer>,
 }
 
-/// The guidance injector `P` of AID-VAR: from the embedded tokens of one scale to a map that is added to what enters
-/// the transformer at the next. Field names are the checkpoints' where they can be; created with
-/// [`InjectorConfig::init`].
+/// AID-VAR's guidance injector `P`: maps the embedded tokens of one scale to an addition to the transformer's input at
+/// the next scale. Field names are the checkpoints' where possible; created with [`InjectorConfig::init`].
 #[derive(Module, Debug)]
 pub struct Injector {
     input_proj: Linear,
@@ -222,13 +222,13 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Its sizes.
+    /// Returns the sizes.
     pub fn config(&self) -> &InjectorConfig {
         &self.config
     }
 
-    /// From the embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`, to guidance for a scale of size
-    /// `to`, `[batch, tokens, embed_dim]`, values between -2 and 2.
+    /// Computes guidance for a scale of size `to`, `[batch, tokens, embed_dim]` with values in `[-2, 2]`, from the
+    /// embedded tokens of a scale of size `from`, `[batch, tokens, input_dim]`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the tokens do not have that size or width.
@@ -237,7 +237,7 @@ impl Injector {
         tokens: Tensor<3>,
         from: MapSize,
         to: MapSize,
-        mut dropout: Option<Dropout<'_>>,
+        mut dropout: Option<&mut InjectorDropout>,
     ) -> Result<Tensor<3>> {
         let [batch, found @ ..] = tokens.dims();
         if found != [from.area(), self.config.input_dim] {
@@ -245,6 +245,12 @@ impl Injector {
             return Err(Error::shape("tokens of the scale before", expected, [batch, found[0], found[1]]));
         }
         let x = within(nn::apply(&self.input_proj, within(tokens, 10.0)), 3.0);
+        if let Some(dropout) = &dropout
+            && dropout.rngs.len() != batch
+        {
+            let expected = format!("[{batch}]");
+            return Err(Error::shape("random streams of the injector's dropout", expected, [dropout.rngs.len()]));
+        }
         let positions = Self::positions(to.area(), self.config.embed_dim, &x.device());
         let x = within(self.resize(x, from, to) + positions, 3.0);
         let x = self.encoder.layers.iter().fold(x, |x, layer| layer.forward(x, &mut dropout));
@@ -256,7 +262,7 @@ impl Injector {
         })
     }
 
-    /// `[batch, tokens, width]` for another size of the map.
+    /// Resizes `[batch, tokens, width]` from one map size to another.
     fn resize(&self, x: Tensor<3>, from: MapSize, to: MapSize) -> Tensor<3> {
         if from == to {
             return x;
@@ -297,39 +303,31 @@ impl Injector {
     }
 }
 
-/// No value farther from 0 than `bound`; no gradient passes one that was.
+/// Clamps values to `[-bound, bound]`; no gradient passes a value that was out of bounds.
 fn within<const D: usize>(x: Tensor<D>, bound: f64) -> Tensor<D> {
     x.clamp(-bound, bound)
 }
 
-/// Dropout of an [`Injector`] in training.
-#[derive(Debug)]
-pub struct Dropout<'a> {
-    /// Share of values that are dropped, in `0.0..1.0`; 0.1 in the papers.
+/// Dropout of an [`Injector`] in training. The draws for image `i` come from stream `i`, on the host.
+#[derive(Debug, Clone)]
+pub struct InjectorDropout {
+    /// Share of values that are dropped, in `[0, 1)`; [`InjectorConfig::DROPOUT`] in the papers.
     pub rate: f64,
-    /// One stream of random numbers per image.
-    pub rngs: &'a mut [Rng],
+    /// One random stream per image of the batch.
+    pub rngs: Vec<Rng>,
 }
 
-impl Dropout<'_> {
-    /// Drops values of `[images, ..]`, each image by its own stream, and scales up the rest.
-    fn apply<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
-        let keep = 1.0 - self.rate;
-        let factor = (1.0 / keep) as f32;
-        let shape = x.dims();
-        let count = shape[1..].iter().product();
-        let mut factors: Vec<f32> = Vec::with_capacity(shape[0] * count);
-        for rng in self.rngs.iter_mut() {
-            factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
-        }
-        let device = x.device();
-        x * Tensor::from_data(TensorData::new(factors, shape), &device)
+/// Sets some values of `[batch, ..]` to zero and makes the others larger by as much; changes nothing without dropout.
+fn drop_values<const D: usize>(x: Tensor<D>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<D> {
+    let Some(InjectorDropout { rate, rngs }) = dropout else { return x };
+    let keep = 1.0 - *rate;
+    let factor = (1.0 / keep) as f32;
+    let shape = x.dims();
+    let count: usize = shape[1..].iter().product();
+    let mut factors = Vec::with_capacity(rngs.len() * count);
+    for rng in rngs {
+        factors.extend((0..count).map(|_| if rng.uniform() < keep { factor } else { 0.0 }));
     }
-
-    fn maybe<const D: usize>(dropout: &mut Option<Self>, x: Tensor<D>) -> Tensor<D> {
-        match dropout {
-            Some(dropout) => dropout.apply(x),
-            None => x,
-        }
-    }
+    let device = x.device();
+    x * Tensor::from_data(TensorData::new(factors, shape), &device)
 }

@@ -7,6 +7,7 @@ mod heads_weights;
 mod injector;
 #[cfg(feature = "metrics")]
 mod projector;
+mod r1;
 mod safe_norm;
 mod soft;
 mod weights;
@@ -14,7 +15,7 @@ mod weights;
 pub use augment::Augment;
 pub use guidance::{Aid, AidWeight, Uncertainty};
 pub use heads::{DiscriminatorHeads, DiscriminatorHeadsConfig, HeadVariant, HingeReduction, generator_loss};
-pub use injector::{Dropout, Injector, InjectorConfig, InjectorResize};
+pub use injector::{Injector, InjectorConfig, InjectorDropout, InjectorResize};
 #[cfg(feature = "metrics")]
 pub use projector::{Projector, VitProjector};
 pub use safe_norm::SafeLayerNorm;

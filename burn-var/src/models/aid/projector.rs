@@ -1,28 +1,28 @@
-//! The frozen networks that the discriminator looks through.
+//! Frozen networks whose features the discriminator's heads classify.
 
 use burn::tensor::Tensor;
 
 use crate::models::dino::Vit;
 use crate::{Error, Result};
 
-/// A frozen network whose layers of features the discriminator's heads judge. An application can bring its own.
+/// Frozen network whose feature layers the discriminator's heads classify. An application can supply its own.
 pub trait Projector {
-    /// Number of layers of features: one for each head.
+    /// Returns the number of feature layers, one per head.
     fn layers(&self) -> usize;
 
-    /// Channels of the features, the same in all layers.
+    /// Returns the number of channels, the same in all layers.
     fn channels(&self) -> usize;
 
-    /// The features of pictures `[batch, channels, height, width]` in `[-1, 1]`: for each layer
-    /// `[batch, channels, positions]`. Gradients pass to the pictures.
+    /// Computes features of images `[batch, channels, height, width]` in `[-1, 1]`: one `[batch, channels, positions]`
+    /// per layer. Gradients pass to the images.
     ///
     /// # Errors
-    /// If the pictures do not fit.
+    /// [`Error::Shape`](crate::Error::Shape) if the network does not accept images of this shape.
     fn features(&self, images: Tensor<4>) -> Result<Vec<Tensor<3>>>;
 }
 
-/// A DINO vision transformer: what leaves some of its blocks, then what enters the first; the class token is added to
-/// those of all patches (the read-out of StyleGAN-T and AID-VAR).
+/// DINO vision transformer as a projector: the outputs of some blocks, then the input of the first block, with the
+/// class token added to every patch token (the readout of StyleGAN-T and AID-VAR).
 #[derive(Debug, Clone)]
 pub struct VitProjector {
     vit: Vit,
@@ -30,10 +30,10 @@ pub struct VitProjector {
 }
 
 impl VitProjector {
-    /// Looks at what leaves the blocks of these numbers, from 0.
+    /// Creates a projector that reads the outputs of the given blocks, numbered from 0.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such block.
+    /// [`Error::Config`] if a block does not exist.
     pub fn new(vit: Vit, blocks: Vec<usize>) -> Result<Self> {
         let depth = vit.config().depth;
         match blocks.iter().find(|block| **block >= depth) {
@@ -42,13 +42,13 @@ impl VitProjector {
         }
     }
 
-    /// The transformer.
+    /// Returns the transformer.
     pub fn vit(&self) -> &Vit {
         &self.vit
     }
 
-    /// Looks at four blocks at even distances, the last among them: 2, 5, 8 and 11 of ViT-S, as the papers; at all, if
-    /// there are no more than four.
+    /// Creates a projector that reads four evenly spaced blocks, the last among them (2, 5, 8 and 11 of ViT-S, as in
+    /// the papers), or all blocks if there are at most four.
     pub fn even(vit: Vit) -> Self {
         let depth = vit.config().depth;
         let count = depth.min(4);
@@ -67,12 +67,12 @@ impl Projector for VitProjector {
     }
 
     fn features(&self, images: Tensor<4>) -> Result<Vec<Tensor<3>>> {
-        let seen = self.vit.features(self.vit.prepare(images)?, &self.blocks)?;
+        let output = self.vit.features(self.vit.prepare(images)?, &self.blocks)?;
         let read_out = |tokens: Tensor<3>| {
             let [_, count, _] = tokens.dims();
             let (class, patches) = (tokens.clone().narrow(1, 0, 1), tokens.narrow(1, 1, count - 1));
             (patches + class).swap_dims(1, 2)
         };
-        Ok(seen.blocks.into_iter().chain([seen.embedding]).map(read_out).collect())
+        Ok(output.blocks.into_iter().chain([output.embedding]).map(read_out).collect())
     }
 }

@@ -3,16 +3,16 @@ use burn::tensor::Tensor;
 use crate::scales::ScaleAt;
 use crate::{Scales, Tokenizer, ops};
 
-/// Decodes logits to code vectors softly (equation 5): `softmax(logits / temperature) codebook`, `[batch, tokens, vocab]`
-/// to `[batch, tokens, z_channels]`. Gradients pass, which they do not through a lookup; a temperature near 0 gives the
-/// vectors of the most likely codes.
+/// Decodes logits to code vectors softly (equation 5): `softmax(logits / temperature) codebook`, `[batch, tokens,
+/// vocab]` to `[batch, tokens, z_channels]`. Unlike a lookup, it lets gradients pass; as the temperature approaches 0,
+/// the result approaches the vector of the most likely code.
 pub fn soft_codes(logits: Tensor<3>, codebook: Tensor<2>, temperature: f64) -> Tensor<3> {
     let logits = if temperature == 1.0 { logits } else { logits / temperature };
     ops::linear(ops::softmax(logits), codebook, None)
 }
 
-/// A canvas painted with [`soft_codes`], scale by scale, while tokens are drawn for another. Scales that have not come
-/// yet add nothing to it, so that [`Tokenizer::decode`] shows the image as of each scale.
+/// Canvas painted with [`soft_codes`], scale by scale, during generation. Scales that are not painted yet add nothing,
+/// so [`Tokenizer::decode`] shows the image as of each scale.
 #[derive(Debug)]
 pub struct SoftCanvas<'a, T> {
     tokenizer: &'a T,
@@ -34,7 +34,7 @@ impl<'a, T: Tokenizer> SoftCanvas<'a, T> {
         self.canvas.clone()
     }
 
-    /// Lets no gradient pass to the scales painted so far.
+    /// Detaches the canvas: no gradient passes to the scales painted so far.
     pub fn detach(&mut self) {
         self.canvas = self.canvas.clone().detach();
     }

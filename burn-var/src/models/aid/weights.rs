@@ -54,8 +54,8 @@ impl Pretrained for Injector {
         Ok(config)
     }
 
-    /// Returns the parameters. The trainer keeps tables of positions beside them (`pos_9`), one for each length that it
-    /// has used.
+    /// Returns the parameters, without the position tables that the trainer stores beside them (`pos_9`), one per
+    /// sequence length it has seen.
     fn weights(dict: &StateDict) -> Result<StateDict> {
         Ok(dict.section(Self::KIND)?.filtered(|key| !key.starts_with("pos_")))
     }
@@ -97,7 +97,7 @@ mod tests {
     use crate::weights::{SaveOptions, export};
 
     #[test]
-    fn a_file_gives_the_injector_back() {
+    fn an_injector_round_trips_through_a_file() {
         let device = Device::default();
         let config = InjectorConfig { broadcast: true, num_layers: 1, ..InjectorConfig::paper(16) };
         let model = config.init(5, &device).unwrap();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authors_files_are_recognized() {
+    fn the_authors_files_load() {
         let config = InjectorConfig { resize: InjectorResize::Flat1d, num_layers: 3, ..InjectorConfig::paper(24) };
         let module = config.init(1, &Device::default()).unwrap();
         let dict = export(&module, &Injector::keys(&config)).unwrap();

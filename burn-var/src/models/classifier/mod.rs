@@ -1,4 +1,4 @@
-//! A small convolutional classifier that judges generated images where Inception has nothing to say.
+//! A small convolutional classifier that scores generated images where Inception's features mean little.
 
 mod network;
 mod weights;

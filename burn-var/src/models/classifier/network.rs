@@ -1,5 +1,5 @@
-//! A small convolutional classifier: it judges whether a generated picture shows the class that was asked for, and
-//! lends its features to the Frechet distance where Inception has nothing to say (28-pixel clothes).
+//! A small convolutional classifier: it tests whether a generated image shows the requested class, and its features
+//! serve the Frechet distance where Inception's mean little (28-pixel clothes).
 
 use burn::module::Module;
 use burn::nn::Linear;
@@ -11,17 +11,17 @@ use crate::nn::{Conv2d, GroupNorm, linear};
 use crate::ops::ConvSpec;
 use crate::{Error, Result};
 
-/// The sizes of a [`Classifier`].
+/// Sizes of a [`Classifier`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClassifierConfig {
-    /// Channels of the pictures: 3 for colour, 1 for grey.
+    /// Channels of the images: 3 for color, 1 for grayscale.
     pub image_channels: usize,
-    /// Height and width of the pictures, each at least 8.
+    /// Height and width of the images, each at least 8.
     pub image_size: [usize; 2],
     /// Number of classes.
     pub classes: usize,
-    /// Channels of the first convolution, a multiple of 32; each of the two halvings of the map doubles them.
+    /// Channels of the first convolution, a multiple of 32; doubled at each of the two downsamplings.
     #[serde(default = "default_ch")]
     pub ch: usize,
 }
@@ -31,12 +31,12 @@ fn default_ch() -> usize {
 }
 
 impl ClassifierConfig {
-    /// Shape of the pictures, `[channels, height, width]`.
+    /// Returns the shape of the images, `[channels, height, width]`.
     pub fn image_shape(&self) -> [usize; 3] {
         [self.image_channels, self.image_size[0], self.image_size[1]]
     }
 
-    /// Numbers that [`Classifier::features`] makes of a picture.
+    /// Returns the number of [`Classifier::features`] per image.
     pub fn features(&self) -> usize {
         4 * self.ch
     }
@@ -47,7 +47,7 @@ impl ClassifierConfig {
     /// [`Error::Config`] naming the field, what it is, and what would be accepted.
     pub fn validate(&self) -> Result<()> {
         if ![1, 3].contains(&self.image_channels) {
-            return Err(Error::config("image_channels", self.image_channels, "1 (grey) or 3 (red, green, blue)"));
+            return Err(Error::config("image_channels", self.image_channels, "1 (grayscale) or 3 (red, green, blue)"));
         }
         if self.image_size.iter().any(|side| *side < 8) {
             return Err(Error::config("image_size", format!("{:?}", self.image_size), "at least 8 pixels each way"));
@@ -61,7 +61,7 @@ impl ClassifierConfig {
         Ok(())
     }
 
-    /// A classifier with fresh weights, a function of `seed` alone: uniform by fan-in, without biases.
+    /// Creates a classifier with initial weights that depend on `seed` alone: uniform by fan-in, zero biases.
     ///
     /// # Errors
     /// Those of [`ClassifierConfig::validate`].
@@ -73,7 +73,7 @@ impl ClassifierConfig {
         }))
     }
 
-    /// A classifier whose weights take no memory until they are loaded.
+    /// Creates a classifier whose weights take no memory until they are loaded.
     ///
     /// # Errors
     /// Those of [`ClassifierConfig::validate`].
@@ -92,7 +92,7 @@ impl ClassifierConfig {
     }
 }
 
-/// The classifier. Created with [`ClassifierConfig::init`].
+/// Convolutional image classifier, created with [`ClassifierConfig::init`].
 #[derive(Module, Debug)]
 pub struct Classifier {
     conv_in: Unit,
@@ -105,28 +105,28 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Its sizes.
+    /// Returns the sizes.
     pub fn config(&self) -> &ClassifierConfig {
         &self.config
     }
 
-    /// Class scores before softmax, `[batch, classes]`, of pictures `[batch, channels, height, width]` in `[-1, 1]`.
+    /// Computes class logits `[batch, classes]` of images `[batch, channels, height, width]` in `[-1, 1]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the pictures have another shape than [`ClassifierConfig::image_shape`].
+    /// [`Error::Shape`] if the images do not have [`ClassifierConfig::image_shape`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         Ok(self.scores(self.features(images)?))
     }
 
-    /// The scores that [`Classifier::features`] lead to.
+    /// Computes class logits from [`Classifier::features`].
     pub fn scores(&self, features: Tensor<2>) -> Tensor<2> {
         self.head.forward(features)
     }
 
-    /// What the scores are a linear function of: the mean over positions of the last map, `[batch, 4 ch]`.
+    /// Computes the input of the last linear layer: the mean of the last map over positions, `[batch, 4 ch]`.
     ///
     /// # Errors
-    /// As for [`Classifier::forward`].
+    /// Those of [`Classifier::forward`].
     pub fn features(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         let [batch, shape @ ..] = images.dims();
         let expected @ [channels, height, width] = self.config.image_shape();
@@ -189,7 +189,7 @@ mod tests {
         for i in 0..3 {
             let alone = values(model.forward(images(3).narrow(0, i, 1)).expect("right shape"));
             for (a, b) in alone.iter().zip(&together[i * 7..]) {
-                assert!((a - b).abs() < 1e-5, "picture {i} alone {a}, in a batch {b}");
+                assert!((a - b).abs() < 1e-5, "image {i} alone {a}, in a batch {b}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Files of the classifier, which only this crate writes.
+//! Checkpoints of the classifier, a format of this crate.
 
 use burn::tensor::Device;
 
@@ -39,7 +39,7 @@ mod tests {
     use crate::weights::{FloatType, SaveOptions, StateDict};
 
     #[test]
-    fn a_file_gives_the_classifier_back() {
+    fn a_classifier_round_trips_through_a_file() {
         let device = Device::default();
         let config = ClassifierConfig { image_channels: 1, image_size: [9, 8], classes: 3, ch: 32 };
         let model = config.init(5, &device).expect("valid");

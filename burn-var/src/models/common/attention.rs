@@ -11,19 +11,19 @@ pub use crate::ops::KvCache;
 use crate::ops::QueryKeys;
 use crate::{nn, ops};
 
-/// The tokens that a token sees besides those of its own scale.
+/// Tokens that a token attends to besides those of its own scale.
 #[derive(Debug)]
 pub enum Context<'a> {
     /// The scales before it: generation.
     Cached(&'a mut KvCache),
-    /// All scales at once under a mask, `[1, 1, tokens, tokens]`, that is added to the scores: teacher forcing.
+    /// All scales at once under an additive mask, `[1, 1, tokens, tokens]`: teacher forcing.
     Masked(&'a Tensor<4>),
 }
 
 /// Multi-head self-attention. Field names are those of the checkpoints.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
-    /// Joint projection to queries, keys and values, without bias: keys have none, the others their own.
+    /// Joint projection to queries, keys and values, without bias: keys have none, queries and values have their own.
     pub mat_qkv: Linear,
     /// Bias of the queries, `[width]`.
     pub q_bias: Param<Tensor<1>>,
@@ -49,7 +49,7 @@ impl SelfAttention {
         }
     }
 
-    /// Mixes `[batch, tokens, width]`.
+    /// Computes attention over `[batch, tokens, width]`.
     pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Tensor<3> {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {

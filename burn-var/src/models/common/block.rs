@@ -30,7 +30,7 @@ pub struct BlockSizes {
     pub shared_aln: bool,
     /// L2-normalized attention.
     pub attn_l2_norm: bool,
-    /// Share of residual branches dropped in training at the last block; the first drops none.
+    /// Drop path rate of the last block, for training; it rises linearly from 0 at the first.
     pub drop_path_rate: f64,
 }
 
@@ -43,8 +43,8 @@ pub struct FeedForward {
 
 /// Attention and feed-forward, each behind an adaptive norm and a gate.
 ///
-/// The norm is made by the block's own projection `ada_lin`, or by an offset `ada_gss`, `[1, 1, 6, width]`, to one
-/// that all blocks share.
+/// The norm's parameters come from the block's own projection `ada_lin`, or from a learned offset `ada_gss`, `[1, 1, 6,
+/// width]`, to the projection that all blocks share.
 #[derive(Module, Debug)]
 pub struct Block {
     pub(super) attn: SelfAttention,
@@ -101,8 +101,8 @@ impl Block {
         ops::gated_residual(x, h, gamma2)
     }
 
-    /// Returns the gates of both branches. With `noise`, one stream per image, drop path closes those of some images
-    /// and opens the others wider by as much.
+    /// Returns the gates of both branches. With `noise`, one stream per image, drop path closes the gates of some
+    /// images and scales up the others to keep the mean.
     fn gates(&self, by: &BlockModulation, noise: Option<&mut [Rng]>) -> [Tensor<3>; 2] {
         let gates = [by.gamma1.clone(), by.gamma2.clone()];
         let Some(noise) = noise.filter(|_| self.drop_path > 0.0) else { return gates };
@@ -117,7 +117,7 @@ impl Block {
 }
 
 impl Block {
-    /// Creates the blocks of a transformer, of zeros to be initialized or loaded.
+    /// Creates the blocks of a transformer with zero weights, to be initialized or loaded.
     pub fn stack(sizes: &BlockSizes, device: &Device) -> Vec<Self> {
         (0..sizes.depth).map(|index| Self::new(sizes, index, device)).collect()
     }
@@ -128,26 +128,25 @@ impl Block {
     }
 }
 
-/// The adaptive norm before the head.
+/// Adaptive norm before the head.
 #[derive(Module, Debug)]
 pub struct HeadNorm {
     ada_lin: Linear,
 }
 
 impl HeadNorm {
-    /// Creates a norm of zeros, to be initialized or loaded.
+    /// Creates a norm with zero weights, to be initialized or loaded.
     pub fn new(sizes: &BlockSizes, device: &Device) -> Self {
         Self { ada_lin: nn::linear(sizes.width, 2 * sizes.width, true, device) }
     }
 }
 
-/// A view of all blocks of a transformer with its head. The parts lie side by side in the transformer, as in the
-/// checkpoints.
+/// View of all blocks of a transformer and its head, which are fields of the transformer, as in the checkpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockStack<'a> {
     /// Blocks, in order.
     pub blocks: &'a [Block],
-    /// Adaptive norm projection that all blocks share, if they do.
+    /// Adaptive norm projection that all blocks share, if any.
     pub shared_ada_lin: Option<&'a Linear>,
     /// Norm before the head.
     pub head_nm: &'a HeadNorm,
@@ -158,7 +157,7 @@ pub struct BlockStack<'a> {
 }
 
 impl BlockStack<'_> {
-    /// Starts a batch: projects conditions `[batch, width]` to the norms of all blocks, and sets up empty caches for
+    /// Starts a batch: projects conditions `[batch, width]` to the norms of all blocks, and creates empty caches for
     /// `tokens` tokens.
     pub fn start(&self, condition: Tensor<2>, tokens: usize) -> StackState {
         let active = silu(condition.clone());
@@ -172,7 +171,8 @@ impl BlockStack<'_> {
         }
     }
 
-    /// Runs one scale's hidden states, `[batch, tokens, width]`, against the caches: logits `[batch, tokens, logits]`.
+    /// Computes the logits of one scale, `[batch, tokens, logits]`, from its hidden states, `[batch, tokens, width]`,
+    /// and the caches.
     pub fn step(&self, state: &mut StackState, hidden: Tensor<3>) -> Tensor<3> {
         let StackState { blocks, caches, head, lora, .. } = state;
         let mut x = hidden;
@@ -183,8 +183,8 @@ impl BlockStack<'_> {
         nn::apply(self.head, head.norm(x, self.norm_eps))
     }
 
-    /// Runs all scales at once under a mask, `[1, 1, tokens, tokens]`: teacher-forced logits. With `noise`, one stream
-    /// per image, drop path is on.
+    /// Computes teacher-forced logits of all scales at once under a mask, `[1, 1, tokens, tokens]`. With `noise`, one
+    /// stream per image, drop path is enabled.
     pub fn teacher_forced(
         &self,
         state: &StackState,

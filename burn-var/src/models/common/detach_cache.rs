@@ -6,8 +6,8 @@ use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Result, Scales};
 
-/// A transformer without gradients through its cache: a scale's logits reach that scale's own input, and none before
-/// it. Learning through it takes less memory; the gradient is truncated.
+/// Transformer without gradients through its cache: a scale's logits depend on that scale's own input, and on no scale
+/// before it. This takes less memory in training; the gradient is truncated.
 #[derive(Debug, Clone, Copy)]
 pub struct DetachCache<'a, M: ?Sized>(pub &'a M);
 

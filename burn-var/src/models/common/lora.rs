@@ -1,4 +1,4 @@
-//! Low-rank adaptation (Hu et al. 2021), which AID-VAR's appendix D compares its injector with.
+//! Low-rank adaptation (Hu et al. 2021), the baseline of AID-VAR's appendix D.
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
@@ -13,20 +13,20 @@ use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Error, Result, Scales, nn, ops};
 
-/// One low-rank change of a linear layer.
+/// Sizes of the low-rank update of a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LowRankConfig {
     /// Columns of the first factor.
     pub rank: usize,
-    /// The change is `alpha / rank` times the product of its factors.
+    /// Scale of the update: the product of its factors times `alpha / rank`.
     pub alpha: f64,
 }
 
 impl LowRankConfig {
-    /// Ranks of attention in AID-VAR's code.
+    /// Attention setting of AID-VAR's code.
     pub const ATTENTION: Self = Self { rank: 64, alpha: 16.0 };
-    /// Ranks of the feed-forward in AID-VAR's code.
+    /// Feed-forward setting of AID-VAR's code.
     pub const FEED_FORWARD: Self = Self { rank: 32, alpha: 8.0 };
 }
 
@@ -81,11 +81,11 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Creates an adaptation that changes nothing yet: first factors uniform within `1 / sqrt(inputs)` (PyTorch's
-    /// `kaiming_uniform_` with `a = sqrt(5)`), drawn from `seed`, second factors zero.
+    /// Creates an adaptation that does not change the model yet: first factors uniform within `1 / sqrt(inputs)`
+    /// (PyTorch's `kaiming_uniform_` with `a = sqrt(5)`), drawn from `seed`, second factors zero.
     ///
     /// # Errors
-    /// As [`LoraConfig::validate`].
+    /// Those of [`LoraConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Lora> {
         let lora = self.init_zeros(device)?;
         Ok(initialize(lora, seed, |param| match param.path.ends_with(".down") {
@@ -94,10 +94,10 @@ impl LoraConfig {
         }))
     }
 
-    /// Creates an adaptation of zeros, to be loaded.
+    /// Creates an adaptation whose weights are zero, to be loaded.
     ///
     /// # Errors
-    /// As [`LoraConfig::validate`].
+    /// Those of [`LoraConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Lora> {
         self.validate()?;
         let (width, hidden) = (self.embed_dim, self.hidden_dim);
@@ -111,7 +111,7 @@ impl LoraConfig {
     }
 }
 
-/// Product of two narrow matrices that is added to the weight of a linear layer.
+/// Product of two narrow matrices, added to the weight of a linear layer.
 #[derive(Module, Debug)]
 pub(super) struct LowRank {
     /// `[inputs, rank]`.
@@ -140,14 +140,14 @@ impl LowRank {
     }
 }
 
-/// Applies a linear layer with its low-rank change.
+/// Applies a linear layer with its low-rank update.
 pub(super) fn adapted(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -> Tensor<3> {
     let Some(LowRank { down, up, scale }) = change else { return nn::apply(linear, x) };
     let change = ops::linear(ops::linear(x.clone(), down.val(), None), up.val(), None) * *scale;
     nn::apply(linear, x) + change
 }
 
-/// Changes of one block.
+/// Updates of one block.
 #[derive(Module, Debug)]
 pub(super) struct BlockLora {
     pub(super) mat_qkv: LowRank,
@@ -156,7 +156,7 @@ pub(super) struct BlockLora {
     pub(super) fc2: LowRank,
 }
 
-/// Low-rank changes of all blocks of a transformer.
+/// Low-rank updates of all blocks of a transformer.
 #[derive(Module, Debug)]
 pub struct Lora {
     blocks: Vec<BlockLora>,
@@ -190,16 +190,16 @@ impl Lora {
     /// Returns the transformer with this adaptation beside its weights.
     ///
     /// # Errors
-    /// [`Error::Config`] if the adaptation was made for a transformer of other sizes.
+    /// [`Error::Config`] if the adaptation is for a transformer of other sizes.
     pub fn adapt<'a, M: LoraTarget>(&'a self, transformer: &'a M) -> Result<WithLora<'a, M>> {
         self.check(transformer)?;
         Ok(WithLora { transformer, lora: self })
     }
 
-    /// Merges this adaptation into the weights of a transformer, which stays as fast as it was.
+    /// Merges this adaptation into the weights of a transformer, so that inference costs nothing extra.
     ///
     /// # Errors
-    /// As [`Lora::adapt`].
+    /// Those of [`Lora::adapt`].
     pub fn merge<M: LoraTarget>(&self, mut transformer: M) -> Result<M> {
         self.check(&transformer)?;
         for (block, change) in transformer.blocks_mut().iter_mut().zip(&self.blocks) {
@@ -212,12 +212,12 @@ impl Lora {
     }
 }
 
-/// A transformer made of the shared blocks, which a [`Lora`] can adapt.
+/// Transformer of shared blocks that a [`Lora`] can adapt.
 pub trait LoraTarget: NextScale {
     /// Returns the blocks.
     fn blocks(&self) -> &[Block];
 
-    /// Returns the blocks for changes.
+    /// Returns the blocks, mutably.
     fn blocks_mut(&mut self) -> &mut [Block];
 
     /// Adds an adaptation to the blocks of a batch.
@@ -231,7 +231,7 @@ fn sizes_of(transformer: &impl LoraTarget) -> [usize; 3] {
     [blocks.len(), width, hidden]
 }
 
-/// A transformer with a [`Lora`], made by [`Lora::adapt`].
+/// Transformer with a [`Lora`], created by [`Lora::adapt`].
 #[derive(Debug, Clone, Copy)]
 pub struct WithLora<'a, M> {
     transformer: &'a M,
@@ -297,7 +297,7 @@ mod tests {
             "patch_nums": [1, 2],
         }))
         .unwrap();
-        // All of one size: with the authors' first weights a block changes next to nothing.
+        // All weights of similar size: with the authors' initial weights a block changes next to nothing.
         initialize(config.init_zeros(&Device::default()).unwrap(), 1, |_| Init::Normal(0.3))
     }
 
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn begins_as_nothing_and_merges_into_the_same() {
+    fn starts_without_effect_and_merges_exactly() {
         let transformer = transformer();
         let config = LoraConfig {
             attention: LowRankConfig { rank: 3, alpha: 6.0 },
@@ -326,7 +326,7 @@ mod tests {
         let plain = logits(&transformer);
         let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst(&apart, &merged) < 1e-5 * worst(&apart, &plain).max(1.0), "{apart:?}\n{merged:?}");
-        assert!(worst(&apart, &plain) > 1e-3, "the change is seen");
+        assert!(worst(&apart, &plain) > 1e-3, "the update changes the logits");
         let other = LoraConfig { depth: 3, ..config }.init(4, &Device::default()).unwrap();
         assert!(other.adapt(&transformer).unwrap_err().to_string().contains("[3, 12, 48]"));
     }

@@ -1,4 +1,4 @@
-//! Files of a low-rank adaptation, which only this crate writes: the authors of AID-VAR have not released one.
+//! Checkpoints of a low-rank adaptation, a format of this crate: the authors of AID-VAR have not released one.
 
 use burn::tensor::Device;
 

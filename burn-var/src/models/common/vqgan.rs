@@ -42,7 +42,7 @@ impl ResBlock {
         }
     }
 
-    /// `[batch, input, height, width]` to `[batch, output, height, width]`.
+    /// Maps `[batch, input, height, width]` to `[batch, output, height, width]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let h = self.conv1.forward(self.norm1.forward_silu(x.clone()));
         let h = self.conv2.forward(self.norm2.forward_silu(h));
@@ -70,7 +70,7 @@ impl AttnBlock {
         }
     }
 
-    /// `[batch, channels, height, width]`, unchanged in shape.
+    /// Maps `[batch, channels, height, width]` to the same shape.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let qkv = self.qkv.forward(self.norm.forward(x.clone())).reshape([batch, 3 * channels, height * width]);
@@ -81,7 +81,7 @@ impl AttnBlock {
     }
 }
 
-/// One convolution under a name of its own, as the checkpoints have it.
+/// A single convolution, in a struct to match the paths of the checkpoints.
 #[derive(Module, Debug)]
 struct Resample {
     conv: Conv2d,
@@ -91,7 +91,7 @@ struct Resample {
 #[derive(Module, Debug)]
 struct Level {
     block: Vec<ResBlock>,
-    /// One after each block, on the coarsest level only.
+    /// One per block, on the coarsest level only.
     attn: Vec<AttnBlock>,
     downsample: Option<Resample>,
     upsample: Option<Resample>,
@@ -126,7 +126,7 @@ impl Level {
     }
 }
 
-/// The bottom of the encoder and of the decoder.
+/// Blocks at the lowest resolution, at the end of the encoder and the start of the decoder.
 #[derive(Module, Debug)]
 struct Middle {
     block_1: ResBlock,
@@ -148,7 +148,7 @@ impl Middle {
     }
 }
 
-/// Encoder: image to latent.
+/// Encoder of images to latents.
 #[derive(Module, Debug)]
 pub struct Encoder {
     conv_in: Conv2d,
@@ -159,7 +159,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Creates the network with weights of zeros, to be initialized or loaded.
+    /// Creates the network with zero weights, to be initialized or loaded.
     pub fn new(sizes: &VqGanSizes, device: &Device) -> Self {
         let channels = &sizes.channels;
         let coarsest = channels.len() - 1;
@@ -179,26 +179,26 @@ impl Encoder {
         }
     }
 
-    /// `[batch, channels, height, width]` in `[-1, 1]` to `[batch, z_channels, height / f, width / f]`.
+    /// Encodes `[batch, channels, height, width]` in `[-1, 1]` to `[batch, z_channels, height / f, width / f]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.down.iter().fold(self.conv_in.forward(x), |x, level| level.forward(x));
         self.conv_out.forward(self.norm_out.forward_silu(self.mid.forward(x)))
     }
 }
 
-/// Decoder: latent to image.
+/// Decoder of latents to images.
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
     mid: Middle,
-    /// In order of levels: the coarsest, which runs first, is the last.
+    /// In order of levels: the coarsest is the last and runs first.
     up: Vec<Level>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
 }
 
 impl Decoder {
-    /// Creates the network with weights of zeros, to be initialized or loaded.
+    /// Creates the network with zero weights, to be initialized or loaded.
     pub fn new(sizes: &VqGanSizes, device: &Device) -> Self {
         let channels = &sizes.channels;
         let coarsest = channels.len() - 1;
@@ -217,13 +217,14 @@ impl Decoder {
         }
     }
 
-    /// `[batch, z_channels, height, width]` to `[batch, channels, f * height, f * width]`, about `[-1, 1]`, not clamped.
+    /// Decodes `[batch, z_channels, height, width]` to `[batch, channels, f * height, f * width]`, about `[-1, 1]`, not
+    /// clamped.
     pub fn forward(&self, z: Tensor<4>) -> Tensor<4> {
         self.forward_with_trunk(z).1
     }
 
-    /// Decodes, and returns the input of the last convolution too: the adaptive weight of a GAN term is made of
-    /// gradients there.
+    /// Decodes, and returns the input of the last convolution too, where the gradients for the adaptive weight of a GAN
+    /// loss are taken.
     pub fn forward_with_trunk(&self, z: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let x = self.mid.forward(self.conv_in.forward(z));
         let x = self.up.iter().rev().fold(x, |x, level| level.forward(x));

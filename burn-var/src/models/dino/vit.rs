@@ -1,4 +1,5 @@
-//! The vision transformer of DINO (Caron et al. 2021), for its public weights and for smaller ones of the same family.
+//! The vision transformer of DINO (Caron et al. 2021), for the published weights and for smaller models of the same
+//! family.
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
@@ -7,18 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
+use crate::math::Resize;
 use crate::nn::{self, Conv2d, LayerNorm};
 use crate::ops::{self, ConvSpec, QueryKeys};
-use crate::math::Resize;
 use crate::{Error, MapSize, Result};
 
-/// The sizes of a [`Vit`].
+/// Sizes of a [`Vit`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VitConfig {
-    /// Height and width that [`Vit::prepare`] makes, a multiple of the patch size.
+    /// Height and width to which [`Vit::prepare`] resizes images, a multiple of the patch size.
     pub image_size: usize,
-    /// Channels of the pictures: 3 for colour, 1 for grey.
+    /// Channels of the images: 3 for color, 1 for grayscale.
     pub image_channels: usize,
     /// Height and width of a patch.
     pub patch_size: usize,
@@ -34,10 +35,10 @@ pub struct VitConfig {
     /// Epsilon of the layer norms.
     #[serde(default = "default_norm_eps")]
     pub norm_eps: f64,
-    /// What is taken from each channel of a picture in `[0, 1]`, and what the rest is divided by.
+    /// Mean of each channel, subtracted from images in `[0, 1]`.
     #[serde(default = "imagenet_mean")]
     pub mean: Vec<f64>,
-    /// See `mean`.
+    /// Standard deviation of each channel, by which the difference is divided.
     #[serde(default = "imagenet_std")]
     pub std: Vec<f64>,
 }
@@ -59,7 +60,7 @@ fn imagenet_std() -> Vec<f64> {
 }
 
 impl VitConfig {
-    /// DINO ViT-S/16: the encoder of the AID-VAR papers, 21.7 million parameters.
+    /// Returns the sizes of DINO ViT-S/16: the encoder of the AID-VAR papers, 21.7 million parameters.
     pub fn dino_small_16() -> Self {
         Self {
             image_size: 224,
@@ -75,12 +76,12 @@ impl VitConfig {
         }
     }
 
-    /// Patches of a picture of `image_size`, down and across.
+    /// Returns the number of patches along each side of an image of `image_size`.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Hidden width of the feed-forward.
+    /// Returns the hidden width of the feed-forward.
     pub fn hidden(&self) -> usize {
         (self.embed_dim as f64 * self.mlp_ratio).round() as usize
     }
@@ -99,7 +100,7 @@ impl VitConfig {
         ];
         require_positive(&positive)?;
         if ![1, 3].contains(&self.image_channels) {
-            return Err(Error::config("image_channels", self.image_channels, "1 (grey) or 3 (red, green, blue)"));
+            return Err(Error::config("image_channels", self.image_channels, "1 (grayscale) or 3 (red, green, blue)"));
         }
         if !self.image_size.is_multiple_of(self.patch_size) {
             let expected = format!("a multiple of patch_size {}", self.patch_size);
@@ -114,7 +115,7 @@ impl VitConfig {
         }
         for (name, values) in [("mean", &self.mean), ("std", &self.std)] {
             if values.len() != self.image_channels || values.iter().any(|value| !value.is_finite()) {
-                let expected = format!("{} numbers, one a channel", self.image_channels);
+                let expected = format!("{} numbers, one per channel", self.image_channels);
                 return Err(Error::config(name, format!("{values:?}"), expected));
             }
         }
@@ -124,10 +125,11 @@ impl VitConfig {
         }
     }
 
-    /// A transformer with DINO's first weights, drawn from `seed`: normal with deviation 0.02, biases zero.
+    /// Creates a transformer with DINO's initial weights, drawn from `seed`: normal with standard deviation 0.02,
+    /// biases zero.
     ///
     /// # Errors
-    /// As [`VitConfig::validate`].
+    /// Those of [`VitConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Vit> {
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape.len() {
             1 => Init::Keep,
@@ -135,10 +137,10 @@ impl VitConfig {
         }))
     }
 
-    /// A transformer whose weights take no memory until they are loaded.
+    /// Creates a transformer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// As [`VitConfig::validate`].
+    /// Those of [`VitConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Vit> {
         self.validate()?;
         let (width, patch) = (self.embed_dim, self.patch_size);
@@ -154,7 +156,7 @@ impl VitConfig {
     }
 }
 
-/// One vector a patch.
+/// Projection of each patch to a vector.
 #[derive(Module, Debug)]
 struct PatchEmbed {
     proj: Conv2d,
@@ -207,7 +209,7 @@ impl Block {
     }
 }
 
-/// The vision transformer. Field names are DINO's; created with [`VitConfig::init`].
+/// DINO's vision transformer. Field names are DINO's; created with [`VitConfig::init`].
 #[derive(Module, Debug)]
 pub struct Vit {
     cls_token: Param<Tensor<3>>,
@@ -219,38 +221,38 @@ pub struct Vit {
     config: VitConfig,
 }
 
-/// What a [`Vit`] sees in pictures: `[batch, 1 + patches, embed_dim]` each, the class token first.
+/// Hidden states of a [`Vit`], `[batch, 1 + patches, embed_dim]` each, the class token first.
 #[derive(Debug, Clone)]
 pub struct VitOutput {
-    /// What enters the first block.
+    /// Input of the first block.
     pub embedding: Tensor<3>,
-    /// What leaves the blocks that were asked for, in that order, before any final norm.
+    /// Outputs of the requested blocks, in the requested order, before any final norm.
     pub blocks: Vec<Tensor<3>>,
-    /// What leaves the last block, normalized.
+    /// Output of the last block after the final norm.
     pub tokens: Tensor<3>,
 }
 
 impl Vit {
-    /// Its sizes.
+    /// Returns the sizes.
     pub fn config(&self) -> &VitConfig {
         &self.config
     }
 
-    /// Pictures `[batch, channels, height, width]` in `[-1, 1]` as the network wants them: of `image_size` (area
-    /// resize, which averages), normalized by channel.
+    /// Prepares images `[batch, channels, height, width]` in `[-1, 1]` for the network: resizes them to `image_size`
+    /// (area resize, which averages) and normalizes each channel.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the number of channels is another.
+    /// [`Error::Shape`] for another number of channels.
     pub fn prepare(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let side = self.config.image_size;
         self.normalize(Resize::Area.apply(images, MapSize { height: side, width: side }))
     }
 
-    /// Pictures in `[-1, 1]` of any size, normalized by channel.
+    /// Normalizes each channel of images in `[-1, 1]` of any size.
     ///
     /// # Errors
-    /// As [`Vit::prepare`].
+    /// Those of [`Vit::prepare`].
     pub fn normalize(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let images = (images + 1.0) * 0.5;
@@ -262,12 +264,12 @@ impl Vit {
         Ok((images.clone() - row(&self.config.mean)) / row(&self.config.std))
     }
 
-    /// Features of prepared pictures, `[batch, channels, height, width]`; of the blocks, those whose numbers `blocks`
-    /// lists, counted from 0. Pictures may have another size than `image_size`, if of whole patches: positions are then
-    /// interpolated.
+    /// Computes features of prepared images, `[batch, channels, height, width]`, with the outputs of the blocks
+    /// numbered in `blocks`, from 0. Any size of whole patches is accepted: positions are interpolated for sizes other
+    /// than `image_size`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if channels or sizes do not fit, [`Error::Config`] if there is no such block.
+    /// [`Error::Shape`] if channels or sizes do not fit, [`Error::Config`] if a block does not exist.
     pub fn features(&self, images: Tensor<4>, blocks: &[usize]) -> Result<VitOutput> {
         self.check_channels(&images)?;
         if let Some(missing) = blocks.iter().find(|block| **block >= self.config.depth) {
@@ -285,10 +287,10 @@ impl Vit {
         Ok(VitOutput { embedding, blocks: outputs.into_iter().flatten().collect(), tokens: self.norm.forward(x) })
     }
 
-    /// The class token of prepared pictures after the final norm, `[batch, embed_dim]`: what DINO calls features.
+    /// Computes the class token of prepared images after the final norm, `[batch, embed_dim]`: DINO's features.
     ///
     /// # Errors
-    /// As [`Vit::features`].
+    /// Those of [`Vit::features`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         Ok(self.features(images, &[])?.tokens.narrow(1, 0, 1).squeeze_dim(1))
     }
@@ -314,7 +316,7 @@ impl Vit {
         Ok(Tensor::cat(vec![cls, patches], 1) + positions)
     }
 
-    /// `[1, 1 + patches, embed_dim]`.
+    /// Returns the position embedding for a map of patches, `[1, 1 + patches, embed_dim]`.
     fn positions(&self, size: MapSize) -> Tensor<3> {
         let all = self.pos_embed.val();
         let (grid, width) = (self.config.grid(), self.config.embed_dim);

@@ -1,5 +1,5 @@
-//! Inception v3 in the variant that FID is defined by: the network of TensorFlow's `classify_image_graph_def.pb`, as
-//! ported by pytorch-fid. It differs from torchvision's in its pooling branches, and that moves every published number.
+//! Inception v3 in the variant that defines FID: the network of TensorFlow's `classify_image_graph_def.pb`, as ported
+//! by pytorch-fid. It differs from torchvision's in its pooling branches, which changes every published number.
 #![allow(non_snake_case, reason = "fields bear the checkpoint's names")]
 
 use burn::module::{Module, Param};
@@ -13,40 +13,40 @@ use crate::{Error, MapSize, Result};
 
 /// Height and width of the network's input.
 const SIDE: usize = 299;
-/// Added to the variance in batch norms.
+/// Added to the variance in the batch norms.
 const EPSILON: f64 = 1e-3;
-/// Channels of `Mixed_6d.branch1x1` that make the spatial features of sFID.
+/// Number of channels of `Mixed_6d.branch1x1` in the spatial features of sFID.
 const SPATIAL_CHANNELS: usize = 7;
 
-/// How 8-bit pictures become the network's input. The two move the features by about a hundredth, so a number is worth
-/// nothing without the name of its protocol.
+/// Preprocessing of 8-bit images to the network's input. The choice changes features by about one percent, so report it
+/// with every number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InceptionInput {
-    /// TensorFlow 1, as the guided-diffusion evaluator and with it the VAR papers: bilinear from `target * (in / out)`
-    /// without half-pixel centres, then `(x - 128) / 128`.
+    /// TensorFlow 1, as in the guided-diffusion evaluator and therefore the VAR papers: bilinear from `target * (in /
+    /// out)` without half-pixel centers, then `(x - 128) / 128`.
     #[default]
     Tf1,
-    /// pytorch-fid: to `[0, 1]`, bilinear with half-pixel centres and no antialiasing, then `2 x - 1`.
+    /// pytorch-fid: scaled to `[0, 1]`, bilinear with half-pixel centers and without antialiasing, then `2 x - 1`.
     Torch,
 }
 
 impl InceptionInput {
-    /// Pictures of one size, rows of red, green and blue in `0..=255`, to `[pictures, 3, 299, 299]`.
+    /// Prepares images of one size, rows of red, green and blue in `0..=255`: `[images, 3, 299, 299]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `pixels` is not a whole number of pictures.
+    /// [`Error::Shape`] if `pixels` is not a whole number of images.
     pub fn prepare(self, pixels: &[u8], size: MapSize, device: &Device) -> Result<Tensor<4>> {
-        let picture = 3 * size.area();
-        if picture == 0 || !pixels.len().is_multiple_of(picture) {
-            let expected = format!("pictures of {} x {} x 3 numbers", size.height, size.width);
+        let per_image = 3 * size.area();
+        if per_image == 0 || !pixels.len().is_multiple_of(per_image) {
+            let expected = format!("images of {} x {} x 3 numbers", size.height, size.width);
             return Err(Error::shape("pixels", expected, [pixels.len()]));
         }
-        let count = pixels.len() / picture;
-        let (rows, columns) = (self.taps(size.height), self.taps(size.width));
+        let count = pixels.len() / per_image;
+        let (rows, columns) = (self.sources(size.height), self.sources(size.width));
         let mut values = vec![0.0; count * 3 * SIDE * SIDE];
         let planes = values.par_chunks_mut(SIDE * SIDE).enumerate();
         planes.for_each(|(plane, out)| {
-            let from = &pixels[plane / 3 * picture..][..picture];
+            let from = &pixels[plane / 3 * per_image..][..per_image];
             let at = |row: usize, column: usize| {
                 let value = f32::from(from[(row * size.width + column) * 3 + plane % 3]);
                 if self == Self::Torch { value / 255.0 } else { value }
@@ -62,7 +62,7 @@ impl InceptionInput {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
-    /// In single precision and in the order of the original's kernels, for the last bit.
+    /// Interpolates four values in single precision and in the order of the original kernels, to match the last bit.
     fn blend(self, [a, b]: [f32; 2], [c, d]: [f32; 2], down: f32, right: f32) -> f32 {
         match self {
             Self::Tf1 => {
@@ -76,8 +76,8 @@ impl InceptionInput {
         }
     }
 
-    /// Where each of the [`SIDE`] values along an axis comes from.
-    fn taps(self, from: usize) -> Vec<Tap> {
+    /// Returns the source of each of the [`SIDE`] values along an axis.
+    fn sources(self, from: usize) -> Vec<Tap> {
         let step = from as f32 / SIDE as f32;
         let tap = |i: usize| {
             let place = match self {
@@ -91,23 +91,23 @@ impl InceptionInput {
     }
 }
 
-/// Two neighbours, and the share of the second.
+/// Two neighboring values, and the weight of the second.
 struct Tap {
     low: usize,
     high: usize,
     weight: f32,
 }
 
-/// What [`Inception`] makes of pictures.
+/// Outputs of [`Inception`].
 #[derive(Debug, Clone)]
 pub struct InceptionOutput {
     /// `pool_3:0`, `[batch, 2048]`: for FID, precision and recall.
     pub pool: Tensor<2>,
-    /// `mixed_6/conv:0`, the first 7 channels in order of height, width and channel, `[batch, 2023]`: for sFID.
+    /// `mixed_6/conv:0`, the first 7 channels, in order of height, width and channel, `[batch, 2023]`: for sFID.
     pub spatial: Tensor<2>,
 }
 
-/// The network. Field names are those of `pt_inception-2015-12-05-6726825d.pth`.
+/// FID's Inception v3. Field names are those of `pt_inception-2015-12-05-6726825d.pth`.
 #[derive(Module, Debug)]
 pub struct Inception {
     Conv2d_1a_3x3: Unit,
@@ -130,7 +130,7 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Number of features in the pool.
+    /// Number of pool features.
     pub const POOL: usize = 2048;
     /// Number of spatial features.
     pub const SPATIAL: usize = 17 * 17 * SPATIAL_CHANNELS;
@@ -138,7 +138,7 @@ impl Inception {
     /// Number of classes of the last layer.
     pub const CLASSES: usize = 1008;
 
-    /// A network of zeros, to be loaded.
+    /// Creates a network whose weights are zero, to be loaded.
     pub fn init_zeros(device: &Device) -> Self {
         let unit = |input, output, kernel: usize, stride, pad: usize| {
             Unit::new([input, output], [kernel; 2], stride, [pad; 2], device)
@@ -164,7 +164,7 @@ impl Inception {
         }
     }
 
-    /// Features of prepared pictures, `[batch, 3, 299, 299]`; see [`InceptionInput::prepare`].
+    /// Computes features of prepared images, `[batch, 3, 299, 299]`; see [`InceptionInput::prepare`].
     ///
     /// # Errors
     /// [`Error::Shape`] for another shape.
@@ -172,10 +172,10 @@ impl Inception {
         self.observed(images, &mut |_, _| ())
     }
 
-    /// As [`Inception::features`]; `observe` sees what leaves each block, by its name.
+    /// Computes [`Inception::features`], and calls `observe` with the name and output of each block.
     ///
     /// # Errors
-    /// As [`Inception::features`].
+    /// Those of [`Inception::features`].
     pub fn observed(
         &self,
         images: Tensor<4>,
@@ -185,44 +185,44 @@ impl Inception {
         if batch == 0 || shape != [3, SIDE, SIDE] {
             return Err(Error::shape("images", format!("[batch, 3, {SIDE}, {SIDE}]"), images.dims()));
         }
-        let mut seen = |name, x: Tensor<4>| {
+        let mut observed = |name, x: Tensor<4>| {
             observe(name, &x);
             x
         };
-        let x = seen("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(images));
-        let x = seen("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x));
-        let x = seen("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x));
-        let x = seen("maxpool1", max_pool_3x3(x, 2, 0));
-        let x = seen("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x));
-        let x = seen("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x));
-        let x = seen("maxpool2", max_pool_3x3(x, 2, 0));
-        let x = seen("Mixed_5b", self.Mixed_5b.forward(x));
-        let x = seen("Mixed_5c", self.Mixed_5c.forward(x));
-        let x = seen("Mixed_5d", self.Mixed_5d.forward(x));
-        let x = seen("Mixed_6a", self.Mixed_6a.forward(x));
-        let x = seen("Mixed_6b", self.Mixed_6b.forward(x).0);
-        let x = seen("Mixed_6c", self.Mixed_6c.forward(x).0);
+        let x = observed("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(images));
+        let x = observed("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x));
+        let x = observed("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x));
+        let x = observed("maxpool1", max_pool_3x3(x, 2, 0));
+        let x = observed("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x));
+        let x = observed("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x));
+        let x = observed("maxpool2", max_pool_3x3(x, 2, 0));
+        let x = observed("Mixed_5b", self.Mixed_5b.forward(x));
+        let x = observed("Mixed_5c", self.Mixed_5c.forward(x));
+        let x = observed("Mixed_5d", self.Mixed_5d.forward(x));
+        let x = observed("Mixed_6a", self.Mixed_6a.forward(x));
+        let x = observed("Mixed_6b", self.Mixed_6b.forward(x).0);
+        let x = observed("Mixed_6c", self.Mixed_6c.forward(x).0);
         // TensorFlow counts the blocks from 5b on, so its `mixed_6` is 6d; ports that take 6e are wrong.
         let (x, first) = self.Mixed_6d.forward(x);
-        let x = seen("Mixed_6d", x);
-        let x = seen("Mixed_6e", self.Mixed_6e.forward(x).0);
-        let x = seen("Mixed_7a", self.Mixed_7a.forward(x));
-        let x = seen("Mixed_7b", self.Mixed_7b.forward(x));
-        let x = seen("Mixed_7c", self.Mixed_7c.forward(x));
+        let x = observed("Mixed_6d", x);
+        let x = observed("Mixed_6e", self.Mixed_6e.forward(x).0);
+        let x = observed("Mixed_7a", self.Mixed_7a.forward(x));
+        let x = observed("Mixed_7b", self.Mixed_7b.forward(x));
+        let x = observed("Mixed_7c", self.Mixed_7c.forward(x));
         let pool = x.reshape([batch, Self::POOL, 64]).mean_dim(2).squeeze_dim(2);
         let spatial = first.narrow(1, 0, SPATIAL_CHANNELS).permute([0, 2, 3, 1]).reshape([batch, Self::SPATIAL]);
         Ok(InceptionOutput { pool, spatial })
     }
 
-    /// Scores of 1008 classes, `[batch, 1008]`, from [`InceptionOutput::pool`]. The guided-diffusion evaluator leaves
-    /// the bias out before its softmax, and so does the Inception Score that papers state.
+    /// Computes logits of 1008 classes, `[batch, 1008]`, from [`InceptionOutput::pool`]. The guided-diffusion evaluator
+    /// omits the bias before its softmax, and so does the Inception Score that papers report.
     pub fn logits(&self, pool: Tensor<2>, with_bias: bool) -> Tensor<2> {
         let bias = self.fc.bias.as_ref().filter(|_| with_bias).map(Param::val);
         ops::linear(pool, self.fc.weight.val(), bias)
     }
 }
 
-/// Convolution, batch norm with the statistics of training, ReLU.
+/// Convolution, batch norm with training statistics, ReLU.
 #[derive(Module, Debug)]
 struct Unit {
     conv: Weight,
@@ -261,7 +261,7 @@ impl Unit {
         }
     }
 
-    /// The norm is a factor and an offset a channel, which join the convolution.
+    /// Applies the norm as a factor and an offset per channel, folded into the convolution.
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let Norm { weight, bias, running_mean, running_var } = &self.bn;
         let factor = weight.val() / (running_var.val() + EPSILON).sqrt();
@@ -374,7 +374,7 @@ impl BlockC {
         }
     }
 
-    /// The output, and what its first branch made.
+    /// Returns the output, and the output of the first branch.
     fn forward(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let first = self.branch1x1.forward(x.clone());
         let seven = self.branch7x7_2.forward(self.branch7x7_1.forward(x.clone()));
@@ -437,7 +437,8 @@ struct BlockE {
     branch3x3dbl_3a: Unit,
     branch3x3dbl_3b: Unit,
     branch_pool: Unit,
-    /// `Mixed_7c` takes the largest where all others take the mean; a slip in the original that its weights rely on.
+    /// `Mixed_7c` uses the maximum where all other blocks use the mean; a slip in the original that its weights rely
+    /// on.
     pools_maximum: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The published sizes.
+//! Published sizes.
 
 use super::VarConfig;
 use crate::{Result, Scales};
@@ -20,7 +20,7 @@ pub enum VarPreset {
 }
 
 impl VarPreset {
-    /// All presets.
+    /// Lists all presets.
     pub const ALL: [Self; 5] = [Self::D16, Self::D20, Self::D24, Self::D30, Self::D36];
 
     /// Returns the name on the command line: `d16`.

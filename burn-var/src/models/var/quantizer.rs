@@ -5,33 +5,33 @@ use burn::nn::Embedding;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::tokenizer::VqVaeConfig;
-use crate::nn::{self, Conv2d};
 use crate::math::Resize;
+use crate::nn::{self, Conv2d};
 use crate::{MapSize, Scales};
 
-/// Codebook, and the small convolutions (phi) that smooth what each scale adds.
+/// Codebook, and the small convolutions (phi) that smooth each scale's contribution.
 #[derive(Module, Debug)]
 pub struct Quantizer {
     /// `[vocab_size, z_channels]`.
     pub embedding: Embedding,
     /// Phi convolutions: one per scale, or fewer that scales share.
     pub quant_resi: Vec<Conv2d>,
-    /// Share of the convolution in phi: `phi(h) = (1 - r) h + r conv(h)`.
+    /// Residual ratio `r` of phi: `phi(h) = (1 - r) h + r conv(h)`.
     ratio: f64,
     using_znorm: bool,
     beta: f64,
 }
 
-/// Result of a training pass through the quantizer.
+/// Result of a forward pass in training.
 #[derive(Debug)]
 pub struct Quantized {
-    /// Quantized latent with gradients passed straight through, `[batch, z_channels, height, width]`.
+    /// Quantized latent with straight-through gradients, `[batch, z_channels, height, width]`.
     pub canvas: Tensor<4>,
     /// Codebook and commitment loss, mean over scales: `[1]`.
     pub loss: Tensor<1>,
     /// Ids of every scale, `[batch, tokens]` each, off the autodiff graph.
     pub tokens: Vec<Tensor<2, Int>>,
-    /// Residuals that the codes of every scale were chosen for, `[batch * tokens, z_channels]`, off the graph.
+    /// Residuals that were quantized, `[batch * tokens, z_channels]` per scale, off the graph.
     pub residuals: Vec<Tensor<2>>,
 }
 
@@ -47,7 +47,8 @@ impl Quantizer {
         }
     }
 
-    /// Returns the ids of the codes nearest to `residual`, `[positions, z_channels]`: `[positions]`. Ties go to the first.
+    /// Returns the ids of the codes nearest to `residual`, `[positions, z_channels]`: `[positions]`. The first one
+    /// wins.
     pub fn nearest(&self, residual: Tensor<2>) -> Tensor<1, Int> {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();
@@ -61,12 +62,13 @@ impl Quantizer {
         found.reshape([positions])
     }
 
-    /// Returns what `codes`, `[batch, tokens, z_channels]`, of scale `k` add to a canvas of the finest size.
+    /// Computes the contribution of scale `k` to a canvas of the finest size, from `codes`, `[batch, tokens,
+    /// z_channels]`.
     pub fn contribution(&self, codes: Tensor<3>, k: usize, scales: &Scales) -> Tensor<4> {
         let MapSize { height, width } = scales.size(k);
         let [batch, _, channels] = codes.dims();
         let map = codes.swap_dims(1, 2).reshape([batch, channels, height, width]);
-        // The original skips the last scale even where its size differs from the latent's; it never does here.
+        // The original skips the resize of the last scale, which has the latent's size here in any case.
         let map = if k + 1 == scales.len() { map } else { Resize::Bicubic.apply(map, scales.finest()) };
         if self.quant_resi.is_empty() {
             return map;
@@ -75,7 +77,7 @@ impl Quantizer {
         map.clone() * (1.0 - self.ratio) + phi.forward(map) * self.ratio
     }
 
-    /// Returns scale `k`'s view of a latent, `[batch, z_channels, height, width]`, as rows: `[batch * tokens, z_channels]`.
+    /// Resizes a latent, `[batch, z_channels, height, width]`, to scale `k` as rows: `[batch * tokens, z_channels]`.
     fn rows(latent: &Tensor<4>, k: usize, scales: &Scales) -> Tensor<2> {
         let map =
             if k + 1 == scales.len() { latent.clone() } else { Resize::Area.apply(latent.clone(), scales.size(k)) };
@@ -83,7 +85,7 @@ impl Quantizer {
         map.permute([0, 2, 3, 1]).reshape([batch * height * width, channels])
     }
 
-    /// Quantizes a latent, `[batch, z_channels, height, width]` of the finest size: the ids of every scale.
+    /// Quantizes a latent, `[batch, z_channels, height, width]` of the finest size, to the ids of every scale.
     pub fn quantize(&self, latent: Tensor<4>, scales: &Scales) -> Vec<Tensor<2, Int>> {
         let mut rest = latent.inner();
         (0..scales.len())
@@ -100,9 +102,9 @@ impl Quantizer {
         self.nearest(rows).reshape([batch, tokens])
     }
 
-    /// Quantizes with gradients: those of the image pass straight through to the latent, those of the loss reach
-    /// codes, phi and encoder. The loss of a scale compares the canvas so far, so it trains earlier scales too:
-    /// `mean_k [ beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2 ]`.
+    /// Quantizes with gradients: those of the image pass straight through to the latent, those of the loss reach codes,
+    /// phi and encoder. The loss of a scale compares the canvas so far, so it also trains earlier scales: `mean_k [
+    /// beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2 ]`.
     pub fn forward_train(&self, latent: Tensor<4>, scales: &Scales) -> Quantized {
         let target = latent.clone().inner();
         let constant = Tensor::from_inner(target.clone());
@@ -128,14 +130,14 @@ impl Quantizer {
     }
 }
 
-/// Scales rows to length one; a zero row stays zero (epsilon 1e-12, as PyTorch's `normalize`).
+/// Normalizes rows to unit length; a zero row stays zero (epsilon 1e-12, as PyTorch's `normalize`).
 fn normalize(rows: Tensor<2>) -> Tensor<2> {
     let length = rows.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
     rows / length
 }
 
-/// Returns which of `phis` convolutions serves scale `k` of `scales`: the one whose tick lies nearest to
-/// `k / (scales - 1)`, the first of two.
+/// Returns the index of the convolution, of `phis`, that serves scale `k` of `scales`: the one whose tick is nearest to
+/// `k / (scales - 1)`, the first in a tie.
 ///
 /// In float64 and in the original's order of operations: with four convolutions and ten scales, exact ties at scales 2
 /// and 7 are decided by rounding, and the public checkpoints need what came out: 0, 0, 1, 1, 1, 2, 2, 3, 3, 3.

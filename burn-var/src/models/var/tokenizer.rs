@@ -33,13 +33,13 @@ pub struct VqVaeConfig {
     pub vocab_size: usize,
     /// Sizes of the token maps; the last is the size of the latent.
     pub patch_nums: Scales,
-    /// Share of the convolution in phi, 0.5 in all published models.
+    /// Residual ratio of phi, 0.5 in all published models.
     #[serde(default = "default_quant_resi")]
     pub quant_resi: f64,
     /// Number of phi convolutions: 4 in the public model, 1 shared by all scales, 0 for one per scale.
     #[serde(default = "default_share_quant_resi")]
     pub share_quant_resi: usize,
-    /// Chooses codes by cosine instead of distance.
+    /// Selects codes by cosine similarity instead of distance.
     #[serde(default)]
     pub using_znorm: bool,
     /// Kernel of the convolutions around the quantizer: 3 in the public model, or 1.
@@ -54,7 +54,7 @@ fn default_image_channels() -> usize {
     3
 }
 
-/// Share below which there are no phi convolutions; the original's constant.
+/// Residual ratio below which phi is the identity; the original's constant.
 const NO_SHARE: f64 = 1e-6;
 
 fn default_quant_resi() -> f64 {
@@ -74,8 +74,8 @@ fn default_beta() -> f64 {
 }
 
 impl VqVaeConfig {
-    /// Returns the sizes of the public tokenizer, `vae_ch160v4096z32.pth`: 109.0 million parameters, 16 pixels per token. It serves 256 and
-    /// 512 pixels alike, with [`Scales::VAR_256`] or [`Scales::VAR_512`].
+    /// Returns the sizes of the public tokenizer, `vae_ch160v4096z32.pth`: 109.0 million parameters, 16 pixels per
+    /// token. It serves 256 and 512 pixels alike, with [`Scales::VAR_256`] or [`Scales::VAR_512`].
     pub fn public(patch_nums: Scales) -> Self {
         Self {
             image_channels: 3,
@@ -117,7 +117,7 @@ impl VqVaeConfig {
         }
     }
 
-    /// Returns the number of phi convolutions; 0 where they have no share.
+    /// Returns the number of phi convolutions; 0 if phi is the identity.
     pub fn phis(&self) -> usize {
         match self.share_quant_resi {
             _ if self.quant_resi.abs() < NO_SHARE => 0,
@@ -158,7 +158,7 @@ impl VqVaeConfig {
     /// Creates a tokenizer with untrained weights: PyTorch's defaults, and small uniform codes, all drawn from `seed`.
     ///
     /// # Errors
-    /// As [`VqVaeConfig::validate`].
+    /// Those of [`VqVaeConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<VqVae> {
         let vocab = self.vocab_size as f64;
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
@@ -171,7 +171,7 @@ impl VqVaeConfig {
     /// Creates a tokenizer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// As [`VqVaeConfig::validate`].
+    /// Those of [`VqVaeConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<VqVae> {
         self.validate()?;
         Ok(VqVae {
@@ -209,7 +209,7 @@ impl VqVae {
     }
 
     /// Encodes images `[batch, channels, height, width]` in `[-1, 1]` to the latent before quantization, `[batch,
-    /// z_channels, height / f, width / f]`. Any size that the encoder can halve to a whole map is accepted.
+    /// z_channels, height / f, width / f]`. Accepts any multiple of the downsampling factor.
     ///
     /// # Errors
     /// [`Error::Shape`] for another number of channels, or a size that is not a multiple of the downsampling.
@@ -233,7 +233,7 @@ impl VqVae {
     /// Runs the training pass: reconstructions of images, not clamped, and the quantizer's loss.
     ///
     /// # Errors
-    /// As [`VqVae::latent`].
+    /// Those of [`VqVae::latent`].
     pub fn forward_train(&self, images: Tensor<4>) -> Result<(Tensor<4>, Quantized)> {
         let quantized = self.quantize.forward_train(self.latent(images)?, &self.config.patch_nums);
         Ok((self.decode_raw(quantized.canvas.clone()), quantized))

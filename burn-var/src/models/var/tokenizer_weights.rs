@@ -12,7 +12,7 @@ impl Pretrained for VqVae {
         name: "vqvae",
         role: "tokenizer",
         title: "VQ-VAE",
-        source: "`vae_ch160v4096z32.pth` is a published one, `burn-var train tokenizer` trains one",
+        source: "`vae_ch160v4096z32.pth` is the published one, `burn-var train tokenizer` trains one",
         sections: &["trainer.vae_local."],
         landmark: Some("quantize.embedding.weight"),
     };
@@ -23,7 +23,7 @@ impl Pretrained for VqVae {
         self.config()
     }
 
-    /// Returns the names of VAR, which differ for the phi convolutions only, by the number of scales that share one.
+    /// Returns the names of VAR, in which only the phi convolutions depend on the number of scales that share one.
     fn keys(config: &VqVaeConfig) -> KeyMap {
         let inner = match config.share_quant_resi {
             0 => "",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_share_there_are_no_phi_convolutions() {
+    fn zero_quant_resi_has_no_phi_convolutions() {
         let config = VqVaeConfig { quant_resi: 0.0, ..config(0) };
         let model = config.init_zeros(&Device::flex()).unwrap();
         let dict = export(&model, &VqVae::keys(&config)).unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn phi_names_follow_the_sharing() {
+    fn phi_names_depend_on_the_sharing() {
         let cases = [(0, "quantize.quant_resi.2.weight"), (1, "quantize.quant_resi.qresi.weight")];
         let cases = cases.into_iter().chain([(2, "quantize.quant_resi.qresi_ls.1.weight")]);
         for (share, last) in cases {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn saved_files_know_their_configuration() {
+    fn saved_files_contain_their_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vae.safetensors");
         let expected = VqVaeConfig { using_znorm: true, ..config(0) };

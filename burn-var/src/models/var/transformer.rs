@@ -30,10 +30,10 @@ pub struct VarConfig {
     /// Epsilon of the layer norms.
     #[serde(default = "default_norm_eps")]
     pub norm_eps: f64,
-    /// One adaptive norm projection for all blocks (the 512-pixel model), instead of one per block.
+    /// Shares one adaptive norm projection among all blocks (the 512-pixel model).
     #[serde(default)]
     pub shared_aln: bool,
-    /// Queries and keys of length one, with a learned sharpness per head (all published models).
+    /// Normalizes queries and keys to unit length, with a learned scale per head (all published models).
     #[serde(default = "default_attn_l2_norm")]
     pub attn_l2_norm: bool,
     /// Number of codes.
@@ -44,7 +44,7 @@ pub struct VarConfig {
     pub num_classes: usize,
     /// Sizes of the token maps.
     pub patch_nums: Scales,
-    /// Share of residual branches dropped in training at the last block; the first drops none. 0.1 * depth / 24 in the
+    /// Drop path rate of the last block, for training; it rises linearly from 0 at the first. 0.1 * depth / 24 in the
     /// published recipes.
     #[serde(default)]
     pub drop_path_rate: f64,
@@ -62,7 +62,7 @@ fn default_attn_l2_norm() -> bool {
     true
 }
 
-/// Free constants of the authors' initialization.
+/// Constants of the authors' initialization.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VarInit {
@@ -106,7 +106,7 @@ impl VarConfig {
             return Err(Error::config("mlp_ratio", self.mlp_ratio, "a positive number"));
         }
         if !(0.0..1.0).contains(&self.drop_path_rate) {
-            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a share in 0..1"));
+            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a fraction in 0..1"));
         }
         Ok(())
     }
@@ -119,7 +119,7 @@ impl VarConfig {
     /// Creates a transformer with the authors' initial weights, drawn from `seed`.
     ///
     /// # Errors
-    /// As [`VarConfig::validate`].
+    /// Those of [`VarConfig::validate`].
     pub fn init(&self, start: VarInit, seed: u64, device: &Device) -> Result<Var> {
         let width = self.embed_dim;
         let std = (1.0 / (3.0 * width as f64)).sqrt();
@@ -141,7 +141,7 @@ impl VarConfig {
     /// Creates a transformer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// As [`VarConfig::validate`].
+    /// Those of [`VarConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Var> {
         self.validate()?;
         let (width, sizes) = (self.embed_dim, self.blocks());
@@ -208,10 +208,10 @@ impl Var {
     /// Computes teacher-forced logits of all scales at once, `[batch, L, vocab_size]`.
     ///
     /// `input` is [`crate::Tokenizer::teacher_input`], `[batch, L - first, z_channels]`. With `noise`, one stream per
-    /// image, drop path is on. Conditions are dropped by the caller, see [`drop_labels`].
+    /// image, drop path is enabled. The caller drops conditions, see [`drop_labels`].
     ///
     /// # Errors
-    /// [`Error::Label`], [`Error::Shape`].
+    /// [`Error::Label`] for an unknown class, [`Error::Shape`] if conditions, input or noise do not fit each other.
     pub fn teacher_forced(
         &self,
         conditions: &[Condition],
@@ -344,6 +344,8 @@ impl LoraTarget for Var {
 /// Replaces class labels by the null condition with probability `rate` (0.1 in the published recipe), so that the model
 /// learns both branches of classifier-free guidance. `rngs` holds one stream per image.
 pub fn drop_labels(labels: &[usize], rate: f64, rngs: &mut [Rng]) -> Vec<Condition> {
-    let drop = |(label, rng): (&usize, &mut Rng)| if rng.uniform() < rate { Condition::Null } else { Condition::Class(*label) };
+    let drop = |(label, rng): (&usize, &mut Rng)| {
+        if rng.uniform() < rate { Condition::Null } else { Condition::Class(*label) }
+    };
     labels.iter().zip(rngs).map(drop).collect()
 }

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_the_file_does_not_determine_has_to_be_given() {
+    fn an_undetermined_schedule_must_be_given() {
         let odd = Scales::new(vec![MapSize::square(1), MapSize { height: 2, width: 3 }]).unwrap();
         let expected = config([true, true], odd.clone());
         let dict = weights(&expected);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn saved_files_know_their_configuration() {
+    fn saved_files_contain_their_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("var.safetensors");
         let expected = config([true, true], Scales::square(&[1, 3]).unwrap());

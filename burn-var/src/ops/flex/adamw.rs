@@ -3,14 +3,14 @@ use burn::tensor::Tensor;
 use super::{
     bridge::{Array, span},
     matrix::Shared,
-    simd::vectorised,
+    simd::vectorized,
 };
 use crate::ops::AdamWStep;
 
-/// Weights a thread works on at a time.
+/// Number of weights per task.
 const PIECE: usize = 1 << 14;
 
-/// Weights and moments are read and written once.
+/// Computes [`adamw`](crate::ops::adamw), reading and writing weights and moments once.
 pub(in crate::ops) fn adamw<const D: usize>(
     weights: Tensor<D>,
     grad: Tensor<D>,
@@ -32,7 +32,7 @@ pub(in crate::ops) fn adamw<const D: usize>(
     };
     let (weights, _) = weights.update(PIECE, |piece, weights| {
         let at = piece * PIECE;
-        // SAFETY: these values of the moments are no other piece's.
+        // SAFETY: these values of the moments belong to no other piece.
         let [first, second] = [&places[0], &places[1]]
             .map(|place| unsafe { core::slice::from_raw_parts_mut(place.at(at), weights.len()) });
         update(weights, &grad.values()[at..], first, second, numbers);
@@ -50,7 +50,7 @@ struct Numbers {
     epsilon: f32,
 }
 
-vectorised! {
+vectorized! {
     fn update(weights: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], by: Numbers) {
         for (((weight, &grad), first), second) in weights.iter_mut().zip(grad).zip(first).zip(second) {
             *first = *first * by.betas[0] + grad * by.new[0];

@@ -4,15 +4,15 @@ use super::{
     bridge::{Array, Kernel},
     matrix::{Shared, View, multiply, multiply_into},
     scratch::Scratch,
-    simd::vectorised,
+    simd::vectorized,
     softmax::{softmax_backward, softmax_inline},
 };
 
-/// Most queries at a time: their scores for all keys stay in the cache.
+/// Maximum number of queries at a time: their scores for all keys stay in the cache.
 const MAX_BLOCK: usize = 128;
 
-/// Attention of queries, keys, values and a bias, one head of one image per task. The backward pass forms the weights
-/// again: that costs one product more and saves a tensor of `[batch, heads, queries, keys]`.
+/// Attention of queries, keys, values and a bias, one head of one image per task. The backward pass recomputes the
+/// attention weights: this costs one more product and saves a tensor of `[batch, heads, queries, keys]`.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Attention {
     pub(in crate::ops) scale: f32,
@@ -28,7 +28,7 @@ impl Kernel<4> for Attention {
         let mut out: Vec<f32> = Vec::with_capacity(batch * queries * width);
         let shared = Shared::new(out.as_mut_ptr());
         (0..batch * head_count).into_par_iter().for_each(|index| {
-            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            // SAFETY: the channels of this head, in the rows of its image, belong to no other task.
             unsafe { heads.get(index).mix(shared.at(heads.first_output(index)), width) };
         });
         // SAFETY: the heads of all images cover the output.
@@ -63,13 +63,13 @@ impl Kernel<4> for Attention {
     }
 }
 
-/// The inputs of an attention, to be cut into heads.
+/// Inputs of an attention, to be split into heads.
 struct Heads<'a> {
     inputs: [&'a [f32]; 4],
     scale: f32,
     /// Batch, heads, queries, keys.
     scores: [usize; 4],
-    /// The same of the bias, 1 where it is broadcast; never along the keys.
+    /// Shape of the bias, 1 where it is broadcast; never along the keys.
     bias: [usize; 4],
     channels: usize,
     value_channels: usize,
@@ -77,7 +77,7 @@ struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     /// # Panics
-    /// When shapes do not fit together.
+    /// If shapes do not fit together.
     fn new(inputs: &'a [Array; 4], scale: f32) -> Self {
         let [query, key, value, bias] = inputs.each_ref().map(Array::dims::<4>);
         let ([batch, heads, queries, channels], [.., keys, value_channels]) = (query, value);
@@ -105,13 +105,13 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// Where the outputs of a head's first query begin.
+    /// Returns the offset of the output of a head's first query.
     fn first_output(&self, index: usize) -> usize {
         let [_, heads, queries, _] = self.scores;
         (index / heads * queries * heads + index % heads) * self.value_channels
     }
 
-    /// Where in the bias the row of a query begins.
+    /// Returns the offset of a query's row in the bias.
     fn bias_row(&self, head: usize, query: usize) -> usize {
         let position = [head / self.scores[1], head % self.scores[1], query];
         let row =
@@ -119,7 +119,7 @@ impl<'a> Heads<'a> {
         row * self.scores[3]
     }
 
-    /// Sums the gradients of the scores of every head where the bias is broadcast.
+    /// Sums the gradients of the scores over every axis where the bias is broadcast.
     fn bias_gradient(&self, score_grads: &[Vec<f32>]) -> Vec<f32> {
         let keys = self.scores[3];
         let mut out = vec![0.0; self.bias.iter().product()];
@@ -139,7 +139,7 @@ pub(super) struct Head<'a> {
     pub(super) query: &'a [f32],
     pub(super) key: &'a [f32],
     pub(super) value: &'a [f32],
-    /// Rows of what is added to the scores, `bias_step` apart; none at all when empty.
+    /// Rows added to the scores, `bias_step` apart; empty if there is no bias.
     pub(super) bias: &'a [f32],
     pub(super) bias_step: usize,
     /// Queries, keys, channels, value channels.
@@ -148,7 +148,7 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// First query and size of blocks as even as can be.
+    /// Iterates over blocks of queries of about equal size: first query and number of queries.
     fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let queries = self.sizes[0];
         let rows = queries.div_ceil(queries.div_ceil(MAX_BLOCK).max(1)).max(1);
@@ -167,7 +167,7 @@ impl Head<'_> {
         View::new(&self.query[first * self.sizes[2]..], [rows, self.sizes[2]], self.sizes[2])
     }
 
-    /// Attention weights of some queries: softmax of scaled products plus bias.
+    /// Computes the attention weights of some queries: the softmax of scaled products plus bias.
     fn weights(&self, first: usize, rows: usize) -> Scratch {
         let keys = self.sizes[1];
         let mut weights = Scratch::new(rows * keys);
@@ -181,20 +181,21 @@ impl Head<'_> {
         weights
     }
 
-    /// Writes the mixed values, a row for each query, `row_stride` values apart.
+    /// Writes the weighted values, one row per query, `row_stride` values apart.
     ///
     /// # Safety
-    /// `out` must be valid for writes of these rows, and nobody else may use them meanwhile.
+    /// `out` must be valid for writes of these rows, and nothing else may access them meanwhile.
     pub(super) unsafe fn mix(&self, out: *mut f32, row_stride: usize) {
         for (first, rows) in self.blocks() {
             let weights = self.weights(first, rows);
             let weights = View::new(&weights, [rows, self.sizes[1]], self.sizes[1]);
-            // SAFETY: rows of the output, which the caller vouches for.
+            // SAFETY: rows of the output, which the caller guarantees.
             unsafe { multiply(out.wrapping_add(first * row_stride), row_stride, weights, self.values(), false) };
         }
     }
 
-    /// Adds the gradients of keys and values to zeros, and writes that of the queries; appends that of the scores.
+    /// Adds the gradients of keys and values to their slices, writes that of the queries, and appends that of the
+    /// scores.
     pub(super) fn backward(&self, grad: View<'_>, grads: [&mut [f32]; 3], mut scores: Option<&mut Vec<f32>>) {
         let [query_grad, key_grad, value_grad] = grads;
         let [_, keys, channels, _] = self.sizes;
@@ -218,7 +219,7 @@ impl Head<'_> {
     }
 }
 
-vectorised! {
+vectorized! {
     fn scores_to_weights(scores: &mut [f32], scale: f32, bias: &[f32]) {
         for (score, &bias) in scores.iter_mut().zip(bias) {
             *score = *score * scale + bias;

@@ -1,21 +1,22 @@
-//! Blocks of a matrix product whose sums stay in vector registers: one code for AVX-512, AVX2 and NEON, by `pulp`.
+//! Blocks of a matrix product whose sums stay in vector registers, for AVX-512, AVX2 and NEON, through `pulp`.
 
 use pulp::{Simd, WithSimd};
 
-/// Most rows of a block. With two vectors a row of 16 registers, or four of 32, three quarters of them hold sums.
+/// Maximum number of rows of a block. With two vectors per row of 16 registers, or four of 32, sums take three quarters
+/// of the registers.
 pub(super) const ROWS: usize = 6;
-/// A multiple of every CPU's vectors: lines of `b` of such a length have no rest.
+/// Multiple of every CPU's vector length: rows of `b` of such a length have no remainder.
 pub(super) const LANES: usize = 16;
 
-/// `out = a b`, or `out += a b` to `accumulate`, for whole [`LANES`] of columns and as many rows as there are. A number
-/// of it is the sum of its products in order, each added in one rounding, whatever else there is to compute.
+/// Product `out = a b`, or `out += a b` to `accumulate`, of whole [`LANES`] of columns and any number of rows. Each
+/// output is the sum of its products in order, each added with one rounding, whatever the other sizes.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
     pub(super) rows: usize,
     pub(super) depth: usize,
     pub(super) columns: usize,
     pub(super) a: *const f32,
-    /// From row to row of `a`, and from term to term.
+    /// Stride between rows of `a`, and between terms.
     pub(super) a_strides: [usize; 2],
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
@@ -24,12 +25,12 @@ pub(super) struct Blocks {
     pub(super) accumulate: bool,
 }
 
-/// Columns of a full block.
+/// Returns the number of columns of a full block.
 pub(super) const fn width<S: Simd>() -> usize {
     (if S::REGISTER_COUNT < 32 { 2 } else { 4 }) * S::F32_LANES
 }
 
-/// Rows of the next block, of those that are left.
+/// Returns the number of rows of the next block, given those left.
 #[inline(always)]
 pub(super) fn height(left: usize) -> usize {
     match left {
@@ -42,17 +43,17 @@ pub(super) fn height(left: usize) -> usize {
 
 impl Blocks {
     /// # Safety
-    /// `a` and `b` must be readable and `out` writable at all places of the product, and nobody else may use the latter
-    /// meanwhile.
+    /// `a` and `b` must be valid for reads and `out` for writes at all positions of the product, and nothing else may
+    /// access `out` meanwhile.
     #[inline(always)]
     pub(super) unsafe fn multiply<S: Simd>(self, simd: S) {
-        debug_assert!(self.columns.is_multiple_of(LANES), "columns to the end of a vector");
+        debug_assert!(self.columns.is_multiple_of(LANES), "columns must be whole vectors");
         let mut row = 0;
         while row < self.rows {
             let a = self.a.wrapping_add(row * self.a_strides[0]);
             let out = self.out.wrapping_add(row * self.out_stride);
             let (height, rows) = (height(self.rows - row), Self { a, out, ..self });
-            // SAFETY: as the caller vouches.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 match height {
                     ROWS => rows.across::<S, ROWS>(simd),
@@ -65,10 +66,10 @@ impl Blocks {
         }
     }
 
-    /// Fills all columns of the first `R` rows.
+    /// Computes all columns of the first `R` rows.
     ///
     /// # Safety
-    /// As [`Blocks::multiply`].
+    /// Those of [`Blocks::multiply`].
     #[inline(always)]
     unsafe fn across<S: Simd, const R: usize>(self, simd: S) {
         let mut column = 0;
@@ -76,7 +77,7 @@ impl Blocks {
             let (b, out) = (self.b.wrapping_add(column), self.out.wrapping_add(column));
             let block = Self { b, out, ..self };
             let left = self.columns - column;
-            // SAFETY: as the caller vouches.
+            // SAFETY: guaranteed by the caller.
             let vectors = unsafe {
                 match left / S::F32_LANES {
                     4.. if width::<S>() == 4 * S::F32_LANES => block.fill::<S, R, 4>(simd),
@@ -88,10 +89,10 @@ impl Blocks {
         }
     }
 
-    /// Fills `R` rows of `C` vectors, and says how many vectors those are.
+    /// Computes `R` rows of `C` vectors, and returns `C`.
     ///
     /// # Safety
-    /// As [`Blocks::multiply`].
+    /// Those of [`Blocks::multiply`].
     #[inline(always)]
     unsafe fn fill<S: Simd, const R: usize, const C: usize>(&self, simd: S) -> usize {
         let mut sums = [[simd.splat_f32s(0.0); C]; R];
@@ -128,7 +129,7 @@ impl Blocks {
     }
 }
 
-/// Runs a kernel with the widest vectors that the CPU has.
+/// Runs a kernel with the widest vectors of the CPU.
 #[inline]
 pub(super) fn dispatch<W: WithSimd>(kernel: W) -> W::Output {
     pulp::Arch::new().dispatch(kernel)

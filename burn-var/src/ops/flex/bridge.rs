@@ -21,19 +21,23 @@ use burn::{
 use burn_flex::{FlexTensor, Layout};
 use rayon::prelude::*;
 
-/// A node of the autodiff graph with its value.
+/// Node of the autodiff graph with its value.
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
-/// A contiguous `f32` tensor. Cloning shares the values.
+/// Contiguous `f32` tensor. Clones share the values.
 #[derive(Clone, Debug)]
 pub(in crate::ops) struct Array(FlexTensor);
 
 impl Array {
     /// # Panics
-    /// When the number of values is not the product of `shape`.
+    /// If the number of values is not the product of `shape`.
     pub(super) fn new(values: Vec<f32>, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
-        assert_eq!(values.len(), shape.num_elements(), "a kernel filled a tensor of shape {shape:?} wrongly");
+        assert_eq!(
+            values.len(),
+            shape.num_elements(),
+            "a kernel returned the wrong number of values for shape {shape:?}"
+        );
         Self(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32))
     }
 
@@ -41,13 +45,13 @@ impl Array {
         self.0.storage()
     }
 
-    /// The values to be changed in place; copied first if somebody else holds them too.
+    /// Returns the values for changes in place, copied first if they are shared.
     pub(super) fn values_mut(&mut self) -> &mut [f32] {
         self.0.storage_mut()
     }
 
-    /// Runs `change` in parallel on every piece of `len` values, given its number and the values, and returns what it
-    /// returned in the order of the pieces. Reuses the memory of a tensor that nobody else holds.
+    /// Calls `change` in parallel with the index and the values of every piece of `len` values, and returns its results
+    /// in the order of the pieces. Reuses the memory of a tensor that is not shared.
     pub(super) fn update<R: Send>(
         mut self,
         len: usize,
@@ -63,7 +67,7 @@ impl Array {
         let pieces =
             values.spare_capacity_mut()[..from.len()].par_chunks_mut(len).zip(from.par_chunks(len)).enumerate();
         let results = pieces.map(|(index, (piece, from))| change(index, piece.write_copy_of_slice(from))).collect();
-        // SAFETY: the pieces cover as many values, and each has been written.
+        // SAFETY: the pieces cover all values, and each has been written.
         unsafe { values.set_len(from.len()) };
         (Self::new(values, self.shape()), results)
     }
@@ -78,10 +82,10 @@ impl Array {
 }
 
 impl<const D: usize> From<Tensor<D>> for Array {
-    /// The values alone, without a graph.
+    /// Returns the values, without the graph.
     ///
     /// # Panics
-    /// When [`supports`] would not accept the tensor.
+    /// If [`supports`] does not accept the tensor.
     fn from(tensor: Tensor<D>) -> Self {
         tracked(tensor.into_dispatch()).into_primitive().into()
     }
@@ -100,31 +104,31 @@ impl From<FlexTensor> for Array {
     }
 }
 
-/// A differentiable operation on `N` tensors.
+/// Differentiable operation on `N` tensors.
 pub(in crate::ops) trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs from the forward pass.
+    /// Values that the backward pass needs from the forward pass.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The output, and what to keep for the backward pass.
+    /// Computes the output, and the values to keep for the backward pass.
     fn forward(&self, inputs: [Array; N]) -> (Array, Self::Saved);
 
-    /// The output alone, for a kernel that can do with less memory where nothing is kept.
+    /// Computes only the output, for kernels that need less memory if nothing is kept.
     fn infer(&self, inputs: [Array; N]) -> Array {
         self.forward(inputs).0
     }
 
-    /// The gradients of the inputs for which `wanted` is set, given the gradient of the output.
+    /// Computes the gradients of the inputs for which `wanted` is set, given the gradient of the output.
     fn backward(&self, saved: Self::Saved, grad: Array, wanted: [bool; N]) -> [Option<Array>; N];
 }
 
-/// Whether kernels are used at all: not if `BURN_VAR_KERNELS` is `generic`, which is for comparison and for finding out
-/// whether one of them is to blame.
+/// Enables the kernels. `BURN_VAR_KERNELS=generic` disables them, for comparison and to find out whether one of them
+/// causes a problem.
 static ENABLED: LazyLock<bool> =
     LazyLock::new(|| std::env::var_os("BURN_VAR_KERNELS").is_none_or(|it| it != "generic"));
 
-/// Whether a tensor can be the input of a [`Kernel`].
+/// Returns `true` if a tensor can be the input of a [`Kernel`].
 pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
-    // With a single backend enabled some of these patterns are all there is.
+    // With a single backend enabled some of these patterns are exhaustive.
     #[allow(unreachable_patterns)]
     let flex = match tensor.device().as_dispatch() {
         DispatchDevice::Flex(_) => true,
@@ -134,24 +138,24 @@ pub(in crate::ops) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     flex && tensor.dtype() == DType::F32 && *ENABLED
 }
 
-/// Whether a tensor is one that [`supports`] accepts, off the autodiff graph.
+/// Returns `true` if [`supports`] accepts a tensor and it is off the autodiff graph.
 pub(in crate::ops) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
     supports(tensor) && !tensor.device().is_autodiff()
 }
 
-/// Stands for an input that a kernel is told not to read.
+/// Returns a placeholder for an absent input.
 pub(in crate::ops) fn absent<const D: usize, const E: usize>(like: &Tensor<D>) -> Tensor<E> {
     Tensor::zeros([0; E], (&like.device().inner(), DType::F32))
 }
 
-/// A span that a profiler can time; nobody listens otherwise.
+/// Opens a span for profilers, disabled unless a subscriber listens.
 pub(in crate::ops) fn span<K>(pass: &str) -> tracing::span::EnteredSpan {
     let name = core::any::type_name::<K>();
     let name = name.rsplit("::").next().unwrap_or(name);
     tracing::trace_span!("kernel", op = name, pass).entered()
 }
 
-/// Runs a kernel on tensors that [`supports`] has accepted. Plain tensors among tracked ones are constants.
+/// Runs a kernel on tensors that [`supports`] accepts. Untracked tensors among tracked ones are constants.
 pub(in crate::ops) fn run<K: Kernel<N>, const N: usize, const D: usize>(
     kernel: K,
     inputs: [DispatchTensor; N],
@@ -200,7 +204,7 @@ fn record<K: Kernel<N>, C: CheckpointStrategy, const N: usize>(kernel: K, inputs
     }
 }
 
-/// The backward step of a kernel.
+/// Backward step of a kernel.
 #[derive(Debug)]
 struct Step<K>(PhantomData<K>);
 

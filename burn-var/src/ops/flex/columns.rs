@@ -14,13 +14,13 @@ pub(super) struct Geometry {
     kernel: [usize; 2],
     output: [usize; 2],
     stride: usize,
-    /// Zeros at the top and at the left.
+    /// Zeros at the top and on the left.
     offset: [usize; 2],
 }
 
 impl Geometry {
     /// # Panics
-    /// When channels differ, the stride is 0 or the kernel is larger than the padded image.
+    /// If channels differ, the stride is 0 or the kernel is larger than the padded image.
     pub(super) fn new(x: [usize; 4], weight: [usize; 4], spec: ConvSpec) -> Self {
         let [batch, channels_in, height, width] = x;
         let [channels_out, weight_in, kernel_height, kernel_width] = weight;
@@ -42,37 +42,37 @@ impl Geometry {
         [self.batch, self.channels_out, self.output[0], self.output[1]]
     }
 
-    /// Pixels of an input image.
+    /// Returns the number of pixels of an input image.
     pub(super) fn pixels_in(&self) -> usize {
         self.input[0] * self.input[1]
     }
 
-    /// Pixels of an output image.
+    /// Returns the number of pixels of an output image.
     pub(super) fn pixels_out(&self) -> usize {
         self.output[0] * self.output[1]
     }
 
-    /// Inputs of an output pixel: weights of an output channel.
+    /// Returns the number of inputs per output pixel, which is the number of weights per output channel.
     pub(super) fn taps(&self) -> usize {
         self.channels_in * self.kernel[0] * self.kernel[1]
     }
 
-    /// Whether output pixels and input pixels are the same, so that the image is its own matrix of columns.
+    /// Returns `true` if output pixels equal input pixels, so that the image is its own matrix of columns.
     pub(super) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == 1 && self.input == self.output
     }
 
-    /// Whether this is a 3x3 kernel that keeps height and width, its centre on the pixel.
+    /// Returns `true` for a 3x3 kernel that keeps height and width, centered on the pixel.
     pub(super) fn is_same_3x3(&self) -> bool {
         self.kernel == [3, 3] && self.stride == 1 && self.input == self.output && self.offset == [1, 1]
     }
 
-    /// With input and output channels exchanged; for kernels that keep height and width.
+    /// Returns the geometry with input and output channels exchanged, for kernels that keep height and width.
     pub(super) fn swapped(&self) -> Self {
         Self { channels_in: self.channels_out, channels_out: self.channels_in, ..*self }
     }
 
-    /// Cuts the output into bands of whole rows of about `pixels` pixels.
+    /// Splits the output into bands of whole rows of about `pixels` pixels.
     pub(super) fn bands(&self, pixels: usize) -> Vec<Band> {
         let [height, width] = self.output;
         let rows = (pixels / width).max(1);
@@ -80,7 +80,7 @@ impl Geometry {
         (0..self.batch).flat_map(|image| (0..height).step_by(rows).map(move |first| band(image, first))).collect()
     }
 
-    /// Writes for every input channel and kernel position a line with the inputs of the pixels of `band`: a matrix of
+    /// Writes, for every input channel and kernel position, a line with the inputs of the pixels of `band`: a matrix of
     /// [`Self::taps`] lines.
     pub(super) fn gather(&self, image: &[f32], band: &Band, columns: &mut [f32]) {
         let taps = self.views(band);
@@ -108,7 +108,7 @@ impl Geometry {
         }
     }
 
-    /// The adjoint of [`Self::gather`]: adds every line to the pixels that it would have been read from.
+    /// Computes the adjoint of [`Self::gather`]: adds every line to the pixels from which it would have been read.
     pub(super) fn scatter_add(&self, columns: &mut [f32], band: &Band, image: &mut [f32]) {
         let taps = self.views(band);
         let mut lines = columns.chunks_exact_mut(band.pixels());
@@ -133,7 +133,8 @@ impl Geometry {
         }
     }
 
-    /// Whether a kernel position sees the input as the output shifted, so that rows need not be copied one by one.
+    /// Returns `true` if the input at a kernel position is the shifted output, so that rows need not be copied one by
+    /// one.
     fn shifts(&self) -> bool {
         self.stride == 1 && self.input[1] == self.output[1]
     }
@@ -158,7 +159,7 @@ impl Geometry {
     }
 }
 
-/// Some whole rows of an output image.
+/// Whole rows of an output image.
 #[derive(Clone, Debug)]
 pub(super) struct Band {
     pub(super) image: usize,
@@ -171,18 +172,18 @@ impl Band {
         self.rows.len() * self.width
     }
 
-    /// The first pixel of the band in its image.
+    /// Returns the index of the band's first pixel in its image.
     pub(super) fn first_pixel(&self) -> usize {
         self.rows.start * self.width
     }
 }
 
-/// What one kernel position sees of the input from the pixels of a band.
+/// Input pixels at one kernel position for the pixels of a band.
 struct TapView {
-    /// Rows of the band and columns from which it sees the image and not the zeros around it.
+    /// Rows of the band and columns whose input lies in the image and not in the padding.
     rows: Range<usize>,
     columns: Range<usize>,
-    /// The input pixel seen from the first of these.
+    /// Input pixel of the first of these.
     source: usize,
 }
 
@@ -191,18 +192,19 @@ impl TapView {
         self.rows.is_empty() || self.columns.is_empty()
     }
 
-    /// Pixels of the band from the first to the last that sees the image, those beyond the edges included.
+    /// Returns the range of the band's pixels from the first to the last whose input lies in the image, padding between
+    /// included.
     fn run(&self, width: usize) -> Range<usize> {
         self.rows.start * width + self.columns.start..(self.rows.end - 1) * width + self.columns.end
     }
 
-    /// Rows of the band, and the input pixel that the first column of each sees.
+    /// Iterates over the rows of the band, with the input pixel of each row's first column.
     fn rows_with_source(&self, geometry: &Geometry) -> impl Iterator<Item = (usize, usize)> {
         let step = geometry.stride * geometry.input[1];
         self.rows.clone().zip((self.source..).step_by(step))
     }
 
-    /// Sets the pixels to the left and right of the image to zero.
+    /// Sets the pixels whose input lies left or right of the image to zero.
     fn clear_edges(&self, line: &mut [f32], width: usize) {
         for row in line.chunks_exact_mut(width).take(self.rows.end).skip(self.rows.start) {
             row[..self.columns.start].fill(0.0);

@@ -1,5 +1,5 @@
-//! Convolution as matrix products: for a band of output rows at a time, small enough for the cache, a matrix holds in
-//! each column the inputs of one pixel (im2col).
+//! Convolution as matrix products: for one band of output rows at a time, small enough for the cache, a matrix holds
+//! the inputs of one pixel per column (im2col).
 
 use rayon::prelude::*;
 
@@ -8,23 +8,23 @@ use super::{
     columns::{Band, Geometry},
     linear::multiply_by_parts,
     matrix::{Shared, View, multiply_into, transpose},
-    simd::{sums, vectorised},
+    simd::{sums, vectorized},
     winograd,
 };
 use crate::ops::ConvSpec;
 
-/// Output pixels of a band, about: enough columns for a product to run at full speed, few enough for the cache.
+/// Approximate number of output pixels per band: enough columns for a product at full speed, few enough for the cache.
 const BAND: usize = 512;
-/// Of an image so small that there would be too few bands for all threads, fewest.
+/// Minimum for images so small that there would be fewer bands than threads.
 const MIN_BAND: usize = 64;
-/// Bands for each thread, about.
+/// Approximate number of bands per thread.
 const BANDS: usize = 4;
-/// Most partial sums of a weight gradient, which is also the most threads that can work on it.
+/// Maximum number of partial sums of a weight gradient, which limits its number of threads.
 const MAX_PARTS: usize = 16;
-/// Most values in all partial sums of a weight gradient together.
+/// Maximum number of values in all partial sums of a weight gradient.
 const MAX_PART_VALUES: usize = 1 << 24;
 
-/// `conv2d` of images, a weight and a bias.
+/// Convolution of images, a weight and a bias.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Conv2d(pub(in crate::ops) ConvSpec);
 
@@ -54,7 +54,7 @@ impl Kernel<3> for Conv2d {
     }
 }
 
-/// Of an input, from the sizes, the other input and the gradient of the output.
+/// Computes the gradient of one input from the geometry, the other input and the gradient of the output.
 type Gradient = fn(&Geometry, &[f32], &[f32]) -> Vec<f32>;
 
 fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
@@ -75,7 +75,7 @@ fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     out
 }
 
-/// The matrix `[taps, pixels]` of the inputs of a band: a part of the image itself where the kernel is 1x1.
+/// Returns the matrix `[taps, pixels]` of the inputs of a band, a part of the image itself if the kernel is 1x1.
 fn inputs_of<'a>(g: &Geometry, x: &'a [f32], band: &Band, columns: &'a mut Vec<f32>) -> View<'a> {
     let image = &x[band.image * g.channels_in * g.pixels_in()..][..g.channels_in * g.pixels_in()];
     let shape = [g.taps(), band.pixels()];
@@ -87,13 +87,13 @@ fn inputs_of<'a>(g: &Geometry, x: &'a [f32], band: &Band, columns: &'a mut Vec<f
     View::new(columns, shape, shape[1])
 }
 
-/// The matrix `[channels, pixels]` of the gradients of a band of the output.
+/// Returns the matrix `[channels, pixels]` of the gradients of a band of the output.
 fn gradients_of<'a>(g: &Geometry, grad: &'a [f32], band: &Band) -> View<'a> {
     let first = band.image * g.channels_out * g.pixels_out() + band.first_pixel();
     View::new(&grad[first..], [g.channels_out, band.pixels()], g.pixels_out())
 }
 
-/// `d loss / d x`: the transposed product, scattered back to where the columns came from.
+/// Computes `d loss / d x`: the transposed product, scattered to the pixels of the columns.
 fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
     let weight = View::new(weight, [g.channels_out, g.taps()], g.taps()).transposed();
     let image_len = g.channels_in * g.pixels_in();
@@ -111,20 +111,21 @@ fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
     out
 }
 
-/// `d loss / d weight`, as `[taps, channels_out]` partial sums over runs of bands that are added in order at the end.
+/// Computes `d loss / d weight` as `[taps, channels_out]` partial sums over runs of bands, which are added in order at
+/// the end.
 fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let len = g.taps() * g.channels_out;
     let bands = g.bands(BAND);
     let parts = MAX_PARTS.min(MAX_PART_VALUES / len.max(1)).clamp(1, bands.len().max(1));
     let partial_sums = bands.par_chunks(bands.len().div_ceil(parts).max(1)).map(|bands| {
-        let (mut columns, mut turned, mut sum) = (Vec::new(), Vec::new(), vec![0.0; len]);
+        let (mut columns, mut transposed, mut sum) = (Vec::new(), Vec::new(), vec![0.0; len]);
         for band in bands {
             let inputs = inputs_of(g, x, band, &mut columns);
-            // With the gradient transposed both operands are read along their rows, which is three times as fast.
-            turned.resize(g.channels_out * band.pixels(), 0.0);
-            transpose(gradients_of(g, grad, band), &mut turned);
-            let turned = View::new(&turned, [band.pixels(), g.channels_out], g.channels_out);
-            multiply_into(&mut sum, inputs, turned, true);
+            // With the gradient transposed, both operands are read along their rows, which is three times as fast.
+            transposed.resize(g.channels_out * band.pixels(), 0.0);
+            transpose(gradients_of(g, grad, band), &mut transposed);
+            let transposed = View::new(&transposed, [band.pixels(), g.channels_out], g.channels_out);
+            multiply_into(&mut sum, inputs, transposed, true);
         }
         sum
     });
@@ -138,14 +139,14 @@ fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     out
 }
 
-/// `d loss / d bias`: the sum over images and pixels.
+/// Computes `d loss / d bias`: the sum over images and pixels.
 fn bias_gradient(g: &Geometry, grad: &[f32]) -> Vec<f32> {
     let planes = grad.par_chunks(g.pixels_out().max(1)).map(total).collect::<Vec<_>>();
     let channel = |channel: usize| planes.iter().skip(channel).step_by(g.channels_out).sum::<f64>() as f32;
     (0..g.channels_out).map(channel).collect()
 }
 
-vectorised! {
+vectorized! {
     fn total(values: &[f32]) -> f64 {
         sums(values, values, |value, _| [value])[0]
     }

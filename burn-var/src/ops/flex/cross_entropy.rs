@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     bridge::{Array, Kernel},
-    simd::{exp, sums, vectorised},
+    simd::{exp, sums, vectorized},
     softmax::largest,
 };
 
@@ -18,7 +18,7 @@ pub(in crate::ops) struct CrossEntropy {
 
 impl CrossEntropy {
     /// # Panics
-    /// When the targets cannot be read, or one is negative.
+    /// If the targets cannot be read, or one is negative.
     pub(in crate::ops) fn new(targets: Tensor<2, Int>, smoothing: f32) -> Self {
         let class = |target: i64| usize::try_from(target).expect("cross_entropy: a target is negative");
         let targets = targets.into_data().iter::<i64>().map(class).collect();
@@ -27,7 +27,7 @@ impl CrossEntropy {
 }
 
 impl Kernel<1> for CrossEntropy {
-    /// The logits, and the logarithm of the sum of exponentials of each row.
+    /// The logits, and the log-sum-exp of each row.
     type Saved = (Array, Vec<f32>);
 
     fn forward(&self, [logits]: [Array; 1]) -> (Array, Self::Saved) {
@@ -54,14 +54,14 @@ impl Kernel<1> for CrossEntropy {
     }
 }
 
-vectorised! {
+vectorized! {
     fn log_sum_exp_and_mean(row: &[f32]) -> [f32; 2] {
         let max = largest(row);
         let [sum, total] = sums(row, row, |x, _| [exp::<FMA>(x - max), x]);
         [max + sum.ln() as f32, (total / row.len() as f64) as f32]
     }
 
-    /// `factor softmax(row) - shift`, given the logarithm of the sum of exponentials.
+    /// Computes `factor softmax(row) - shift`, given the row's log-sum-exp.
     fn softmax_times(total: f32, factor: f32, shift: f32, row: &mut [f32]) {
         for value in row {
             *value = exp::<FMA>(*value - total) * factor - shift;

@@ -2,10 +2,10 @@ use super::{
     bridge::{Array, Kernel},
     moments::{Moments, moments},
     pointwise::silu_slope,
-    simd::{sigmoid, sums, vectorised},
+    simd::{sigmoid, sums, vectorized},
 };
 
-/// Group norm of images, a weight and a bias, with SiLU after it or not.
+/// Group norm of images, a weight and a bias, optionally followed by SiLU.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct GroupNorm {
     pub(in crate::ops) groups: usize,
@@ -13,18 +13,18 @@ pub(in crate::ops) struct GroupNorm {
     pub(in crate::ops) silu: bool,
 }
 
-/// What the backward pass of a group norm needs.
+/// Values that the backward pass of a group norm needs.
 #[derive(Clone, Debug)]
 pub(in crate::ops) struct SavedGroupNorm {
     x: Array,
     weight: Array,
     bias: Array,
-    /// Of every image and group.
+    /// Moments of every image and group.
     moments: Vec<Moments>,
 }
 
 impl GroupNorm {
-    /// Pixels of a channel, and channels of a group.
+    /// Returns the number of pixels per channel and of channels per group.
     fn sizes(&self, x: &Array) -> [usize; 2] {
         let [_, channels, height, width] = x.dims();
         assert!(
@@ -35,7 +35,7 @@ impl GroupNorm {
         [height * width, channels / self.groups]
     }
 
-    /// Weight and bias of the channels of a group, given its number among the groups of all images.
+    /// Returns weight and bias of a group's channels, given its index among the groups of all images.
     fn affine<'a>(&self, index: usize, weight: &'a Array, bias: &'a Array) -> impl Iterator<Item = (f32, f32)> + 'a {
         let channels = weight.values().len() / self.groups;
         let first = index % self.groups * channels;
@@ -67,8 +67,8 @@ impl Kernel<3> for GroupNorm {
         let SavedGroupNorm { x, weight, bias, moments } = saved;
         let [pixels, channels] = self.sizes(&x);
         let len = pixels * channels;
-        // Besides the gradient of `x`, for every image and channel the sums of `g` and of `g x^`, with `g` the gradient
-        // in front of the activation and `x^` the standardised input.
+        // Computes the gradient of `x` and, for every image and channel, the sums of `g` and of `g x^`, with `g` the
+        // gradient before the activation and `x^` the normalized input.
         let (out, channel_sums) = grad.update(len, |index, grads| {
             let x = &x.values()[index * len..][..len];
             let moments = moments[index];
@@ -102,7 +102,7 @@ impl Kernel<3> for GroupNorm {
     }
 }
 
-vectorised! {
+vectorized! {
     fn affine(mean: f32, slope: f32, bias: f32, values: &mut [f32]) {
         for value in values {
             *value = (*value - mean) * slope + bias;
@@ -127,7 +127,7 @@ vectorised! {
         sums(x, grad, |x, grad| [grad, grad * ((x - mean) * scale)])
     }
 
-    /// Turns the gradient of a channel into that of `x`: takes out what mean and variance took out of `x`.
+    /// Turns the gradient of a channel into that of `x`, by subtracting the components along mean and variance.
     fn project(x: &[f32], weight: f32, moments: Moments, means: [f32; 2], grad: &mut [f32]) {
         let Moments { mean, scale } = moments;
         let [mean_g, mean_gx] = means;

@@ -12,21 +12,21 @@ use super::{
     scratch::Scratch,
 };
 
-/// Values of a block of weights, about: in single precision it stays in the cache of one core.
+/// Approximate number of values per block of weights, which stays in the cache of one core in single precision.
 const BLOCK: usize = 1 << 17;
-/// From so many rows on, arithmetic takes longer than to read the weights, and they are made single all at once.
+/// Number of rows from which arithmetic takes longer than reading the weights, so all weights are converted at once.
 const MANY_ROWS: usize = 64;
 
-/// Names the span.
+/// Name of the profiling span.
 struct HalfLinear;
 
-/// Whether a tensor can be the weight of [`half_linear`].
+/// Returns `true` if a tensor can be the weight of [`half_linear`].
 pub(in crate::ops) fn is_half(weight: &Tensor<2>) -> bool {
     matches!(weight.dtype(), DType::F16 | DType::BF16)
         && matches!(weight.clone().into_dispatch().kind, DispatchTensorKind::Flex(_))
 }
 
-/// `x weight + bias` over the last axis, off the graph, of weights in half precision.
+/// Computes `x weight + bias` over the last axis, off the graph, with weights in half precision.
 pub(in crate::ops) fn half_linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -53,7 +53,7 @@ pub(in crate::ops) fn half_linear<const D: usize>(
     Array::new(out, shape).into()
 }
 
-/// Makes half precision single.
+/// Converts half precision to single precision.
 type Widen<H> = fn(&[H], &mut [f32]);
 
 fn multiplied<H: Copy + Sync>(
@@ -72,7 +72,8 @@ fn multiplied<H: Copy + Sync>(
     product(x, View::new(&single, [inputs, outputs], outputs), bias)
 }
 
-/// Each task makes the weights of some outputs single and multiplies with them while they are in the cache.
+/// Multiplies block by block: each task converts the weights of some outputs to single precision, and multiplies while
+/// they are in the cache.
 fn by_blocks<H: Copy + Sync>(
     x: View<'_>,
     weight: &[H],
@@ -92,7 +93,7 @@ fn by_blocks<H: Copy + Sync>(
         }
         let block = View::new(&single, [inputs, range.len()], range.len());
         let bias = bias.map(|bias| &bias[range.clone()]);
-        // SAFETY: these columns of the output are no other task's.
+        // SAFETY: these columns of the output belong to no other task.
         unsafe { piece(shared.at(range.start), outputs, x, block, bias) };
     });
     // SAFETY: the blocks cover the output.

@@ -1,14 +1,14 @@
 use super::{
     bridge::{Array, Kernel},
     moments::moments_inline,
-    simd::{add, sums, vectorised},
+    simd::{add, sums, vectorized},
 };
 
-/// Rows a thread works on at a time.
+/// Number of rows per task.
 const ROWS: usize = 64;
 
-/// Layer norm of `[batch, length, channels]`, times an offset plus a scale, plus a shift; these are `[batch, 1, channels]`
-/// or the same for all, `[1, 1, channels]`.
+/// Layer norm of `[batch, length, channels]`, times an offset plus a scale, plus a shift. Scale and shift are `[batch,
+/// 1, channels]`, or `[1, 1, channels]` for all images.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct LayerNorm {
     pub(in crate::ops) eps: f64,
@@ -16,7 +16,7 @@ pub(in crate::ops) struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Where the scale and shift of an image begin.
+    /// Returns the offset of an image's scale and shift.
     fn first(scale: &Array, image: usize) -> usize {
         let [images, _, channels] = scale.dims();
         if images == 1 { 0 } else { image * channels }
@@ -38,7 +38,7 @@ impl Kernel<3> for LayerNorm {
             for (row, values) in (piece * ROWS..).zip(values.chunks_mut(channels)) {
                 let first = Self::first(&scale, row / length);
                 let [scale, shift] = [&scale, &shift].map(|values| &values.values()[first..][..channels]);
-                normalise(scale, shift, self.offset, self.eps, values);
+                normalize(scale, shift, self.offset, self.eps, values);
             }
         });
         (out, [x, scale])
@@ -51,7 +51,7 @@ impl Kernel<3> for LayerNorm {
             let scale = &scale.values()[Self::first(&scale, image)..][..channels];
             let [mut scale_grad, mut shift_grad] = [(); 2].map(|()| vec![0.0; channels]);
             for (x, grad) in x.values()[image * len..].chunks(channels).zip(grads.chunks_mut(channels)) {
-                normalise_backward(x, scale, self.offset, self.eps, grad, &mut scale_grad, &mut shift_grad);
+                normalize_backward(x, scale, self.offset, self.eps, grad, &mut scale_grad, &mut shift_grad);
             }
             [scale_grad, shift_grad]
         });
@@ -67,8 +67,8 @@ impl Kernel<3> for LayerNorm {
     }
 }
 
-vectorised! {
-    fn normalise(scale: &[f32], shift: &[f32], offset: f32, eps: f64, values: &mut [f32]) {
+vectorized! {
+    fn normalize(scale: &[f32], shift: &[f32], offset: f32, eps: f64, values: &mut [f32]) {
         let moments = moments_inline(values, eps);
         for ((value, &scale), &shift) in values.iter_mut().zip(scale).zip(shift) {
             *value = (*value - moments.mean) * moments.scale * (offset + scale) + shift;
@@ -76,7 +76,7 @@ vectorised! {
     }
 
     /// Adds to the gradients of scale and shift, and turns the gradient of the output into that of `x`.
-    fn normalise_backward(
+    fn normalize_backward(
         x: &[f32],
         scale: &[f32],
         offset: f32,
@@ -86,17 +86,17 @@ vectorised! {
         shift_grad: &mut [f32],
     ) {
         let moments = moments_inline(x, eps);
-        let standard = |x: f32| (x - moments.mean) * moments.scale;
+        let normalized = |x: f32| (x - moments.mean) * moments.scale;
         let sums_of_rows = scale_grad.iter_mut().zip(shift_grad);
         for (((scale_grad, shift_grad), (grad, &scale)), &x) in sums_of_rows.zip(grad.iter_mut().zip(scale)).zip(x) {
-            *scale_grad += *grad * standard(x);
+            *scale_grad += *grad * normalized(x);
             *shift_grad += *grad;
             *grad *= offset + scale;
         }
-        let means = sums(x, grad, |x, grad| [grad, grad * standard(x)]).map(|sum| (sum / x.len() as f64) as f32);
+        let means = sums(x, grad, |x, grad| [grad, grad * normalized(x)]).map(|sum| (sum / x.len() as f64) as f32);
         let [mean_g, mean_gx] = means;
         for (grad, &x) in grad.iter_mut().zip(x) {
-            *grad = moments.scale * (*grad - mean_g - standard(x) * mean_gx);
+            *grad = moments.scale * (*grad - mean_g - normalized(x) * mean_gx);
         }
     }
 }

@@ -7,25 +7,26 @@ use super::{
     matrix::{Shared, View, multiply, transpose_in_parallel},
     packed::multiply_packed,
     scratch::Scratch,
-    simd::{add, has_avx512, has_fma, vectorised},
+    simd::{add, has_avx512, has_fma, vectorized},
 };
 
-/// Fewest rows of a piece of a product, and of columns, those of the widest block that is computed at once.
+/// Minimum rows and columns per piece of a product; columns are those of the widest block.
 const ROWS: usize = 64;
 const COLUMNS: usize = 64;
-/// Pieces of a product for each thread: more balance the work better, fewer bring less into order.
+/// Pieces of a product per thread: more of them balance the work better, fewer of them repack less.
 const PIECES: usize = 4;
-/// Sums are formed in parts of so many terms: not longer than those of the `gemm` crate, which adds its own parts up
-/// in the same way.
+/// Number of terms per partial sum: not longer than those of the `gemm` crate, which adds its own parts in the same
+/// way.
 const DEPTH: usize = 512;
-/// Rows up to which columns are read in place.
+/// Maximum number of rows for which the columns are read in place.
 const FEW_ROWS: usize = 10;
-/// Rows up to which the `gemm` crate is the slower way; with AVX-512, for which it has a kernel of its own, the second.
+/// Maximum number of rows for which the `gemm` crate is slower, without and with AVX-512, for which it has its own
+/// kernel.
 const SOME_ROWS: [usize; 2] = [512, 48];
-/// Rows whose sums are taken together.
+/// Number of rows per partial column sum.
 const SUMMED: usize = 256;
 
-/// `x weight + bias` over the last axis; an absent bias is empty.
+/// Linear layer, `x weight + bias` over the last axis; an absent bias is empty.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Linear;
 
@@ -53,10 +54,10 @@ impl Kernel<3> for Linear {
         let grads = View::new(grad.values(), [rows, outputs], outputs);
         let [want_x, want_weight, want_bias] = wanted;
         let x_grad = want_x.then(|| {
-            // Turned once: every piece of rows reads all of it.
-            let mut turned = Scratch::new(inputs * outputs);
-            transpose_in_parallel(View::new(weight.values(), [inputs, outputs], outputs), &mut turned);
-            Array::new(product(grads, View::new(&turned, [outputs, inputs], inputs), None), x.shape())
+            // Transposed once, since every piece of rows reads all of it.
+            let mut transposed = Scratch::new(inputs * outputs);
+            transpose_in_parallel(View::new(weight.values(), [inputs, outputs], outputs), &mut transposed);
+            Array::new(product(grads, View::new(&transposed, [outputs, inputs], inputs), None), x.shape())
         });
         let weight_grad = want_weight.then(|| {
             let x = View::new(x.values(), [rows, inputs], inputs).transposed();
@@ -67,8 +68,8 @@ impl Kernel<3> for Linear {
     }
 }
 
-/// `a b + bias`, piece by piece on all threads. A row of it depends on that row of `a` alone, to the bit, and not on
-/// how many there are: a picture is the same in any batch.
+/// Computes `a b + bias`, piece by piece on all threads. Each row depends on that row of `a` alone, to the bit, and not
+/// on the number of rows: an image is the same in every batch.
 pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let ([rows, _], [_, columns]) = (a.shape(), b.shape());
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
@@ -76,7 +77,7 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
     pieces(rows, columns, rayon::current_num_threads()).into_par_iter().for_each(|(down, across)| {
         let first = shared.at(down.start * columns + across.start);
         let bias = bias.map(|bias| &bias[across.clone()]);
-        // SAFETY: these rows and columns of the output are no other piece's.
+        // SAFETY: these rows and columns of the output belong to no other piece.
         unsafe { piece(first, columns, a.rows(down), b.columns(across), bias) };
     });
     // SAFETY: the pieces cover the output.
@@ -87,7 +88,7 @@ pub(super) fn product(a: View<'_>, b: View<'_>, bias: Option<&[f32]>) -> Vec<f32
 /// Writes `a b + bias` to rows that are `row_stride` values apart.
 ///
 /// # Safety
-/// `out` must be valid for writes of all those rows, and nobody else may use them meanwhile.
+/// `out` must be valid for writes of all those rows, and nothing else may access them meanwhile.
 pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         for row in 0..a.shape()[0] {
@@ -95,15 +96,15 @@ pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: Vie
             unsafe { bias.as_ptr().copy_to_nonoverlapping(out.wrapping_add(row * row_stride), bias.len()) };
         }
     }
-    // SAFETY: as the caller vouches; with a bias all of it has been written.
+    // SAFETY: guaranteed by the caller; with a bias all of it has been written.
     unsafe { multiply_by_parts(out, row_stride, a, b, bias.is_some()) };
 }
 
-/// `out = a b`, or `out += a b` to `accumulate`, in the way that suits the number of rows. All ways form the sum of
-/// [`DEPTH`] terms from zero, in order and in one rounding a term, and add it to what there is.
+/// Computes `out = a b`, or `out += a b` to `accumulate`, with the method that suits the number of rows. All methods
+/// sum [`DEPTH`] terms from zero, in order and with one rounding per term, and add this to the previous sum.
 ///
 /// # Safety
-/// As [`multiply`].
+/// Those of [`multiply`].
 pub(super) unsafe fn multiply_by_parts(
     out: *mut f32,
     row_stride: usize,
@@ -119,15 +120,15 @@ pub(super) unsafe fn multiply_by_parts(
     };
     for first in (0..depth.max(1)).step_by(DEPTH) {
         let part = first..depth.min(first + DEPTH);
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe { multiply(out, row_stride, a.columns(part.clone()), b.rows(part), accumulate) };
         accumulate = true;
     }
 }
 
-/// Cuts a matrix into pieces for `threads`, without a sum being cut: of those ways that give [`PIECES`] each, the one for
-/// which most of the product's time is arithmetic. Rows are read once for every piece beside another, columns once
-/// for every piece above another, which costs twice as much: they come from memory, and rows from the cache.
+/// Splits a matrix into pieces for `threads`, without splitting a sum: among the splits into [`PIECES`] per thread, the
+/// one with the least memory traffic. Rows are read once for every piece across, columns once for every piece down;
+/// columns count twice, since they come from memory and rows from the cache.
 fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
     let cut = |len: usize, parts: usize, grain: usize| {
         let step = len.div_ceil(parts.max(1)).max(1).next_multiple_of(grain);
@@ -149,11 +150,11 @@ fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Ran
     cut(rows, down, 1).flat_map(|rows| across.iter().map(move |columns| (rows.clone(), columns.clone()))).collect()
 }
 
-/// `out = a b`, or `out += a b` to `accumulate`, for rows so few that the columns of `b` are better read where they are
-/// than brought into another order first.
+/// Computes `out = a b`, or `out += a b` to `accumulate`, for so few rows that repacking the columns of `b` does not
+/// pay.
 ///
 /// # Safety
-/// As [`multiply`].
+/// Those of [`multiply`].
 unsafe fn multiply_few_rows(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
     let mut sums = Scratch::new(rows * columns);
@@ -173,7 +174,7 @@ unsafe fn multiply_few_rows(out: *mut f32, row_stride: usize, a: View<'_>, b: Vi
         }
     }
     for (row, sums) in sums.chunks_exact(columns.max(1)).enumerate() {
-        // SAFETY: a row of the output, which the caller vouches for.
+        // SAFETY: a row of the output, which the caller guarantees.
         let out = out.wrapping_add(row * row_stride);
         match accumulate {
             true => add(sums, unsafe { core::slice::from_raw_parts_mut(out, columns) }),
@@ -182,7 +183,7 @@ unsafe fn multiply_few_rows(out: *mut f32, row_stride: usize, a: View<'_>, b: Vi
     }
 }
 
-vectorised! {
+vectorized! {
     fn add_one(x: f32, row: &[f32], sums: &mut [f32]) {
         for (sum, &b) in sums.iter_mut().zip(row) {
             *sum = x.mul_add(b, *sum);
@@ -202,7 +203,7 @@ vectorised! {
     }
 }
 
-/// The sum of each column of rows of `columns` values.
+/// Sums each column of rows of `columns` values.
 fn column_sums(grad: &Array, columns: usize) -> Vec<f32> {
     let parts = grad.values().par_chunks((SUMMED * columns).max(1)).map(|part| {
         let mut sum = vec![0.0; columns];

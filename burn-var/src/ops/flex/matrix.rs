@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use rayon::prelude::*;
 
-/// A matrix in somebody else's memory.
+/// Borrowed matrix.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     values: &'a [f32],
@@ -13,7 +13,7 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Rows one after the other, `row_stride` values apart.
+    /// Creates a row-major matrix whose rows are `row_stride` values apart.
     pub(super) fn new(values: &'a [f32], [rows, columns]: [usize; 2], row_stride: usize) -> Self {
         let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
         assert!(values.len() >= needed, "{} values do not hold {rows} rows of {columns}", values.len());
@@ -28,7 +28,7 @@ impl<'a> View<'a> {
         self.values.as_ptr()
     }
 
-    /// Values from one row to the next, and from one column to the next.
+    /// Returns the stride between rows, and between columns.
     pub(super) fn strides(&self) -> [usize; 2] {
         self.strides
     }
@@ -38,14 +38,14 @@ impl<'a> View<'a> {
         Self { values, shape: [range.len(), self.shape[1]], ..self }
     }
 
-    /// Whether the values of a row lie side by side.
+    /// Returns `true` if the values of a row are adjacent.
     pub(super) fn is_contiguous(&self) -> bool {
         self.strides[1] == 1
     }
 
-    /// A row of a matrix that [is contiguous](View::is_contiguous).
+    /// Returns a row of a matrix that [is contiguous](View::is_contiguous).
     pub(super) fn row(&self, row: usize) -> &'a [f32] {
-        debug_assert!(self.is_contiguous(), "the values of a row lie apart");
+        debug_assert!(self.is_contiguous(), "the values of a row are not adjacent");
         &self.values[row * self.strides[0]..][..self.shape[1]]
     }
 
@@ -59,16 +59,17 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out = a b`, or `out += a b` to `accumulate`; the rows of `out` are `row_stride` values apart.
+/// Computes `out = a b`, or `out += a b` to `accumulate`; the rows of `out` are `row_stride` values apart.
 ///
 /// # Safety
-/// `out` must be valid for writes (and reads, to accumulate) of all those rows, and nobody else may use them meanwhile.
+/// `out` must be valid for writes (and reads, to accumulate) of all those rows, and nothing else may access them
+/// meanwhile.
 pub(super) unsafe fn multiply(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
     assert_eq!(k, b.shape[0], "inner sizes of a product");
     let [a_down, a_right] = a.strides.map(|stride| stride as isize);
     let [b_down, b_right] = b.strides.map(|stride| stride as isize);
-    // SAFETY: the views have checked their bounds, the caller vouches for the output.
+    // SAFETY: the views have checked their bounds, the caller guarantees the output.
     unsafe {
         gemm::gemm(
             m,
@@ -94,10 +95,10 @@ pub(super) unsafe fn multiply(out: *mut f32, row_stride: usize, a: View<'_>, b: 
     }
 }
 
-/// The memory of an output that several threads fill, each its own part.
+/// Memory of an output that several threads fill, each its own part.
 pub(super) struct Shared(*mut f32);
 
-// SAFETY: a pointer may travel; whoever writes through it answers for the place.
+// SAFETY: sharing the pointer is safe; code that writes through it must ensure that writes do not overlap.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -105,13 +106,13 @@ impl Shared {
         Self(first)
     }
 
-    /// A method, so that closures borrow the whole and not the pointer, which could not be shared.
+    /// A method, so that closures borrow the struct and not the pointer, which is not `Sync`.
     pub(super) fn at(&self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)
     }
 }
 
-/// [`multiply`] into a slice of rows without gaps.
+/// Computes [`multiply`] into a slice of adjacent rows.
 pub(super) fn multiply_into(out: &mut [f32], a: View<'_>, b: View<'_>, accumulate: bool) {
     let [rows, columns] = [a.shape[0], b.shape[1]];
     assert!(out.len() >= rows * columns, "{} values do not hold {rows} rows of {columns}", out.len());
@@ -119,7 +120,7 @@ pub(super) fn multiply_into(out: &mut [f32], a: View<'_>, b: View<'_>, accumulat
     unsafe { multiply(out.as_mut_ptr(), columns, a, b, accumulate) }
 }
 
-/// Side of the tiles of a transposition: a line of the cache.
+/// Side of the tiles of a transposition: one cache line.
 const TILE: usize = 16;
 
 /// Copies a matrix transposed, without gaps, tile by tile.
@@ -137,7 +138,7 @@ pub(super) fn transpose(from: View<'_>, to: &mut [f32]) {
     }
 }
 
-/// [`transpose`] on all threads.
+/// Computes [`transpose`] on all threads.
 pub(super) fn transpose_in_parallel(from: View<'_>, to: &mut [f32]) {
     let [rows, columns] = from.shape();
     to.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(index, lines)| {

@@ -1,7 +1,8 @@
 //! Fused kernels for the Flex backend in `f32`, with their backward passes.
 //!
-//! A kernel is a value that implements [`bridge::Kernel`]; [`run`] puts it into Burn's graph. Work is cut into pieces by
-//! the shapes alone and partial sums are added in the order of the pieces, never in the order in which threads finish.
+//! A kernel is a value that implements [`bridge::Kernel`]; [`run`] adds it to Burn's graph. Work is split into pieces
+//! by the shapes alone, and partial sums are added in the order of the pieces, never in the order in which threads
+//! finish.
 
 mod adamw;
 mod attention;

@@ -1,4 +1,4 @@
-use super::simd::{sums, vectorised};
+use super::simd::{sums, vectorized};
 
 /// Mean and reciprocal standard deviation.
 #[derive(Clone, Copy, Debug)]
@@ -7,14 +7,14 @@ pub(super) struct Moments {
     pub(super) scale: f32,
 }
 
-vectorised! {
-    /// Moments of all values together. Two passes: the mean is known before squares are summed.
+vectorized! {
+    /// Computes the moments of all values. Two passes: the mean is known before squares are summed.
     pub(super) fn moments(x: &[f32], eps: f64) -> Moments {
         moments_inline(x, eps)
     }
 }
 
-/// [`moments`] for use inside vector code.
+/// Computes [`moments`] inside vector code.
 #[inline(always)]
 pub(super) fn moments_inline(x: &[f32], eps: f64) -> Moments {
     let [sum] = sums(x, x, |x, _| [x]);

@@ -1,8 +1,8 @@
-//! Matrix products on one thread, on CPUs that multiply and add in one instruction.
+//! Matrix products on one thread, on CPUs with fused multiply-add.
 //!
-//! The columns of `b` are brought into the order in which a block of the output needs them, in parts that stay in the
-//! second cache; the rows of `a` are read where they are. The `gemm` crate brings both into order, which for some dozens
-//! of rows takes up to twice as long.
+//! The columns of `b` are packed in the order in which a block of the output reads them, in panels that stay in the L2
+//! cache; the rows of `a` are read in place. The `gemm` crate packs both, which takes up to twice as long for a few
+//! dozen rows.
 
 use pulp::{Simd, WithSimd};
 
@@ -12,17 +12,17 @@ use super::{
     scratch::Scratch,
 };
 
-/// Values of `b` at a time, half of a second cache.
+/// Number of values of `b` at a time, half of an L2 cache.
 const PANEL_VALUES: usize = 1 << 16;
 
-/// `out = a b`, or `out += a b` to `accumulate`. A number of it is the sum of its products in order, each added in one
-/// rounding, whatever else there is to compute.
+/// Computes `out = a b`, or `out += a b` to `accumulate`. Each output is the sum of its products in order, each added
+/// with one rounding, whatever the other sizes.
 ///
 /// # Panics
-/// When the values of a row of `a` or `b` lie apart.
+/// If the values of a row of `a` or `b` are not adjacent.
 ///
 /// # Safety
-/// As [`multiply`](super::matrix::multiply).
+/// Those of [`multiply`](super::matrix::multiply).
 pub(super) unsafe fn multiply_packed(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     assert!(a.is_contiguous() && b.is_contiguous(), "a packed product reads rows");
     dispatch(Product { out, row_stride, a, b, accumulate });
@@ -49,7 +49,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// In panels as wide as a block.
+    /// Multiplies panel by panel, each as wide as a block.
     #[inline(always)]
     fn multiply<S: Simd, const WIDTH: usize>(self, simd: S) {
         let Self { out, row_stride, a, b, accumulate } = self;
@@ -77,18 +77,18 @@ impl Product<'_> {
                 accumulate,
             };
             for column in (first..full).step_by(WIDTH) {
-                // SAFETY: the views hold `a` and `b`, and the caller vouches for the output.
+                // SAFETY: the views hold `a` and `b`, and the caller guarantees the output.
                 unsafe { block(column, WIDTH.min(full - column)).multiply(simd) };
             }
             if full < range.end {
                 let mut rest = Scratch::new(rows * LANES);
                 let out_of_line =
                     Blocks { out: rest.as_mut_ptr(), out_stride: LANES, accumulate: false, ..block(full, LANES) };
-                // SAFETY: the view holds `a`, and the scratch the rest of the columns, filled up with zeros.
+                // SAFETY: the view holds `a`, and the scratch the rest of the columns, padded with zeros.
                 unsafe { out_of_line.multiply(simd) };
                 for (row, sums) in rest.as_chunks::<LANES>().0.iter().enumerate() {
                     for (column, sum) in (full..range.end).zip(sums) {
-                        // SAFETY: a place of the output, which the caller vouches for.
+                        // SAFETY: a position of the output, which the caller guarantees.
                         unsafe {
                             let out = out.add(row * row_stride + column);
                             *out = if accumulate { *out + sum } else { *sum };
@@ -100,7 +100,7 @@ impl Product<'_> {
     }
 }
 
-/// Copies a matrix to panels of so many columns, one after the other, each row by row; beyond the last column are zeros.
+/// Copies a matrix to panels of `WIDTH` columns, each row-major; zeros fill the last panel.
 fn pack<const WIDTH: usize>(from: View<'_>, to: &mut [f32]) {
     let [rows, columns] = from.shape();
     let panels = &mut to.as_chunks_mut::<WIDTH>().0[..rows * columns.div_ceil(WIDTH)];
@@ -142,7 +142,7 @@ mod tests {
                         let wanted = start.map_or(sum, |start| start + sum);
                         assert_eq!(found, wanted, "{rows} x {depth} x {columns}, row {row}, column {column}");
                     }
-                    assert_eq!(*between, 0.5, "what lies between rows stays as it is");
+                    assert_eq!(*between, 0.5, "the gap between rows is not written");
                 }
             }
         }

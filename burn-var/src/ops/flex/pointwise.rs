@@ -1,12 +1,12 @@
 use super::{
     bridge::{Array, Kernel},
-    simd::{exp, normal_cdf, sigmoid, vectorised},
+    simd::{exp, normal_cdf, sigmoid, vectorized},
 };
 
-/// Elements a thread works on at a time.
+/// Number of elements per task.
 const PIECE: usize = 1 << 13;
 
-/// Functions of one number.
+/// Elementwise function.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) enum Pointwise {
     Relu,
@@ -44,14 +44,14 @@ impl Kernel<1> for Pointwise {
     }
 }
 
-/// `silu'(x) = s (1 + x (1 - s))` with `s = sigmoid(x)`.
+/// Computes `silu'(x) = s (1 + x (1 - s))` with `s = sigmoid(x)`.
 #[inline(always)]
 pub(super) fn silu_slope<const FMA: bool>(x: f32) -> f32 {
     let s = sigmoid::<FMA>(x);
     s * (1.0 + x * (1.0 - s))
 }
 
-/// `1 + tanh(u) = 2 sigmoid(2 u)`, so the tanh form of GELU is `x sigmoid(2 u)` with one exponential.
+/// Computes the factor `sigmoid(2 u)` of GELU's tanh form, with one exponential: `1 + tanh(u) = 2 sigmoid(2 u)`.
 #[inline(always)]
 fn gelu_gate<const FMA: bool>(x: f32) -> f32 {
     sigmoid::<FMA>(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
@@ -63,10 +63,10 @@ const NORMAL_PEAK: f32 = 0.398_942_3;
 const GELU_SCALE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 
-vectorised! {
+vectorized! {
     fn relu(values: &mut [f32]) {
         for value in values {
-            // Not a number stays what it is.
+            // NaN stays NaN.
             *value = if *value < 0.0 { 0.0 } else { *value };
         }
     }

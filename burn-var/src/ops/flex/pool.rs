@@ -4,25 +4,25 @@ use rayon::prelude::*;
 use super::{
     bridge::{Array, span},
     scratch::Scratch,
-    simd::{add, vectorised},
+    simd::{add, vectorized},
 };
 
 /// Side of a window.
 const SIDE: usize = 3;
 
-/// What is taken of each 3x3 window.
+/// Reduction of each 3x3 window.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) enum Pool {
-    /// The largest number, windows `stride` apart; `pad` more pixels on each side never are.
+    /// Maximum, with windows `stride` apart and `pad` pixels of minus infinity on each side.
     Max { stride: usize, pad: usize },
-    /// The mean of what lies inside, a window around every pixel.
+    /// Mean of the pixels inside the image, with a window around every pixel.
     Mean,
 }
 
 /// Pools `[batch, channels, height, width]`, off the graph.
 ///
 /// # Panics
-/// When images are smaller than a window.
+/// If images are smaller than a window.
 pub(in crate::ops) fn pool(x: Tensor<4>, pool: Pool) -> Tensor<4> {
     let _span = span::<Pool>("forward");
     let [batch, channels, height, width] = x.dims();
@@ -55,13 +55,13 @@ pub(in crate::ops) fn pool(x: Tensor<4>, pool: Pool) -> Tensor<4> {
     Array::new(out, [batch, channels, down, across]).into()
 }
 
-/// Not a number counts as larger than all.
+/// Returns the larger number; NaN counts as larger than any number.
 #[inline(always)]
 fn max(a: f32, b: f32) -> f32 {
     if b > a || b.is_nan() { b } else { a }
 }
 
-vectorised! {
+vectorized! {
     fn larger(from: &[f32], to: &mut [f32]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to = max(*to, from);
@@ -74,7 +74,7 @@ vectorised! {
         }
     }
 
-    /// `line` are sums of columns, with a zero beyond each end.
+    /// Computes the means of windows from `line`, the sums of columns with a zero beyond each end.
     fn means_of_three(line: &[f32], rows: f32, out: &mut [f32]) {
         for (window, out) in line.windows(SIDE).zip(out.iter_mut()) {
             *out = (window[0] + window[1] + window[2]) * (1.0 / (SIDE as f32 * rows));

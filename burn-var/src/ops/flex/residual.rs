@@ -1,12 +1,12 @@
 use super::{
     bridge::{Array, Kernel},
-    simd::vectorised,
+    simd::vectorized,
 };
 
-/// Rows a thread works on at a time.
+/// Number of rows per task.
 const ROWS: usize = 64;
 
-/// `x + branch * gate`, the gate one row for an image.
+/// Gated residual branch, `x + branch * gate`, with one gate row per image.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct GatedResidual;
 
@@ -45,7 +45,7 @@ impl Kernel<3> for GatedResidual {
     }
 }
 
-vectorised! {
+vectorized! {
     fn add_product(a: &[f32], b: &[f32], to: &mut [f32]) {
         for ((to, &a), &b) in to.iter_mut().zip(a).zip(b) {
             *to += a * b;

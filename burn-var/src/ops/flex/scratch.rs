@@ -1,17 +1,17 @@
-//! Memory that kernels use again and again, so that it is neither mapped nor cleared at every call.
+//! Memory that kernels reuse, so that it is neither mapped nor cleared at every call.
 
 use core::ops::{Deref, DerefMut};
 use std::cell::RefCell;
 
 thread_local! {
-    /// What this thread has given back.
+    /// Buffers that this thread returned.
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Values of a line of the cache. A vector of 512 bits that begins elsewhere is read from two of them.
+/// Number of values per cache line. A 512-bit vector that is not aligned to one is read from two.
 const LINE: usize = 16;
 
-/// A slice of values left over from an earlier use, at the beginning of a line of the cache. Goes back to its thread when
+/// Uninitialized values from an earlier use, aligned to a cache line. Returned to the current thread's list when
 /// dropped.
 pub(super) struct Scratch {
     values: Vec<f32>,
@@ -20,7 +20,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// `len` values of any size.
+    /// Creates a buffer of `len` arbitrary values.
     pub(super) fn new(len: usize) -> Self {
         let with_gap = len + LINE - 1;
         let mut values = FREE.with_borrow_mut(|free| {
@@ -33,7 +33,7 @@ impl Scratch {
         if values.len() < with_gap {
             values.resize(with_gap, 0.0);
         }
-        // More than the gap only where the alignment cannot be found out.
+        // Exceeds the gap only if the alignment cannot be computed.
         let start = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
         Self { values, start, len }
     }
@@ -42,7 +42,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let values = core::mem::take(&mut self.values);
-        // A thread that is ending has no list any more.
+        // A thread that is ending no longer has a list.
         let _ = FREE.try_with(|free| free.borrow_mut().push(values));
     }
 }
@@ -66,14 +66,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again() {
+    fn memory_is_reused() {
         let mut first = Scratch::new(10);
         first.fill(1.0);
         let (second, place) = (Scratch::new(20), first.as_ptr());
         drop(first);
         let again = Scratch::new(7);
-        assert_eq!((again.len(), again.as_ptr()), (7, place), "the one that was given back");
-        assert!(again.iter().all(|&value| value == 1.0), "with what was in it");
-        assert_ne!(second.as_ptr(), again.as_ptr(), "one in use is not given out");
+        assert_eq!((again.len(), again.as_ptr()), (7, place), "the returned buffer is reused");
+        assert!(again.iter().all(|&value| value == 1.0), "it keeps its values");
+        assert_ne!(second.as_ptr(), again.as_ptr(), "a buffer in use is not reused");
     }
 }

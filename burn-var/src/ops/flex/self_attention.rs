@@ -6,18 +6,19 @@ use super::{
     bridge::{Array, Kernel, span},
     matrix::{Shared, View},
     scratch::Scratch,
-    simd::{add, sums, vectorised},
+    simd::{add, sums, vectorized},
 };
 
-/// Shortest length that a vector is divided by.
+/// Minimum length that a vector is divided by.
 const EPSILON: f32 = 1e-12;
 
-/// Self-attention from packed queries, keys and values; biases of queries and values or none; sharpness of each head; mask. One
-/// head of one image per task, which reads and writes the packed tensors in place of copies with the heads apart.
+/// Self-attention of packed queries, keys and values, with optional biases of queries and values, a sharpness per head,
+/// and a mask. Each task computes one head of one image, and reads and writes the packed tensors without copying the
+/// heads apart.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct SelfAttention {
     pub(in crate::ops) heads: usize,
-    /// Scale of the scores; where there is none, queries and keys have length one and the sharpness is read.
+    /// Scale of the scores; without one, queries and keys are normalized and the sharpness is read.
     pub(in crate::ops) scale: Option<f32>,
 }
 
@@ -32,7 +33,7 @@ impl Kernel<5> for SelfAttention {
         (0..batch * self.heads).into_par_iter().for_each(|index| {
             let parts = packed.parts(index);
             let first = packed.first(index, width);
-            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            // SAFETY: the channels of this head, in the rows of its image, belong to no other task.
             unsafe { packed.head(&parts).mix(shared.at(first), width) };
         });
         // SAFETY: the heads of all images cover the output.
@@ -45,7 +46,7 @@ impl Kernel<5> for SelfAttention {
         let Packed { batch, tokens, width, channels, .. } = packed;
         let mut out: Vec<f32> = Vec::with_capacity(batch * tokens * 3 * width);
         let shared = Shared::new(out.as_mut_ptr());
-        // Of each task: gradients of its share of both biases and of its head's sharpness.
+        // Gradients per task of its part of both biases and of its head's sharpness.
         let sums = (0..batch * self.heads).into_par_iter().map(|index| {
             let parts = packed.parts(index);
             let grad = View::new(&grad.values()[packed.first(index, width)..], [tokens, channels], width);
@@ -61,7 +62,7 @@ impl Kernel<5> for SelfAttention {
                 let row = token * channels..(token + 1) * channels;
                 let [query, key, value] = [0, 1, 2].map(|part| {
                     let first = packed.first_of(index, token) + part * width;
-                    // SAFETY: the channels of this head in this row are no other task's, and written whole below.
+                    // SAFETY: the channels of this head in this row belong to no other task, and are all written below.
                     unsafe { core::slice::from_raw_parts_mut(shared.at(first), channels) }
                 });
                 query.copy_from_slice(&grads[0][row.clone()]);
@@ -101,8 +102,8 @@ impl Kernel<5> for SelfAttention {
 }
 
 impl SelfAttention {
-    /// The output for tokens that also see the first `held` tokens of `memory`, keys and values
-    /// `[batch, heads, capacity, channels]`, off the graph; their own are written behind those. `vectors` are both biases
+    /// Computes the output for tokens that also attend to the first `held` tokens of `memory`, keys and values `[batch,
+    /// heads, capacity, channels]`, off the graph; their own keys and values are appended. `vectors` are both biases
     /// and the sharpness.
     pub(in crate::ops) fn cached(
         &self,
@@ -138,7 +139,7 @@ impl SelfAttention {
                 sizes: [tokens, all, channels, channels],
                 scale: packed.scale(),
             };
-            // SAFETY: the channels of this head, in the rows of its image, are no other task's.
+            // SAFETY: the channels of this head, in the rows of its image, belong to no other task.
             unsafe { head.mix(shared.at(packed.first(index, width)), width) };
         });
         // SAFETY: the heads of all images cover the output.
@@ -147,7 +148,7 @@ impl SelfAttention {
     }
 }
 
-/// The inputs of a self-attention.
+/// Inputs of a self-attention.
 struct Packed<'a> {
     kernel: &'a SelfAttention,
     qkv: &'a [f32],
@@ -158,22 +159,22 @@ struct Packed<'a> {
     batch: usize,
     tokens: usize,
     width: usize,
-    /// Of a head.
+    /// Channels of a head.
     channels: usize,
 }
 
-/// Queries, keys and values of one head, ready to meet.
+/// Queries, keys and values of one head, scaled and biased.
 struct Parts {
     query: Scratch,
     key: Scratch,
     value: Scratch,
-    /// Of the queries, then of the keys, before they were brought to one.
+    /// Lengths of the queries, then of the keys, before normalization.
     lengths: Scratch,
 }
 
 impl<'a> Packed<'a> {
     /// # Panics
-    /// When shapes do not fit together.
+    /// If shapes do not fit together.
     fn new(kernel: &'a SelfAttention, inputs: &'a [Array; 5]) -> Self {
         let [batch, tokens, packed] = inputs[0].dims();
         let [qkv, q_bias, v_bias, sharpness, mask] = inputs.each_ref().map(Array::values);
@@ -199,12 +200,12 @@ impl<'a> Packed<'a> {
         Self { kernel, qkv, q_bias, v_bias, sharpness, mask, batch, tokens, width, channels }
     }
 
-    /// Where a head's channels begin in rows of `width`.
+    /// Returns the offset of a head's channels in rows of `width`.
     fn first(&self, index: usize, width: usize) -> usize {
         index / self.kernel.heads * self.tokens * width + index % self.kernel.heads * self.channels
     }
 
-    /// Where the query of a token begins.
+    /// Returns the offset of a token's query.
     fn first_of(&self, index: usize, token: usize) -> usize {
         self.first(index, 3 * self.width) + token * 3 * self.width
     }
@@ -221,7 +222,7 @@ impl<'a> Packed<'a> {
         Parts { query, key, value, lengths }
     }
 
-    /// Writes `[tokens, channels]` of queries, keys and values, and the lengths they had.
+    /// Writes queries, keys and values, `[tokens, channels]` each, and their original lengths.
     fn fill(&self, index: usize, [queries, keys, values]: [&mut [f32]; 3], lengths: &mut [f32]) {
         let channels = index % self.kernel.heads * self.channels..(index % self.kernel.heads + 1) * self.channels;
         let [q_bias, v_bias] = [self.q_bias, self.v_bias].map(|bias| bias.get(channels.clone()).unwrap_or_default());
@@ -258,8 +259,8 @@ impl<'a> Packed<'a> {
     }
 }
 
-vectorised! {
-    /// Brings a vector to a length, and returns the one it had.
+vectorized! {
+    /// Scales a vector to a length, and returns its original length.
     fn to_length(length: f32, x: &mut [f32]) -> f32 {
         let [square] = sums(x, x, |x, _| [x * x]);
         let before = (square.sqrt() as f32).max(EPSILON);
@@ -273,7 +274,7 @@ vectorised! {
     /// Turns the gradient of `y = length x / before` into that of `x`, and returns that of `length`.
     fn unit_backward(y: &[f32], length: f32, before: f32, grad: &mut [f32]) -> f32 {
         let [dot] = sums(y, grad, |y, grad| [y * grad]).map(|dot| dot as f32 / length);
-        // The component along the vector changes nothing but its length, unless that is below the smallest.
+        // The component along the vector changes only its length, unless that is below the minimum.
         let along = if before > EPSILON { dot / length } else { 0.0 };
         let factor = length / before;
         for (grad, &y) in grad.iter_mut().zip(y) {

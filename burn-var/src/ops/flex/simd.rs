@@ -1,13 +1,12 @@
-//! Vector code: functions compiled once per instruction set, and the scalar pieces they inline.
+//! Vector code: functions compiled once per instruction set, and the scalar functions they inline.
 //!
-//! Where a CPU multiplies and adds in one instruction the transcendental functions do, which takes a third less time;
-//! nothing else does where it does not say `mul_add`. Their results differ between CPUs with and without it, and between
-//! no others.
+//! The transcendental functions use fused multiply-add on CPUs that have it, which takes a third less time; other code
+//! uses it only where it calls `mul_add`. Their results differ only between CPUs with and without it.
 
-/// Defines functions whose body is compiled for AVX-512, for AVX2 and for the baseline, and picks one at run time.
-/// What the body calls must be `#[inline(always)]` to be compiled along. In the body `FMA` says whether the CPU multiplies
-/// and adds in one instruction.
-macro_rules! vectorised {
+/// Defines functions whose body is compiled for AVX-512, for AVX2 and for the baseline, and selects one at run time.
+/// Functions that the body calls must be `#[inline(always)]` to be compiled for the same instruction set. In the body,
+/// the constant `FMA` is true if the CPU has fused multiply-add.
+macro_rules! vectorized {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
@@ -26,7 +25,7 @@ macro_rules! vectorised {
                     generic::<true>($($arg),*)
                 }
                 if $crate::ops::flex::simd::has_avx512() {
-                    // SAFETY: the CPU has just been found to have these instructions.
+                    // SAFETY: the CPU has just been checked for these instructions.
                     return unsafe { avx512($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -38,9 +37,9 @@ macro_rules! vectorised {
         }
     )*};
 }
-pub(super) use vectorised;
+pub(super) use vectorized;
 
-/// Whether [`vectorised`] functions use vectors of 512 bits, of which there are 32.
+/// Returns `true` if [`vectorized`] functions use 512-bit vectors, of which there are 32.
 pub(in crate::ops::flex) fn has_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
     let has = is_x86_feature_detected!("avx512f")
@@ -52,7 +51,7 @@ pub(in crate::ops::flex) fn has_avx512() -> bool {
     has
 }
 
-/// Whether `mul_add` is one instruction in [`vectorised`] functions; elsewhere it is a slow call.
+/// Returns `true` if `mul_add` is one instruction in [`vectorized`] functions; elsewhere it is a slow call.
 pub(super) fn has_fma() -> bool {
     #[cfg(target_arch = "x86_64")]
     let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -61,24 +60,24 @@ pub(super) fn has_fma() -> bool {
     has
 }
 
-/// The largest number with a finite exponential.
+/// Largest number with a finite exponential.
 const EXP_MAX: f32 = 88.722_83;
-/// About `ln(f32::MIN_POSITIVE)`: below it the exponential is taken as zero, subnormal results are not formed.
+/// About `ln(f32::MIN_POSITIVE)`: below it the exponential is zero; there are no subnormal results.
 const EXP_MIN: f32 = -87.336_54;
 
-/// `a b + c`, in one rounding with `FMA`.
+/// Computes `a b + c`, with one rounding if `FMA`.
 #[inline(always)]
 fn fused<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// A polynomial, the coefficient of the highest power first.
+/// Evaluates a polynomial, given the coefficient of the highest power first.
 #[inline(always)]
 fn polynomial<const FMA: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     coefficients.into_iter().reduce(|sum, next| fused::<FMA>(sum, x, next)).unwrap_or(0.0)
 }
 
-/// Exponential without branches, to 2 units in the last place.
+/// Computes the exponential without branches, to 2 units in the last place.
 ///
 /// `2^n * e^r` with `|r| <= ln(2) / 2` and the polynomial of the Cephes library (S. Moshier) for `e^r`.
 #[inline(always)]
@@ -100,13 +99,13 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// `1 / (1 + exp(-x))`.
+/// Computes `1 / (1 + exp(-x))`.
 #[inline(always)]
 pub(super) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// Distribution function of the standard normal, to 3e-6 relative between -6 and 6.
+/// Computes the distribution function of the standard normal, to 3e-6 relative between -6 and 6.
 ///
 /// `erfc(z) = t e^(-z^2 + P(t))`, `t = 1 / (1 + z / 2)`, with the Chebyshev fit of "Numerical Recipes" (section 6.2).
 #[inline(always)]
@@ -131,9 +130,9 @@ pub(super) fn normal_cdf<const FMA: bool>(x: f32) -> f32 {
     if x > 0.0 { 1.0 - tail } else { tail }
 }
 
-/// Independent partial sums: enough to fill the vector units, and a fixed order of addition on every CPU.
+/// Number of independent partial sums: enough to fill the vector units, and a fixed order of addition on every CPU.
 const LANES: usize = 32;
-/// Elements summed in `f32` before the total moves to `f64`.
+/// Number of elements summed in `f32` before the total moves to `f64`.
 const BLOCK: usize = 2048;
 
 /// Sums `N` functions of two equally long slices, element by element, in a fixed order.
@@ -165,7 +164,7 @@ pub(super) fn sums<const N: usize>(a: &[f32], b: &[f32], f: impl Fn(f32, f32) ->
     total
 }
 
-/// The sum of the lanes, halves onto halves.
+/// Sums the lanes, adding halves to halves.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES;
@@ -178,7 +177,7 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-vectorised! {
+vectorized! {
     pub(in crate::ops::flex) fn add(from: &[f32], to: &mut [f32]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to += from;
@@ -190,7 +189,7 @@ vectorised! {
 mod tests {
     use super::*;
 
-    vectorised! {
+    vectorized! {
         fn exp_all(x: &[f32], out: &mut [f32]) {
             for (out, &x) in out.iter_mut().zip(x) {
                 *out = exp::<FMA>(x);
@@ -258,7 +257,7 @@ mod tests {
         assert!(exp(EXP_MAX).is_finite() && exp(EXP_MAX) > 3.4e38, "exp at the upper end is {}", exp(EXP_MAX));
         assert!(exp(EXP_MIN).is_normal() && exp(EXP_MIN) < 1.2e-38, "exp at the lower end is {}", exp(EXP_MIN));
         for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7fc0_01ff), f32::from_bits(0xff80_0001)] {
-            assert!(exp(nan).is_nan(), "exp hides a NaN ({:#x})", nan.to_bits());
+            assert!(exp(nan).is_nan(), "exp does not keep NaN ({:#x})", nan.to_bits());
         }
     }
 

@@ -1,6 +1,6 @@
 use super::{
     bridge::{Array, Kernel},
-    simd::{exp, sums, vectorised},
+    simd::{exp, sums, vectorized},
 };
 
 /// Softmax over the last axis.
@@ -28,7 +28,7 @@ fn row_len(x: &Array) -> usize {
     x.shape().last().copied().unwrap_or(1)
 }
 
-vectorised! {
+vectorized! {
     fn softmax(row: &mut [f32]) {
         softmax_inline::<FMA>(row);
     }
@@ -38,10 +38,10 @@ vectorised! {
     }
 }
 
-/// Softmax of a row in place.
+/// Computes the softmax of a row in place.
 #[inline(always)]
 pub(super) fn softmax_inline<const FMA: bool>(row: &mut [f32]) {
-    // The comparison passes over NaN, but the exponential below does not.
+    // The comparison skips NaN, but the exponential below does not.
     let max = largest(row);
     for value in row.iter_mut() {
         *value = exp::<FMA>(*value - max);

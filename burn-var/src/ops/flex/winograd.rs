@@ -15,35 +15,35 @@ use super::{
     columns::Geometry,
     matrix::{Shared, View, transpose},
     scratch::Scratch,
-    simd::{add, has_fma, vectorised},
+    simd::{add, has_fma, vectorized},
 };
 
-/// Pixels of a side of an output tile, of its inputs, and elements of the latter.
+/// Side of an output tile, side of its inputs, and number of inputs.
 const OUT: usize = 4;
 const IN: usize = 6;
 const POINTS: usize = IN * IN;
-/// Fewest channels on both sides for which the products outweigh the transforms.
+/// Minimum number of channels on both sides for which the products outweigh the transforms.
 const MIN_CHANNELS: usize = 16;
-/// Most pairs of channels for which the transformed weights, four times as many as before, stay in the cache, and fewest
-/// pixels of an image that make up for them where there are more.
+/// Maximum number of channel pairs whose transformed weights, four times as large, stay in the cache, and minimum
+/// number of pixels per image that make up for more pairs.
 const MANY_WEIGHTS: usize = 1 << 15;
 const MIN_PIXELS: usize = 1 << 10;
-/// Tiles of a band, about: the columns of its products.
+/// Approximate number of tiles per band: the columns of its products.
 const BAND: usize = 4 * LANES;
-/// Blocks of channels whose products are transformed back together, while they are in the cache.
+/// Number of channel blocks that are transformed back together, while their products are in the cache.
 const BLOCKS: usize = 8;
-/// Fewest blocks of channels of a task, which transforms all inputs.
+/// Minimum number of channel blocks per task, each of which transforms all inputs.
 const MIN_BLOCKS: usize = 4;
-/// Tasks for each thread, about.
+/// Approximate number of tasks per thread.
 const TASKS: usize = 4;
-/// Values of a partial weight gradient, about: what stays in the second cache.
+/// Approximate number of values per partial weight gradient, which stays in the L2 cache.
 const PART_VALUES: usize = 1 << 18;
-/// Most values in all partial weight gradients together, and most of those for the same weights.
+/// Maximum number of values in all partial weight gradients, and of partial gradients for the same weights.
 const MAX_PART_VALUES: usize = 1 << 24;
 const MAX_PARTS: usize = 16;
 
-/// Whether this is a convolution for which the tiles pay: 3x3, stride 1, same size, many channels, few pixels wasted, and
-/// enough of them to make up for transforming the weights.
+/// Returns `true` if tiles pay for this convolution: 3x3, stride 1, same size, many channels, few wasted pixels, and
+/// enough pixels to make up for the transform of the weights.
 pub(super) fn pays(g: &Geometry) -> bool {
     let tiles = Tiles::new(g);
     let few_weights = g.channels_in * g.channels_out <= MANY_WEIGHTS;
@@ -54,26 +54,26 @@ pub(super) fn pays(g: &Geometry) -> bool {
         && (few_weights || g.pixels_out() >= MIN_PIXELS)
 }
 
-/// The convolution of `x` with `weight`, plus `bias`.
+/// Computes the convolution of `x` with `weight`, plus `bias`.
 pub(super) fn convolve(g: &Geometry, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let channels = [g.channels_in, g.channels_out];
     let kernel = |output, input| (output * g.channels_in + input) * 9;
     run(g, x, &transformed_weights(channels, weight, kernel, false), bias)
 }
 
-/// `d loss / d x`: the convolution of the gradient with the kernels turned around.
+/// Computes `d loss / d x`: the convolution of the gradient with the flipped kernels.
 pub(super) fn input_gradient(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
     let channels = [g.channels_out, g.channels_in];
     let kernel = |input, output| (output * g.channels_in + input) * 9;
     run(&g.swapped(), grad, &transformed_weights(channels, weight, kernel, true), &vec![0.0; g.channels_in])
 }
 
-/// `d loss / d weight`: the transposes of all three transforms around products over the tiles, as partial sums over runs
-/// of bands that are added in order at the end.
+/// Computes `d loss / d weight`: the transposes of all three transforms around products over the tiles, as partial sums
+/// over runs of bands, which are added in order at the end.
 pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     let bands = Tiles::new(g).bands();
-    // Cut by the shapes alone, so that sums do not depend on the number of threads.
+    // Split by the shapes alone, so that sums do not depend on the number of threads.
     let width =
         (PART_VALUES / (POINTS * inputs)).max(BAND).next_multiple_of(LANES).min(outputs.next_multiple_of(LANES));
     let across = outputs.div_ceil(width);
@@ -103,8 +103,8 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32>
     out
 }
 
-/// Each task transforms the inputs of a band of tiles, multiplies them with the weights of some outputs and transforms
-/// those back, all in its core's cache.
+/// Convolves with transformed weights: each task transforms the inputs of a band of tiles, multiplies them with the
+/// weights of some outputs and transforms the products back, all in its core's cache.
 fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
     let [inputs, outputs] = [g.channels_in, g.channels_out];
     assert_eq!(bias.len(), outputs, "conv2d: length of the bias");
@@ -130,7 +130,7 @@ fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
             dispatch(Products { weights, v: &v, m: &mut m, inputs, outputs: outputs_here.clone(), columns });
             for (channel, m) in outputs_here.zip(m.chunks_exact(POINTS * columns)) {
                 let plane = shared.at(channel * g.pixels_out());
-                // SAFETY: the rows of `band` in the planes of this channel, which are no other task's.
+                // SAFETY: the rows of `band` in the planes of this channel, which belong to no other task.
                 let to = unsafe { Destination::new(plane, &places) };
                 write(m, bias[channel], &mut rows, &mut dealt, band.width, to);
             }
@@ -141,7 +141,7 @@ fn run(g: &Geometry, x: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
     out
 }
 
-/// Of each output, the products of all points for the tiles of a band.
+/// Products of all points for the tiles of a band, per output.
 struct Products<'a> {
     weights: &'a [f32],
     v: &'a [f32],
@@ -176,7 +176,7 @@ impl WithSimd for Products<'_> {
                     out_stride: POINTS * columns,
                     accumulate: false,
                 };
-                // SAFETY: the operands are slices of the sizes of the product, and the output has been found to be.
+                // SAFETY: the operands are slices of the sizes of the product, and so is the output, as asserted above.
                 unsafe { block.multiply(simd) };
                 output += rows;
             }
@@ -222,13 +222,13 @@ impl WithSimd for Correlations<'_> {
     }
 }
 
-/// The weights in the domain of the products, `[outputs, POINTS, inputs]`; `kernel(output, input)` is the place of the first
-/// of nine taps, of which the last comes first if they are to be `turned` around.
+/// Transforms the weights to the domain of the products, `[outputs, POINTS, inputs]`; `kernel(output, input)` is the
+/// offset of the first of nine kernel values, in reverse order if `flipped`.
 fn transformed_weights(
     [inputs, outputs]: [usize; 2],
     weight: &[f32],
     kernel: impl Fn(usize, usize) -> usize + Sync,
-    turned: bool,
+    flipped: bool,
 ) -> Vec<f32> {
     let mut all: Vec<f32> = Vec::with_capacity(POINTS * outputs * inputs);
     let shared = Shared::new(all.as_mut_ptr());
@@ -239,7 +239,7 @@ fn transformed_weights(
             for lane in 0..len {
                 let kernel = &weight[kernel(output, first + lane)..][..9];
                 for (place, &tap) in kernel.iter().enumerate() {
-                    taps[if turned { 8 - place } else { place }][lane] = tap;
+                    taps[if flipped { 8 - place } else { place }][lane] = tap;
                 }
             }
             weights_of_lanes(&taps, &mut values);
@@ -255,8 +255,8 @@ fn transformed_weights(
     all
 }
 
-vectorised! {
-    /// [`weights`] of several kernels.
+vectorized! {
+    /// Computes [`weights`] of several kernels.
     fn weights_of_lanes(taps: &[[f32; LANES]; 9], out: &mut [[f32; LANES]; POINTS]) {
         for lane in 0..LANES {
             let values = weights(core::array::from_fn(|tap| taps[tap][lane]));
@@ -267,7 +267,7 @@ vectorised! {
     }
 }
 
-/// `G g` of one column.
+/// Computes `G g` of one column.
 #[inline(always)]
 fn g_column([a, b, c]: [f32; 3]) -> [f32; IN] {
     let even = (a + c) * (1.0 / 6.0);
@@ -275,7 +275,7 @@ fn g_column([a, b, c]: [f32; 3]) -> [f32; IN] {
     [a * 0.25, -even - b * (1.0 / 6.0), -even + b * (1.0 / 6.0), far + b * (1.0 / 12.0), far - b * (1.0 / 12.0), c]
 }
 
-/// `G g Gt`.
+/// Computes `G g Gt`.
 #[inline(always)]
 fn weights(g: [f32; 9]) -> [f32; POINTS] {
     let columns: [[f32; IN]; 3] = core::array::from_fn(|x| g_column([g[x], g[3 + x], g[6 + x]]));
@@ -286,7 +286,7 @@ fn weights(g: [f32; 9]) -> [f32; POINTS] {
     u
 }
 
-/// `Gt u` of one column.
+/// Computes `Gt u` of one column.
 #[inline(always)]
 fn gt_column(u: [f32; IN]) -> [f32; 3] {
     let [near, far] = [u[1] + u[2], u[3] + u[4]];
@@ -297,7 +297,7 @@ fn gt_column(u: [f32; IN]) -> [f32; 3] {
     ]
 }
 
-/// `Gt u G`, the transpose of [`weights`].
+/// Computes `Gt u G`, the transpose of [`weights`].
 fn weights_transposed(u: [f32; POINTS]) -> [f32; 9] {
     let columns: [[f32; 3]; IN] = core::array::from_fn(|x| gt_column(core::array::from_fn(|y| u[y * IN + x])));
     let mut g = [0.0; 9];
@@ -307,7 +307,7 @@ fn weights_transposed(u: [f32; POINTS]) -> [f32; 9] {
     g
 }
 
-/// How images are cut into tiles. A line is a row of tiles of one image.
+/// Division of images into tiles. A line is a row of tiles of one image.
 struct Tiles {
     height: usize,
     width: usize,
@@ -326,7 +326,7 @@ impl Tiles {
         self.down * self.across
     }
 
-    /// Cuts the lines of all images into bands of about as many tiles as the widest block has columns.
+    /// Splits the lines of all images into bands of about as many tiles as the widest block has columns.
     fn bands(&self) -> Vec<Band> {
         let lines = self.batch * self.down;
         let step = (BAND / self.across).max(1);
@@ -338,17 +338,17 @@ impl Tiles {
     }
 }
 
-/// Some lines of tiles.
+/// Lines of tiles.
 ///
-/// Their pixels are transformed down the columns first, where they lie, and then dealt out to a line of values for each
-/// column of a tile; on the way back it is the other way round.
+/// Their pixels are first transformed down the columns, in place, and then rearranged to a line of values for each
+/// column of a tile; the way back reverses this.
 struct Band {
-    /// The image of every line and its first row of pixels.
+    /// Image and first row of pixels of every line.
     lines: Vec<[usize; 2]>,
-    /// Pixels of the images.
+    /// Height and width of the images.
     height: usize,
     width: usize,
-    /// Tiles of a line.
+    /// Number of tiles per line.
     across: usize,
 }
 
@@ -357,13 +357,13 @@ impl Band {
         self.lines.len() * self.across
     }
 
-    /// As many, up to the end of a vector.
+    /// Returns the number of tiles, rounded up to whole vectors.
     fn columns(&self) -> usize {
         self.tiles().next_multiple_of(LANES)
     }
 
-    /// Where the `N` rows of pixels in and around every line begin in the first channel of images; none beyond the
-    /// border.
+    /// Returns the offsets of the `N` rows of pixels in and around every line, in the first channel of the images;
+    /// `None` beyond the border.
     fn rows<const N: usize>(&self, channels: usize) -> Vec<[Option<usize>; N]> {
         let rows = self.lines.iter().map(|[image, top]| {
             core::array::from_fn(|y| {
@@ -374,13 +374,13 @@ impl Band {
         rows.collect()
     }
 
-    /// Cuts the `N` x `N` pixels in and around the tiles out of the `range` of the images' channels and transforms them, as
-    /// inputs (6x6) or as gradients of outputs (4x4): `[POINTS, channels, columns]`. What is beyond the last tile is of any
-    /// value.
+    /// Cuts the `N` x `N` pixels in and around the tiles out of the `range` of the images' channels and transforms
+    /// them, as inputs (6x6) or as gradients of outputs (4x4): `[POINTS, channels, columns]`. Values beyond the last
+    /// tile are arbitrary.
     fn transform<const N: usize>(&self, images: &[f32], channels: usize, range: Range<usize>, out: &mut [f32]) {
         let columns = self.columns();
         let rows = self.rows::<N>(channels);
-        // Zeros beyond the right border; what is beyond the last tile is read, too, and makes no difference.
+        // Zeros beyond the right border; values beyond the last tile are read too, without effect.
         let mut transformed = Scratch::new(IN * OUT * columns);
         transformed.fill(0.0);
         let mut dealt = Scratch::new((OUT + 2) * columns);
@@ -399,7 +399,7 @@ impl Band {
         }
     }
 
-    /// Adds to the sums `[POINTS, inputs, width]` of a weight gradient what the band contributes for some outputs.
+    /// Adds the band's contribution for some outputs to the sums `[POINTS, inputs, width]` of a weight gradient.
     fn add_products(&self, g: &Geometry, x: &[f32], grad: &[f32], outputs: Range<usize>, sums: &mut [f32]) {
         let (inputs, tiles, columns) = (g.channels_in, self.tiles(), self.columns());
         let width = sums.len() / (POINTS * inputs);
@@ -409,15 +409,15 @@ impl Band {
         self.transform::<OUT>(grad, g.channels_out, outputs.clone(), &mut m);
         // Transposed, so that both operands are read along their rows.
         let mut gradients = Scratch::new(POINTS * tiles * width);
-        let mut turned = Scratch::new(tiles * outputs.len());
+        let mut transposed = Scratch::new(tiles * outputs.len());
         for (m, gradients) in m.chunks_exact(outputs.len() * columns).zip(gradients.chunks_exact_mut(tiles * width)) {
             let m = View::new(m, [outputs.len(), tiles], columns);
             if outputs.len() == width {
                 transpose(m, gradients);
                 continue;
             }
-            transpose(m, &mut turned);
-            for (from, to) in turned.chunks_exact(outputs.len()).zip(gradients.chunks_exact_mut(width)) {
+            transpose(m, &mut transposed);
+            for (from, to) in transposed.chunks_exact(outputs.len()).zip(gradients.chunks_exact_mut(width)) {
                 to[..from.len()].copy_from_slice(from);
                 to[from.len()..].fill(0.0);
             }
@@ -426,10 +426,10 @@ impl Band {
     }
 }
 
-/// Neighbours in a row of pixels or of tiles.
+/// Adjacent values of a row of pixels or of tiles.
 type Lanes = [f32; LANES];
 
-/// The `len` values from a place on, and zeros.
+/// Loads the first `len` values, padded with zeros.
 #[inline(always)]
 fn load(values: &[f32], len: usize) -> Lanes {
     match values.first_chunk() {
@@ -442,20 +442,20 @@ fn load(values: &[f32], len: usize) -> Lanes {
     }
 }
 
-/// The other way round.
+/// Stores the first `len` lanes.
 #[inline(always)]
 fn store(lanes: &Lanes, len: usize, to: &mut [f32]) {
-    // SAFETY: so many values of a slice.
+    // SAFETY: `len` values of a slice.
     unsafe { write_lanes(lanes, len, to[..len].as_mut_ptr()) };
 }
 
-/// Writes the first `len` lanes. All of them, of a constant length, take no call.
+/// Writes the first `len` lanes. All of them, a constant length, need no call of `memcpy`.
 ///
 /// # Safety
-/// `to` must be valid for writes of so many.
+/// `to` must be valid for writes of `len` values.
 #[inline(always)]
 unsafe fn write_lanes(lanes: &Lanes, len: usize, to: *mut f32) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match len {
             LANES => to.cast::<Lanes>().write_unaligned(*lanes),
@@ -464,12 +464,12 @@ unsafe fn write_lanes(lanes: &Lanes, len: usize, to: *mut f32) {
     }
 }
 
-/// Applies a transform of numbers to each lane.
+/// Applies a scalar transform to each lane.
 #[inline(always)]
 fn each<const N: usize, const M: usize>(line: impl Fn([f32; N]) -> [f32; M], from: [Lanes; N]) -> [Lanes; M] {
     let mut to = [[0.0; LANES]; M];
     for lane in 0..LANES {
-        // A loop, since closures are not always compiled along.
+        // A loop, since closures are not always inlined.
         let mut values = [0.0; N];
         for n in 0..N {
             values[n] = from[n][lane];
@@ -482,7 +482,7 @@ fn each<const N: usize, const M: usize>(line: impl Fn([f32; N]) -> [f32; M], fro
     to
 }
 
-/// Transforms the columns of the rows of all lines, `N` for each: [`IN`] rows of pixels for all tiles.
+/// Transforms the columns of the rows of all lines, `N` rows per line, to [`IN`] rows of pixels for all tiles.
 #[inline(always)]
 fn down<const N: usize>(
     plane: &[f32],
@@ -508,7 +508,8 @@ fn down<const N: usize>(
     }
 }
 
-/// Deals rows of pixels out to tiles and transforms their rows: a line of values for each of [`POINTS`], `stride` apart.
+/// Distributes rows of pixels to tiles and transforms their rows: a line of values for each of [`POINTS`], `stride`
+/// apart.
 #[inline(always)]
 fn across<const N: usize>(
     rows: &[f32],
@@ -529,7 +530,7 @@ fn across<const N: usize>(
             [a[i], b[i], c[i], d[i]] = *tile;
         }
         if N == IN {
-            // What a tile sees beyond its own columns is the last one of the tile before and the first one of the next.
+            // Beyond its own columns a tile reads the last one of the tile before and the first one of the next.
             let (own, beyond) = dealt.split_at_mut(OUT * columns);
             let (behind, before) = beyond.split_at_mut(columns);
             before[1..columns].copy_from_slice(&own[(OUT - 1) * columns..][..columns - 1]);
@@ -540,7 +541,7 @@ fn across<const N: usize>(
         for first in (0..columns).step_by(LANES) {
             let mut values = [[0.0; LANES]; N];
             for (x, values) in values.iter_mut().enumerate() {
-                // Behind the own ones lies the one behind them, and last the one before.
+                // The tile's own columns are followed by the column after them, then the one before.
                 let x = x.checked_sub((N - OUT) / 2).unwrap_or(OUT + 1);
                 *values = load(&dealt[x * columns + first..], LANES);
             }
@@ -551,7 +552,7 @@ fn across<const N: usize>(
     }
 }
 
-vectorised! {
+vectorized! {
     fn inputs_down(plane: &[f32], rows: &[Option<usize>], width: usize, out: &mut [f32]) {
         down(plane, rows, width, out, input_line);
     }
@@ -608,7 +609,7 @@ vectorised! {
                     let Some(row) = row else { continue };
                     values.iter_mut().for_each(|value| *value += bias);
                     let to = to.plane.wrapping_add(row + x);
-                    // SAFETY: a part of a row, which whoever made the destination vouches for.
+                    // SAFETY: a part of a row; the creator of the destination guarantees that it is valid.
                     unsafe { write_lanes(&values, len, to) };
                 }
             }
@@ -616,7 +617,7 @@ vectorised! {
     }
 }
 
-/// Where the lines of a band go.
+/// Destination of the lines of a band.
 #[derive(Clone, Copy)]
 struct Destination<'a> {
     plane: *mut f32,
@@ -625,14 +626,14 @@ struct Destination<'a> {
 
 impl<'a> Destination<'a> {
     /// # Safety
-    /// The rows of pixels that begin at those places of `plane` must be valid for writes, and nobody else may use them
+    /// The rows of pixels at those offsets of `plane` must be valid for writes, and nothing else may access them
     /// meanwhile.
     unsafe fn new(plane: *mut f32, rows: &'a [[Option<usize>; OUT]]) -> Self {
         Self { plane, rows }
     }
 }
 
-/// `Bt d`.
+/// Computes `Bt d`.
 #[inline(always)]
 fn input_line(d: [f32; IN]) -> [f32; IN] {
     let (even, odd) = (d[4] - d[2] * 4.0, d[3] - d[1] * 4.0);
@@ -647,7 +648,7 @@ fn input_line(d: [f32; IN]) -> [f32; IN] {
     ]
 }
 
-/// `At m`.
+/// Computes `At m`.
 #[inline(always)]
 fn output_line(m: [f32; IN]) -> [f32; OUT] {
     let (near, near_odd) = (m[1] + m[2], m[1] - m[2]);
@@ -655,7 +656,7 @@ fn output_line(m: [f32; IN]) -> [f32; OUT] {
     [m[0] + near + far, near_odd + far_odd * 2.0, near + far * 4.0, near_odd + far_odd * 8.0 + m[5]]
 }
 
-/// `A y`, the transpose of [`output_line`].
+/// Computes `A y`, the transpose of [`output_line`].
 #[inline(always)]
 fn gradient_line(y: [f32; OUT]) -> [f32; IN] {
     let (even, odd) = (y[0] + y[2], y[1] + y[3]);

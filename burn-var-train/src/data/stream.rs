@@ -1,0 +1,101 @@
+use burn::tensor::Device;
+
+use super::{
+    BatchLoader, BatchOrder, HostBatch, PictureBatch, PrefetchedBatches, TokenBatch, TokenCache, TokenCacheSpec,
+    VariantChoice, View,
+};
+use crate::engine::Piece;
+use crate::engine::run::RunConfig;
+use crate::{Error, Result};
+
+/// The images of a run by step, decoded ahead as long as steps follow one another.
+pub(crate) struct ImageStream {
+    loader: BatchLoader,
+    order: BatchOrder,
+    seed: u64,
+    mirror: bool,
+    device: Device,
+    /// Batches that are decoded ahead, and the step of the next one.
+    ahead: Option<(u64, PrefetchedBatches)>,
+    /// The step in progress, if it is cut into pieces.
+    current: Option<(u64, HostBatch)>,
+}
+
+impl ImageStream {
+    pub(crate) fn new(loader: BatchLoader, run: &RunConfig, mirror: bool, device: &Device) -> Result<Self> {
+        let order = BatchOrder::new(loader.source().len(), run.batch_size, run.seed)?;
+        let device = device.clone();
+        Ok(Self { loader, order, seed: run.seed, mirror, device, ahead: None, current: None })
+    }
+
+    /// The fingerprint that the run is resumed by.
+    pub(crate) fn data(&self) -> String {
+        self.loader.source().run_fingerprint()
+    }
+
+    /// Returns the images of a piece.
+    pub(crate) fn batch(&mut self, piece: &Piece) -> Result<PictureBatch> {
+        if piece.is_whole() {
+            return Ok(self.read(piece.step)?.upload(&self.device));
+        }
+        let batch = match self.current.take() {
+            Some((step, batch)) if step == piece.step => batch,
+            _ => self.read(piece.step)?,
+        };
+        let images = batch.part(piece.images.clone()).upload(&self.device);
+        if piece.images.end < piece.batch_size {
+            self.current = Some((piece.step, batch));
+        }
+        Ok(images)
+    }
+
+    /// Returns the whole batch of a step.
+    fn read(&mut self, step: u64) -> Result<HostBatch> {
+        let mut batches = match self.ahead.take() {
+            Some((next, batches)) if next == step => batches,
+            _ => {
+                let (mut order, seed, mirror) = (self.order.clone(), self.seed, self.mirror);
+                self.loader.prefetch((step as usize..).map(move |step| {
+                    let view = View::Random { seed, epoch: order.epoch(step), mirror };
+                    (order.batch(step), view)
+                }))?
+            }
+        };
+        let ended = || Error::LoaderEnded { path: self.loader.source().path().to_path_buf() };
+        let batch = batches.next().ok_or_else(ended)??;
+        self.ahead = Some((step + 1, batches));
+        Ok(batch)
+    }
+}
+
+/// The tokens of a run by step.
+pub(crate) struct TokenStream {
+    cache: TokenCache,
+    order: BatchOrder,
+    seed: u64,
+}
+
+impl TokenStream {
+    pub(crate) fn new(cache: TokenCache, run: &RunConfig) -> Result<Self> {
+        let order = BatchOrder::new(cache.len(), run.batch_size, run.seed)?;
+        Ok(Self { cache, order, seed: run.seed })
+    }
+
+    /// What the tokens were made of.
+    pub(crate) fn spec(&self) -> &TokenCacheSpec {
+        self.cache.spec()
+    }
+
+    /// The fingerprints of images and tokenizer.
+    pub(crate) fn data(&self) -> String {
+        let TokenCacheSpec { data, tokenizer, .. } = self.cache.spec();
+        format!("{data} {tokenizer}")
+    }
+
+    /// Returns the tokens of a piece.
+    pub(crate) fn batch(&mut self, piece: &Piece) -> Result<TokenBatch> {
+        let step = piece.step as usize;
+        let images = &self.order.batch(step)[piece.images.clone()];
+        self.cache.batch(images, VariantChoice::Random { seed: self.seed, epoch: self.order.epoch(step) })
+    }
+}

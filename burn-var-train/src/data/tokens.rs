@@ -1,0 +1,124 @@
+//! The tokens of a run's images, from a cache that any number of runs share.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use burn_var::Tokenizer;
+use burn_var::models::var::VqVae;
+
+use super::{
+    BatchLoader, Fingerprint, PictureShape, PictureSource, TokenCache, TokenCacheSpec, TokenCacheWriter, View,
+};
+use crate::engine::progress::Progress;
+use crate::engine::run::DataConfig;
+use crate::fs::folder_of;
+use crate::{Error, Result};
+
+/// Images that are encoded together.
+const ENCODE_BATCH: usize = 64;
+
+/// The cache of older versions, in the folder of the run.
+const OWN: &str = "tokens.safetensors";
+
+/// Returns the tokens of all images of `source`, and of their mirror images if the run mirrors.
+///
+/// They come from the cache in the run's folder that older versions made, if it fits, else from the shared cache
+/// ([`DataConfig::cache`]), which is made first if it is not there. A cache belongs to images, tokenizer and views: its
+/// name has their fingerprint. Of two runs that need the same one at once, one waits for the other.
+pub(crate) fn cached_tokens(
+    source: Arc<dyn PictureSource>,
+    data: &DataConfig,
+    tokenizer: &VqVae,
+    run: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<TokenCache> {
+    let [channels, height, width] = tokenizer.config().image_shape();
+    let shape = PictureShape::new(height, width, channels)?;
+    let sizes = serde_json::to_vec(tokenizer.config())
+        .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
+    let fingerprint = Fingerprint::new().field(&sizes).module(tokenizer)?.finish();
+    let views: &[bool] = if data.mirror { &[false, true] } else { &[false] };
+    let variants: Vec<View> = views.iter().map(|&mirrored| View::Fixed { mirrored }).collect();
+    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocabulary().size);
+    let spec = TokenCacheSpec::new(&*source, shape, variants, scales, vocab, fingerprint);
+
+    let own = run.join(OWN);
+    if own.exists() {
+        match TokenCache::open_matching(&own, &spec) {
+            Ok(cache) => return Ok(cache),
+            Err(error) => progress.note(&format!("does not use a token cache of an older version: {error}")),
+        }
+    }
+    let path = shared_path(data, run, &spec)?;
+    if path.exists() {
+        return TokenCache::open_matching(&path, &spec);
+    }
+    let _lock = wait_for_lock(&path, progress)?;
+    // Another run may have made it meanwhile.
+    if path.exists() {
+        return TokenCache::open_matching(&path, &spec);
+    }
+    progress.note(&format!("encodes {} images once, into {}", source.len(), path.display()));
+    encode(&BatchLoader::new(source, shape), tokenizer, spec, &path, device)
+}
+
+/// Returns the path of the shared cache, whose folder exists.
+fn shared_path(data: &DataConfig, run: &Path, spec: &TokenCacheSpec) -> Result<PathBuf> {
+    let folder = data.cache.clone().unwrap_or_else(|| folder_of(run).join(".cache"));
+    std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    Ok(folder.join(format!("tokens-{}.safetensors", spec.key()?)))
+}
+
+/// Waits until no other run makes the same cache. The system frees the lock when the process ends.
+fn wait_for_lock(cache: &Path, progress: &mut dyn Progress) -> Result<Option<File>> {
+    let path = cache.with_extension("lock");
+    let lock = File::create(&path).map_err(Error::io("create", &path))?;
+    if lock.try_lock().is_ok() {
+        return Ok(Some(lock));
+    }
+    progress.note(&format!("another run may be making {}; waits for it", cache.display()));
+    match lock.lock() {
+        Ok(()) => Ok(Some(lock)),
+        // Some network file systems have no locks. Two runs then do the same work; the file is whole all the same.
+        Err(error) => {
+            tracing::warn!("cannot lock `{}`: {error}", path.display());
+            Ok(None)
+        }
+    }
+}
+
+/// Encodes all images, which are decoded ahead, and writes their tokens.
+fn encode(
+    loader: &BatchLoader,
+    tokenizer: &VqVae,
+    spec: TokenCacheSpec,
+    path: &Path,
+    device: &Device,
+) -> Result<TokenCache> {
+    let variants = spec.variants.clone();
+    let mut writer = TokenCacheWriter::create(path, spec)?;
+    let count = loader.source().len();
+    let parts = move || (0..count).step_by(ENCODE_BATCH).map(move |first| first..count.min(first + ENCODE_BATCH));
+    let views = variants.clone();
+    let batches = parts().flat_map(move |part| {
+        let views = views.clone();
+        views.into_iter().map(move |view| (part.clone().collect::<Vec<usize>>(), view))
+    });
+    let mut batches = loader.prefetch(batches)?;
+    let ended = || Error::LoaderEnded { path: loader.source().path().to_path_buf() };
+    for part in parts() {
+        let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
+        for _ in &variants {
+            let images = batches.next().ok_or_else(ended)??.upload(device).images;
+            let tokens = tokenizer.encode(images, tokenizer.scales())?.to_rows()?;
+            rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
+        }
+        for (index, rows) in part.zip(&rows) {
+            writer.push(loader.source().label(index), rows)?;
+        }
+    }
+    writer.finish()
+}

@@ -1,0 +1,224 @@
+//! A network in training: weights, their moving average, and the optimizer with its moments.
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+
+use super::checkpoint::{Checkpoint, Part};
+use super::run::{Metrics, RunConfig};
+use crate::optim::{AdamW, EmaConfig, LrSchedule, NoDecay, OptimConfig, StepRates, ema_update, scale_grads};
+use crate::{Error, Result};
+
+/// How a network is optimized.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// AdamW and clipping.
+    pub optimizer: OptimConfig,
+    /// Learning rate by step.
+    pub learning_rate: LrSchedule,
+    /// Moving average of the weights; `None` keeps none.
+    pub ema: Option<EmaConfig>,
+    /// Chooses the parameters without weight decay.
+    pub no_decay: NoDecay,
+    /// Steps of the whole run.
+    pub steps: u64,
+}
+
+impl Rules {
+    /// The rules of a network in `run`, with a moving average.
+    pub fn new(
+        run: &RunConfig,
+        optimizer: &OptimConfig,
+        learning_rate: &LrSchedule,
+        ema: &EmaConfig,
+        no_decay: NoDecay,
+    ) -> Self {
+        Self {
+            optimizer: optimizer.clone(),
+            learning_rate: learning_rate.clone(),
+            ema: Some(ema.clone()),
+            no_decay,
+            steps: run.steps,
+        }
+    }
+}
+
+/// Numbers of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+impl Rates {
+    /// Both numbers, as they are logged.
+    pub fn metrics(&self) -> Metrics {
+        vec![("grad_norm".into(), self.grad_norm), ("learning_rate".into(), self.learning_rate)]
+    }
+}
+
+/// A trained network as the engine sees it.
+pub trait Network {
+    /// Adds the gradients of a piece to those of the round.
+    fn add(&mut self, gradients: GradientsParams);
+
+    /// Updates weights and moving average by the mean of the gradients added since the last update. Returns `None` if
+    /// there were none.
+    ///
+    /// # Errors
+    /// [`burn_var::Error::NonFinite`] if a gradient is not finite; the weights then stay as they are.
+    fn update(&mut self, step: u64) -> Result<Option<Rates>>;
+
+    /// Everything that the next update depends on.
+    fn parts(&self) -> Vec<Part<'_>>;
+
+    /// Loads what [`Network::parts`] saved.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the checkpoint belongs to another model.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+}
+
+/// The names of a network's checkpoint sections.
+#[derive(Debug, Clone, Copy)]
+pub struct SectionNames {
+    model: &'static str,
+    average: &'static str,
+    optimizer: &'static str,
+    /// The network in messages, if a run has several.
+    network: Option<&'static str>,
+}
+
+impl SectionNames {
+    /// Names for a network of another method. `network` names it in messages, if a run has several.
+    pub const fn new(
+        model: &'static str,
+        average: &'static str,
+        optimizer: &'static str,
+        network: Option<&'static str>,
+    ) -> Self {
+        Self { model, average, optimizer, network }
+    }
+
+    /// For a run with one network.
+    pub const SINGLE: Self = Self { model: "model", average: "average", optimizer: "optimizer", network: None };
+    /// For the discriminator of a tokenizer.
+    pub const DISCRIMINATOR: Self = Self {
+        model: "discriminator",
+        average: "discriminator-average",
+        optimizer: "discriminator-optimizer",
+        network: Some("discriminator"),
+    };
+    /// For the injector or the low-rank adaptation of AID-VAR.
+    pub const CORRECTION: Self = Self {
+        model: "correction-model",
+        average: "correction-average",
+        optimizer: "correction-optimizer",
+        network: Some("correction"),
+    };
+    /// For the discriminator heads of AID-VAR.
+    pub const HEADS: Self = Self {
+        model: "heads-model",
+        average: "heads-average",
+        optimizer: "heads-optimizer",
+        network: Some("discriminator"),
+    };
+}
+
+/// A network in training.
+pub struct Learner<M> {
+    /// The weights, on an autodiff device.
+    pub model: M,
+    /// Their moving average, off it.
+    average: Option<M>,
+    optimizer: AdamW,
+    rules: Rules,
+    names: SectionNames,
+    /// Gradients of the round so far, and how many pieces they come from.
+    gradients: GradientsAccumulator<M>,
+    pieces: usize,
+}
+
+impl<M: Module> Learner<M> {
+    /// Starts to train `model`, which lies on an autodiff device.
+    pub fn new(model: M, rules: Rules, names: SectionNames) -> Self {
+        let average = rules.ema.is_some().then(|| model.valid());
+        let optimizer = rules.optimizer.init(&model, rules.no_decay);
+        Self { model, average, optimizer, rules, names, gradients: GradientsAccumulator::new(), pieces: 0 }
+    }
+
+    /// The moving average of the weights, which is what a run is for; the weights themselves if there is none.
+    pub fn average(&self) -> &M {
+        self.average.as_ref().unwrap_or(&self.model)
+    }
+
+    /// Changes the weights and their average in the same way.
+    pub(crate) fn edit(&mut self, mut change: impl FnMut(&mut M) -> Result<()>) -> Result<()> {
+        change(&mut self.model)?;
+        self.average.as_mut().map_or(Ok(()), change)
+    }
+}
+
+impl<M: Module> Network for Learner<M> {
+    fn add(&mut self, gradients: GradientsParams) {
+        self.gradients.accumulate(&self.model, gradients);
+        self.pieces += 1;
+    }
+
+    fn update(&mut self, step: u64) -> Result<Option<Rates>> {
+        let pieces = std::mem::take(&mut self.pieces);
+        let mut gradients = self.gradients.grads();
+        match pieces {
+            0 => return Ok(None),
+            1 => {}
+            _ => scale_grads(&self.model, &mut gradients, 1.0 / pieces as f64),
+        }
+        let Rules { optimizer, learning_rate, ema, steps, .. } = &self.rules;
+        let rates = StepRates {
+            step,
+            learning_rate: learning_rate.at(step, *steps),
+            weight_decay: optimizer.weight_decay_at(step, *steps),
+        };
+        let span = tracing::trace_span!("part", op = "Optimizer", pass = "").entered();
+        let (model, grad_norm) = self
+            .optimizer
+            .step(rates, self.model.clone(), gradients)
+            .map_err(|error| in_network(self.names.network, error))?;
+        drop(span);
+        self.model = model;
+        let _span = tracing::trace_span!("part", op = "MovingAverage", pass = "").entered();
+        if let Some((ema, average)) = ema.as_ref().zip(self.average.take()) {
+            self.average = Some(ema_update(average, &self.model, ema.decay_at(step)));
+        }
+        Ok(Some(Rates { grad_norm, learning_rate: rates.learning_rate }))
+    }
+
+    fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = vec![Part::module(self.names.model, &self.model)];
+        parts.extend(self.average.as_ref().map(|average| Part::module(self.names.average, average)));
+        parts.push(Part::optimizer(self.names.optimizer, &self.optimizer));
+        parts
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.model = checkpoint.module(self.names.model, self.model.clone())?;
+        if let Some(average) = self.average.take() {
+            self.average = Some(checkpoint.module(self.names.average, average)?);
+        }
+        // Rebuilt: moments are keyed by parameter id, and loading changed the ids.
+        let optimizer = self.rules.optimizer.init(&self.model, self.rules.no_decay);
+        self.optimizer = checkpoint.optimizer(self.names.optimizer, optimizer)?;
+        Ok(())
+    }
+}
+
+/// Says which network a value that is not finite belongs to: the names of their parameters are alike.
+fn in_network(network: Option<&'static str>, error: Error) -> Error {
+    match (network, error) {
+        (Some(network), Error::Model(burn_var::Error::NonFinite { what, found, hint })) => {
+            burn_var::Error::NonFinite { what: format!("the {network}: {what}"), found, hint }.into()
+        }
+        (_, error) => error,
+    }
+}

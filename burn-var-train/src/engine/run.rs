@@ -1,0 +1,243 @@
+//! The settings of every run, and the loop over its steps.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::CheckpointDir;
+use super::progress::{Progress, Rate};
+use super::report::{RunLog, read_log};
+use super::{Method, Trainer};
+use crate::config::Change;
+use crate::curves::{Chart, Series};
+use crate::data::{PictureOptions, PictureSource, Split, open_pictures};
+use crate::{Error, Result};
+
+/// Settings that every run has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Pieces that the batch of a step is computed in, one after the other. More pieces take less memory and give the
+    /// same weights, up to the rounding of sums.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: usize,
+    /// Seed of the initial weights, the order of images and all noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// Steps between checkpoints.
+    #[serde(default = "default_save_every")]
+    pub save_every: u64,
+    /// Steps between lines of the log.
+    #[serde(default = "default_log_every")]
+    pub log_every: u64,
+    /// Steps between sample grids and curves.
+    #[serde(default = "default_sample_every")]
+    pub sample_every: u64,
+}
+
+fn default_accumulate() -> usize {
+    1
+}
+
+fn default_save_every() -> u64 {
+    500
+}
+
+fn default_log_every() -> u64 {
+    50
+}
+
+fn default_sample_every() -> u64 {
+    1000
+}
+
+impl RunConfig {
+    /// The keys that may differ when a run is resumed.
+    pub const MAY_CHANGE: [(&'static str, Change); 8] = [
+        ("run.steps", Change::Raise),
+        ("run.save_every", Change::Free),
+        ("run.log_every", Change::Free),
+        ("run.sample_every", Change::Free),
+        ("run.accumulate", Change::Free),
+        ("data.cache", Change::Free),
+        // Whether the images are the same is checked by their fingerprint.
+        ("data.options.check", Change::Free),
+        ("data.options.strict", Change::Free),
+    ];
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("run.steps", self.steps),
+            ("run.save_every", self.save_every),
+            ("run.log_every", self.log_every),
+            ("run.sample_every", self.sample_every),
+        ] {
+            if value == 0 {
+                return Err(Error::config(name, value, "at least 1"));
+            }
+        }
+        if self.accumulate == 0 || !self.batch_size.is_multiple_of(self.accumulate) {
+            let expected = format!("a divisor of run.batch_size = {}", self.batch_size);
+            return Err(Error::config("run.accumulate", self.accumulate, expected));
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of one step by name, in the order in which they are shown.
+pub type Metrics = Vec<(String, f64)>;
+
+/// The version of the noise: raised when the same seed gives other draws. Version 1, whose states have no such field,
+/// drew from one stream per step.
+const NOISE: u32 = 2;
+
+/// The state of a run besides the sections of its method.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    data: String,
+    #[serde(default = "first_noise")]
+    noise: u32,
+}
+
+fn first_noise() -> u32 {
+    1
+}
+
+/// Runs to the last step, from the newest checkpoint in `folder` if there is one. Returns the file of the finished model;
+/// `None` if `progress` stopped the run before. The model is also written with every checkpoint, so that it can be tried
+/// while the run is at work.
+///
+/// # Errors
+/// Those of the method and of the files that are written; the last complete checkpoint stays.
+pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dyn Progress) -> Result<Option<PathBuf>> {
+    let config = trainer.run().clone();
+    let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
+    let samples = folder.join("samples");
+    std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
+    let mut done = 0;
+    if let Some(checkpoint) = checkpoints.latest()? {
+        let State { data, noise } = checkpoint.state()?;
+        check_state(checkpoint.path(), &data, noise, trainer.method(), progress)?;
+        trainer.restore(&checkpoint)?;
+        done = checkpoint.step();
+        progress.note(&format!("resumes after step {done}, from {}", checkpoint.path().display()));
+    }
+    let mut log = RunLog::open(folder.join("log.jsonl"), done)?;
+    let mut rate = Rate::new(done, config.steps, Instant::now());
+    while done < config.steps {
+        let last = done + 1 == config.steps;
+        let measure = done == 0 || last || (done + 1).is_multiple_of(config.log_every);
+        let metrics = trainer.step(done, measure)?;
+        done += 1;
+        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(burn_var::Error::NonFinite {
+                what: format!("`{name}` at step {}", done - 1),
+                found: *value,
+                hint: "lower the learning rate, or resume from the last checkpoint with another seed",
+            }
+            .into());
+        }
+        let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
+        if !metrics.is_empty() {
+            let fields: serde_json::Map<_, _> =
+                metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
+            log.write(done, &fields)?;
+        }
+        if last || done.is_multiple_of(config.sample_every) {
+            let file = trainer.method_mut().samples(done)?;
+            draw_charts(folder, &trainer.method().charts())?;
+            if let Some(file) = file {
+                progress.note(&format!("sample images in {}", file.display()));
+            }
+        }
+        if last || stop || done.is_multiple_of(config.save_every) {
+            log.sync()?;
+            checkpoints.save(done, &State { data: trainer.method().data(), noise: NOISE }, trainer.parts())?;
+            if !last {
+                trainer.method().export()?;
+            }
+        }
+        if stop && !last {
+            return Ok(None);
+        }
+    }
+    Ok(Some(trainer.method().export()?))
+}
+
+/// Checks that the data of a checkpoint is that of the run. Says so if an older version started the run.
+fn check_state(
+    checkpoint: &Path,
+    data: &str,
+    noise: u32,
+    method: &impl Method,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    if noise > NOISE {
+        let reason = format!("was made by a newer version (noise {noise}, this one has {NOISE}); resume with that one");
+        return Err(Error::format(checkpoint, reason));
+    }
+    let same = data == method.data();
+    if noise < NOISE {
+        let mut note =
+            "an older version started this run and drew its noise in another way: the run continues, but does \
+                        not end with the weights that one version alone would reach. Start again in a new folder if \
+                        that matters"
+                .to_owned();
+        if !same {
+            note += ". Its record of the training data cannot be compared either: make sure that the data is the same";
+        }
+        progress.note(&note);
+        return Ok(());
+    }
+    if same { Ok(()) } else { Err(Error::DataChanged { checkpoint: checkpoint.to_path_buf() }) }
+}
+
+/// Draws the log, one SVG file per chart.
+fn draw_charts(folder: &Path, charts: &[(&'static str, Vec<String>)]) -> Result<()> {
+    let records = read_log(folder.join("log.jsonl"))?;
+    for (title, names) in charts {
+        let series: Vec<Series> = names.iter().map(|name| Series::from_log(&records, name)).collect();
+        Chart::new(*title, *title).write(folder.join(format!("{title}.svg")), &series)?;
+    }
+    Ok(())
+}
+
+/// The images of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A folder of IDX files, or a folder with one sub-folder per class.
+    pub path: PathBuf,
+    /// Mirrors half of the images.
+    #[serde(default)]
+    pub mirror: bool,
+    /// The folder of the token caches, for methods that learn from tokens: `.cache` beside the folder of the run if left
+    /// out. A cache belongs to images, tokenizer and views, and any number of runs share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Options for reading the images.
+    #[serde(default)]
+    pub options: PictureOptions,
+}
+
+impl DataConfig {
+    /// Opens one split of the images.
+    ///
+    /// # Errors
+    /// As [`open_pictures`].
+    pub fn open(&self, split: Split) -> Result<Arc<dyn PictureSource>> {
+        open_pictures(&self.path, split, &self.options)
+    }
+}

@@ -1,0 +1,136 @@
+//! One pass of the tokenizer over images, and the backward pass of its loss.
+
+use burn::tensor::{Gradients, Tensor};
+use burn_var::models::var::{Quantized, VqVae};
+use burn_var::nn::Conv2d;
+
+use super::adversary::{Adversary, weight_gradient};
+use crate::engine::run::Metrics;
+use crate::losses::{Criterion, Distance};
+use crate::tensor::{gradient, scalar};
+use crate::{Error, Result};
+
+/// One pass of the tokenizer over images, with everything its loss needs, on the graph.
+pub(super) struct Pass {
+    /// Constants.
+    images: Tensor<4>,
+    /// The input of the decoder's last convolution.
+    trunk: Tensor<4>,
+    reconstruction: Tensor<4>,
+    pub(super) quantized: Quantized,
+}
+
+/// Both sides of the adversarial game at the reconstruction, off the graph.
+pub(super) struct Sides {
+    distance: Distance,
+    /// Gradient of the terms that compare images.
+    pull: Tensor<4>,
+    /// The adversarial term, and its gradient.
+    opposition: Tensor<1>,
+    push: Tensor<4>,
+}
+
+impl Pass {
+    /// Encodes and decodes images, which are off the graph.
+    pub(super) fn new(model: &VqVae, images: Tensor<4>) -> Result<Self> {
+        let images = Tensor::from_inner(images);
+        let quantized = model.quantize.forward_train(model.latent(images.clone())?, &model.config().patch_nums);
+        let features = model.post_quant_conv.forward(quantized.canvas.clone());
+        let (trunk, reconstruction) = model.decoder.forward_with_trunk(features);
+        Ok(Self { images, trunk, reconstruction, quantized })
+    }
+
+    /// Returns images and their reconstructions, off the graph.
+    pub(super) fn images(&self) -> [Tensor<4>; 2] {
+        [self.images.clone().inner(), self.reconstruction.clone().inner()]
+    }
+
+    /// Computes the gradients of both sides at the reconstruction.
+    ///
+    /// Burn's graphs can be walked back once, and the adaptive weight needs each side's gradient by itself: both walks end
+    /// at the reconstruction, and one more leads their sum through the tokenizer.
+    pub(super) fn sides(&self, criterion: &Criterion, adversary: &Adversary) -> Result<Sides> {
+        let [_, reconstruction] = self.images();
+        let leaf = Tensor::from_inner(reconstruction.clone()).require_grad();
+        let distance = criterion.distance(leaf.clone(), self.images.clone())?;
+        let pull = gradient(&leaf, distance.total.clone());
+        let inner = |value: Tensor<1>| value.inner();
+        let distance = Distance {
+            l2: inner(distance.l2),
+            l1: distance.l1.map(inner),
+            perceptual: distance.perceptual.map(inner),
+            total: inner(distance.total),
+        };
+        let (opposition, push) = adversary.oppose(reconstruction);
+        Ok(Sides { distance, pull, opposition, push })
+    }
+
+    /// Returns the gradients of both sides at the weight of the decoder's last convolution.
+    pub(super) fn at_last_convolution(&self, last: &Conv2d, sides: &Sides) -> [Tensor<4>; 2] {
+        let input = self.trunk.clone().inner();
+        [&sides.pull, &sides.push].map(|side| weight_gradient(last, &input, side))
+    }
+
+    /// Returns the gradients of the loss without an adversarial term, and its terms.
+    pub(super) fn backward(&self, criterion: &Criterion) -> Result<(Gradients, Terms)> {
+        let distance = criterion.distance(self.reconstruction.clone(), self.images.clone())?;
+        let loss = self.quantized.loss.clone() * criterion.weights.vq + distance.total.clone();
+        Ok((loss.backward(), Terms::new(&self.quantized, distance, loss.inner(), None)))
+    }
+
+    /// Returns the gradients of the whole loss, and its terms; `weight` is that of the adversarial term, `[1]`.
+    pub(super) fn backward_against(
+        &self,
+        criterion: &Criterion,
+        sides: Sides,
+        weight: Tensor<1>,
+    ) -> (Gradients, Terms) {
+        let Sides { distance, pull, opposition, push } = sides;
+        let along = pull + push * weight.clone().reshape([1, 1, 1, 1]);
+        let vq = self.quantized.loss.clone() * criterion.weights.vq;
+        let loss = vq.clone().inner() + distance.total.clone() + opposition.clone() * weight.clone();
+        let gradients = (vq + (self.reconstruction.clone() * Tensor::from_inner(along)).sum()).backward();
+        (gradients, Terms::new(&self.quantized, distance, loss, Some([opposition, weight])))
+    }
+}
+
+/// The terms of a loss, off the graph; not read from the device before they are asked for.
+pub(super) struct Terms(Vec<(&'static str, Tensor<1>)>);
+
+impl Terms {
+    fn new(quantized: &Quantized, distance: Distance, loss: Tensor<1>, gan: Option<[Tensor<1>; 2]>) -> Self {
+        let inner = |value: Tensor<1>| if value.is_autodiff() { value.inner() } else { value };
+        let own = [("l2", Some(distance.l2)), ("l1", distance.l1), ("perceptual", distance.perceptual)];
+        let mut terms = vec![("loss", loss)];
+        let own = own.into_iter().chain([("vq", Some(quantized.loss.clone()))]);
+        terms.extend(own.filter_map(|(name, value)| Some((name, inner(value?)))));
+        terms.extend(gan.into_iter().flat_map(|gan| Self::GAN.into_iter().zip(gan)));
+        Self(terms)
+    }
+
+    /// The adversarial term before it is weighted, and its weight.
+    const GAN: [&str; 2] = ["g_loss", "gan_weight"];
+
+    /// Reads each term, by name.
+    pub(super) fn metrics(&self) -> Result<Metrics> {
+        self.0.iter().map(|(name, value)| Ok(((*name).into(), scalar(value, "read the loss")?))).collect()
+    }
+
+    /// Explains an `error` in `step`: names the term that is not finite, if there is one.
+    pub(super) fn explain(terms: &[&Self], step: u64, error: Error) -> Error {
+        // The sum comes first in each list, its causes later.
+        let all = terms.iter().flat_map(|terms| terms.0.iter().rev());
+        let culprit = all
+            .filter_map(|(name, value)| Some((name, scalar(value, "read the loss").ok()?)))
+            .find(|(_, value)| !value.is_finite());
+        match culprit {
+            None => error,
+            Some((name, found)) => burn_var::Error::NonFinite {
+                what: format!("the loss term `{name}` at step {step}"),
+                found,
+                hint: "lower the learning rate, or resume from the last checkpoint with another seed",
+            }
+            .into(),
+        }
+    }
+}
