@@ -165,7 +165,7 @@ fn impossible_settings_are_named() {
     let at = folder.path();
     for (settings, expected) in [
         (["--top-p", "1.5"], "top_p"),
-        (["--cfg-schedule", "1,2"], "3, one a scale"),
+        (["--cfg-schedule", "1,2"], "3, one per scale"),
         (["--temperature", "0"], "temperature"),
         (["--ssg", "inf"], "a finite number"),
         (["--ssg-order", "post-cfg"], "--ssg"),
@@ -390,11 +390,22 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
     };
     let changed = sample(&["--model", ".", "--lora", "lora.safetensors"]);
     assert_ne!(changed, sample(&["--model", "."]), "it is used");
+    let sheet = |args: &[&str]| {
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--out", "sheet.png"], args].concat());
+        let sheet = image::open(at.join("sheet.png")).expect("a sheet").into_rgb8();
+        // Images of 16 pixels are shown four times as large, two pixels apart.
+        let (left, rows) = (sheet.width() - 66, sheet.height() / 66);
+        (0..rows).map(|row| image::imageops::crop_imm(&sheet, left, 2 + 66 * row, 64, 64).to_image()).collect::<Vec<_>>()
+    };
+    let [without, with] = [&[][..], &["--lora", "lora.safetensors"]].map(sheet);
+    let both: Vec<_> = without.into_iter().zip(with).flat_map(|(a, b)| [a, b]).collect();
+    assert_eq!(both.len(), 6, "three rows each");
+    assert!(sheet(&["--lora", "lora.safetensors", "--compare"]) == both, "each image without the LoRA and with it");
     ok(at, &["convert", "transformer.safetensors", "merged.safetensors", "--lora", "lora.safetensors"]);
     let merged = sample(&["--tokenizer", "tokenizer.safetensors", "--transformer", "merged.safetensors"]);
     assert_eq!(merged, changed, "the same in one file");
     let message = fails(at, 1, &["sample", "--model", ".", "--lora", "tokenizer.safetensors"]);
-    assert!(message.contains("tokenizer.safetensors") && message.contains("no LoRA"), "{message}");
+    assert!(message.contains("tokenizer.safetensors") && message.contains("another model than a LoRA"), "{message}");
     assert!(fails(at, 2, &["convert", "tokenizer.safetensors", "x", "--lora", "lora.safetensors"]).contains("--lora"));
 }
 
@@ -554,6 +565,9 @@ fn wrong_files_are_named() {
         let message = fails(at, 1, &args);
         assert!(message.contains(expected), "{message}");
     }
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fashion-mnist/transformer.safetensors");
+    let message = fails(at, 1, &sample(good, other));
+    assert!(message.contains("`tokenizer.safetensors`") && message.contains(other), "both files: {message}");
     assert!(fails(at, 1, &["sample", "--model", ".", "--out", "none/x.png"]).contains("there is no folder `none`"));
     assert!(fails(at, 1, &["info", "text.safetensors"]).contains("text.safetensors"));
     fs::create_dir(at.join("empty")).expect("created");
@@ -648,7 +662,7 @@ fn measures_generated_pictures() {
     let interval = &resumed["scores"]["frechet_interval"];
     assert!(interval["low"].as_f64() < interval["high"].as_f64(), "{interval}");
     let page = fs::read_to_string(at.join("page.html")).expect("a page");
-    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("most doubtful"));
+    assert!(page.contains("red fox") && page.contains("data:image/png;base64,") && page.contains("lowest confidence"));
 
     generated(&["--out", "b", "--seed", "1"]);
     let same = json(at, &["eval", "compare", "a", "b"]);

@@ -130,7 +130,11 @@ impl PipelineBuilder {
             transformer = Lora::load(&StateDict::open(resolve(lora)?)?, &device)?.merge(transformer)?;
         }
         let usage = GenerationConfig::of(&files.transformer)?.unwrap_or_default();
-        let mut pipeline = Pipeline::new(ModelPair::new(tokenizer, transformer)?, usage)?;
+        let pair = ModelPair::new(tokenizer, transformer).map_err(|error| {
+            let transformer = files.transformer.origin().display();
+            Error::format(files.tokenizer.origin(), format!("it does not fit `{transformer}`: {error}"))
+        })?;
+        let mut pipeline = Pipeline::new(pair, usage)?;
         if let Some(dict) = self.injector_file(&files)? {
             let weight = AidWeight::of(&dict)?.unwrap_or_default();
             pipeline = pipeline.with_injector(Injector::load(&dict, &device)?, weight)?;
