@@ -15,7 +15,7 @@ use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
 use burn_var::{BatchRequest, Condition, MapSize, TokenPyramid};
 use burn_var_train::data::Fingerprint;
-use burn_var_train::eval::PictureSet;
+use burn_var_train::eval::ImageSet;
 
 use crate::classes::in_turn;
 use crate::models::PairArgs;
@@ -299,7 +299,7 @@ impl GeneratedSet {
     }
 }
 
-impl PictureSet for GeneratedSet {
+impl ImageSet for GeneratedSet {
     fn describe(&self) -> String {
         format!("generated, model {}", &self.model[..12])
     }

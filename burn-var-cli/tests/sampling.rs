@@ -78,7 +78,7 @@ fn pictures_do_not_depend_on_the_batch() {
     let [one, three, all] = ["1.npz", "3.npz", "32.npz"].map(|name| arrays(&at.join(name)));
     assert_eq!(one.0, [8, 16, 16, 3], "shape");
     assert_eq!(one.2, [0, 1, 2, 0, 1, 2, 0, 1], "labels, in turn");
-    assert!(one == three && one == all, "the same pictures in batches of 1, 3 and 8");
+    assert!(one == three && one == all, "the same images in batches of 1, 3 and 8");
     let size = 16 * 16 * 3;
     assert_ne!(one.1[..size], one.1[3 * size..4 * size], "pictures of one class differ");
     ok(at, &["sample", "--model", ".", "--count", "8", "--seed", "6", "--npz", "other.npz"]);
@@ -274,7 +274,7 @@ fn edits_a_part_of_a_picture() {
     let (side, _) = pasted.dimensions();
     let same = |x: u32, y: u32| pasted.get_pixel(x, y) == newt.get_pixel(x, y);
     assert!((0..side).all(|y| (0..8).all(|x| same(x, y))), "what was redrawn is as without --paste");
-    assert!((0..side).any(|y| (8..side).any(|x| !same(x, y))), "the rest is the picture's own");
+    assert!((0..side).any(|y| (8..side).any(|x| !same(x, y))), "the rest is the image's own");
 
     let mut mask = image::GrayImage::new(40, 40);
     for (x, _, pixel) in mask.enumerate_pixels_mut() {
@@ -283,7 +283,7 @@ fn edits_a_part_of_a_picture() {
     mask.save(at.join("mask.png")).expect("written");
     let boxed = edit(&["--redraw", "0,0,8,16", "--class", "0"]);
     let masked = edit(&["--mask", "mask.png", "--class", "0"]);
-    assert_eq!(boxed["drawn_tokens"], masked["drawn_tokens"], "half of the picture either way");
+    assert_eq!(boxed["drawn_tokens"], masked["drawn_tokens"], "half of the image either way");
 
     for (more, expected) in [
         (&["--complete", "3"][..], "1 to 2 of this model's 3 scales"),
@@ -350,7 +350,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
         ok(at, &[&["sample", "--model", ".", "--count", "3", "--aid", "aid.safetensors", "--scales"], more].concat());
         image::open(at.join("burn-var-sample.png")).expect("a sheet").height()
     });
-    assert!(both > alone + alone / 2, "every picture twice: {alone} and {both} pixels high");
+    assert!(both > alone + alone / 2, "every image twice: {alone} and {both} pixels high");
     assert!(fails(at, 2, &["sample", "--model", ".", "--compare"]).contains("--aid, --lora, --ssg or --vpg"));
 
     injector(64, "injector.safetensors");
@@ -395,7 +395,9 @@ fn a_lora_changes_the_pictures_apart_and_merged() {
         let sheet = image::open(at.join("sheet.png")).expect("a sheet").into_rgb8();
         // Images of 16 pixels are shown four times as large, two pixels apart.
         let (left, rows) = (sheet.width() - 66, sheet.height() / 66);
-        (0..rows).map(|row| image::imageops::crop_imm(&sheet, left, 2 + 66 * row, 64, 64).to_image()).collect::<Vec<_>>()
+        (0..rows)
+            .map(|row| image::imageops::crop_imm(&sheet, left, 2 + 66 * row, 64, 64).to_image())
+            .collect::<Vec<_>>()
     };
     let [without, with] = [&[][..], &["--lora", "lora.safetensors"]].map(sheet);
     let both: Vec<_> = without.into_iter().zip(with).flat_map(|(a, b)| [a, b]).collect();
@@ -576,7 +578,7 @@ fn wrong_files_are_named() {
     assert!(fails(at, 2, &["sample", "--transformer", "transformer.safetensors"]).contains("belong together"));
 }
 
-/// IDX files of 16x16 pictures of noise in three classes.
+/// IDX files of 16x16 images of noise in three classes.
 fn noise(folder: &Path, counts: [usize; 2]) {
     for (prefix, count) in ["train", "t10k"].into_iter().zip(counts) {
         let big_endian =
@@ -602,7 +604,7 @@ fn measures_models_against_real_pictures() {
     assert!(share > 0.0 && share <= 1.0 && report["psnr"].as_f64().expect("dB") > 0.0, "{report}");
 }
 
-/// A classifier of 16x16 grey pictures in three classes.
+/// A classifier of 16x16 grey images in three classes.
 fn classifier(path: &Path) {
     let config = ClassifierConfig { image_channels: 1, image_size: [16, 16], classes: 3, ch: 32 };
     config.init(1, &Device::flex()).expect("valid").save(path, &half()).expect("written");
@@ -632,7 +634,7 @@ fn measures_generated_pictures() {
         (Some(90), Some(1120))
     );
     let [made, floor] = ["scores", "floor"].map(|name| report[name]["frechet"].as_f64().expect("a distance"));
-    assert!(made > floor, "untrained pictures are farther from noise than noise: {report}");
+    assert!(made > floor, "untrained images are farther from noise than noise: {report}");
     let classes = report["classes"].as_array().expect("class by class");
     let pictures: Option<u64> = classes.iter().map(|class| class["recognised"]["pictures"].as_u64()).sum();
     assert_eq!((classes.len(), &classes[0]["name"], pictures), (3, &Value::from("red fox"), Some(90)), "{report}");
@@ -646,7 +648,7 @@ fn measures_generated_pictures() {
     let samples = ["sample", "--model", ".", "--count", "90", "--npz", "made.npz"];
     ok(at, &samples);
     let from_file = json(at, &[&GENERATED[..], &[".", "--samples", "made.npz"]].concat());
-    assert_eq!(figures(&from_file), figures(&report), "the same pictures from a file");
+    assert_eq!(figures(&from_file), figures(&report), "the same images from a file");
 
     // Killed in the middle: what is in the folder is gone on with.
     let args = [&GENERATED[..], &[".", "--model", ".", "--count", "90", "--batch", "2", "--out", "a"]].concat();
@@ -669,7 +671,7 @@ fn measures_generated_pictures() {
     assert_eq!(same["outside_chance"], false, "two seeds of a model: {same}");
     generated(&["--out", "cold", "--temperature", "0.05"]);
     let other = json(at, &["eval", "compare", "a", "cold"]);
-    assert_eq!(other["outside_chance"], true, "nearly the same picture again and again: {other}");
+    assert_eq!(other["outside_chance"], true, "nearly the same image again and again: {other}");
     ok(at, &["eval", "report", "a", "b", "cold", "--out", "all.html"]);
     let page = fs::read_to_string(at.join("all.html")).expect("a page");
     assert!(page.contains("<svg") && ["a", "b", "cold"].iter().all(|name| page.contains(&format!("<th>{name}</th>"))));

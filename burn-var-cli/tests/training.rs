@@ -11,7 +11,7 @@ use support::{assert_same_weights, command, fails, json, ok, pictures, run};
 
 const STEPS: u64 = 24;
 
-/// Pictures of `side` pixels and the configurations of both trainings, a checkpoint after every step.
+/// Images of `side` pixels and the configurations of both trainings, a checkpoint after every step.
 fn set_up(folder: &Path, side: u32, levels: usize) {
     pictures(&folder.join("pictures"), side, 8);
     let run = |steps| {
@@ -51,7 +51,7 @@ fn from_a_folder_of_colour_pictures_to_a_sample() {
     let report = json(at, &[&sample[..], &["--class", "waves", "--count", "2"]].concat());
     assert_eq!(report["classes"][0]["name"], "waves", "names come from the folders: {report}");
     let sheet = image::open(at.join("burn-var-sample.png")).expect("a picture");
-    assert!(sheet.width() > 128, "two pictures of 64 pixels");
+    assert!(sheet.width() > 128, "two images of 64 pixels");
 
     let info = json(at, &["info", "var"]);
     assert_eq!(info["checkpoint"]["step"], 4, "the run is at its end: {info}");

@@ -20,7 +20,7 @@ const FILE: &str = "config.toml";
 /// How a key may differ from the one the run was started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// In any way: it does not touch the weights (how often to log, where pictures go).
+    /// In any way: it does not touch the weights (how often to log, where images go).
     Free,
     /// Upwards only: the number of steps.
     Raise,

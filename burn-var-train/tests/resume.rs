@@ -28,7 +28,7 @@ use burn_var_train::report::read_log;
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
-/// IDX files of 15x16 grey pictures in three classes: blots at different places, and noise.
+/// IDX files of 15x16 grey images in three classes: blots at different places, and noise.
 fn pictures(folder: &Path) -> PathBuf {
     let data = folder.join("pictures");
     std::fs::create_dir(&data).expect("a folder");

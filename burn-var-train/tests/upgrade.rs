@@ -8,7 +8,7 @@ use burn_var::models::var::VqVae;
 use burn_var::weights::{Pretrained, StateDict};
 use burn_var_train::Result;
 use burn_var_train::checkpoint::{Checkpoint, CheckpointDir, Part};
-use burn_var_train::data::{Fingerprint, Split, TokenCache, TokenCacheWriter, open_pictures};
+use burn_var_train::data::{Fingerprint, Split, TokenCache, TokenCacheWriter, open_images};
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
@@ -85,7 +85,7 @@ fn a_run_of_an_earlier_version_resumes_on_its_own_data_only() {
     let data = folder.path().join("data");
     std::fs::create_dir(&data).expect("a folder");
     let (labels, pixels) = images(&data);
-    let names = open_pictures(&data, Split::Train, &Default::default()).expect("images").class_names().join("\n");
+    let names = open_images(&data, Split::Train, &Default::default()).expect("images").class_names().join("\n");
     let old = fnv(&[b"idx", b"[16, 16]", names.as_bytes(), &labels, &pixels]);
     let run = folder.path().join("run");
     let train = |stop: u64| -> Result<Option<PathBuf>> {
@@ -112,7 +112,7 @@ fn a_folder_has_the_fingerprint_of_the_earlier_version() {
         contents.push(fnv(&[&std::fs::read(path).expect("readable")]));
     }
     let options = toml::from_str("holdout = 0.0").expect("valid");
-    let source = open_pictures(folder.path(), Split::Train, &options).expect("images");
+    let source = open_images(folder.path(), Split::Train, &options).expect("images");
     let (first, second) = (contents[0].as_bytes(), contents[1].as_bytes());
     let fields = [b"folder", &1.125_f64.to_le_bytes()[..], b"bag", b"coat"];
     let pictures = [&0_usize.to_le_bytes()[..], first, &1_usize.to_le_bytes()[..], second];
@@ -154,7 +154,7 @@ fn a_token_cache_of_an_earlier_version_is_used_with_its_tokenizer_only() {
     let json = serde_json::to_vec(tokenizer.config()).expect("JSON");
     let form = "0".repeat(32);
     let old = Fingerprint::like(&form).field(&json).module(&tokenizer).expect("readable").finish();
-    let source = open_pictures(&data, Split::Train, &Default::default()).expect("images");
+    let source = open_images(&data, Split::Train, &Default::default()).expect("images");
     let images = source.fingerprint_like(&form).expect("in memory");
     let mut spec = cache.spec().clone();
     for (tokenizer, fits) in [(old, true), (form, false)] {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::editing::KnownTokens;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::{TokenPyramid, Tokenizer};
-use burn_var_train::data::{PictureShape, load_picture};
+use burn_var_train::data::{ImageShape, load_image};
 use burn_var_train::grid::write_png;
 use image::RgbImage;
 use serde::Serialize;
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     let tokenizer = generator.pipeline.tokenizer();
     let [channels, height, width] = generator.pipeline.image_shape();
-    let values = load_picture(&args.image, PictureShape::new(height, width, channels)?)?;
+    let values = load_image(&args.image, ImageShape::new(height, width, channels)?)?;
     let original: Tensor<4> = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
     let tokens = tokenizer.encode(original.clone(), generator.pipeline.scales())?;
     let change = Change::new(&args.part, [height, width], &tokens, device)?;
@@ -189,8 +189,8 @@ impl Change {
         };
         let stays: Vec<bool> = match &part.mask {
             Some(file) => {
-                let shape = PictureShape::new(height, width, 1)?;
-                let mask = load_picture(file, shape).with_context(|| format!("the mask `{}`", file.display()))?;
+                let shape = ImageShape::new(height, width, 1)?;
+                let mask = load_image(file, shape).with_context(|| format!("the mask `{}`", file.display()))?;
                 mask.into_iter().map(|white| white <= 0.0).collect()
             }
             None if part.keep.is_empty() => inside(&part.redraw).into_iter().map(|redrawn| !redrawn).collect(),

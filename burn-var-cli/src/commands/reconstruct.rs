@@ -8,7 +8,7 @@ use burn_var::Tokenizer;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::metrics::{MeanPsnr, psnr, ssim};
 use burn_var::models::var::VqVae;
-use burn_var_train::data::{PictureShape, load_picture};
+use burn_var_train::data::{ImageShape, load_image};
 use burn_var_train::grid::write_png;
 use image::RgbImage;
 use serde::Serialize;
@@ -60,11 +60,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     check_target(&png)?;
     let tokenizer = args.model.load_tokenizer(device)?;
     let [channels, height, width] = tokenizer.config().image_shape();
-    let shape = PictureShape::new(height, width, channels)?;
+    let shape = ImageShape::new(height, width, channels)?;
     let bar = output.bar(args.images.len(), "images");
     let (mut rows, mut found, mut mean) = (Vec::new(), Vec::new(), MeanPsnr::default());
     for path in &args.images {
-        let values = load_picture(path, shape)?;
+        let values = load_image(path, shape)?;
         let original = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
         let stages = stages(&tokenizer, original, args.scales)?;
         let row: Vec<RgbImage> = stages

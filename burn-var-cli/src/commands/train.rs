@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Steps of the whole run, in place of `run.steps` of the configuration. A run can be made longer, not shorter.
     #[arg(long, value_name = "STEPS")]
     steps: Option<u64>,
-    /// A value in place of the one in the configuration, `run.seed=2` or `data.path="pictures"` for instance. Repeatable.
+    /// A value in place of the one in the configuration, `run.seed=2` or `data.path="images"` for instance. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
 }

@@ -1,4 +1,4 @@
-//! The real binary, tiny models and pictures to run it on.
+//! The real binary, tiny models and images to run it on.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::Path;
@@ -46,7 +46,7 @@ pub(crate) fn fails(folder: &Path, code: i32, args: &[&str]) -> String {
     message
 }
 
-/// An untrained model of three classes that makes 16x16 pictures, in `tokenizer.safetensors` and
+/// An untrained model of three classes that makes 16x16 images, in `tokenizer.safetensors` and
 /// `transformer.safetensors`.
 pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
     let device = Device::flex();
@@ -61,7 +61,7 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
         ..VqVaeConfig::public(patch_nums.clone())
     };
     let mut tokenizer = tokenizer.init(1, &device).expect("valid");
-    // Codes of a trained size, so that pictures differ.
+    // Codes of a trained size, so that images differ.
     tokenizer.quantize.embedding.weight = tokenizer.quantize.embedding.weight.map(|codes| codes * 24.0);
     tokenizer.save(folder.join("tokenizer.safetensors"), &SaveOptions::default()).expect("written");
     let transformer = VarConfig {
@@ -103,7 +103,7 @@ pub(crate) fn save_var(transformer: &Var, usage: &GenerationConfig, path: impl A
     Pretrained::save(transformer, path, &options).expect("written");
 }
 
-/// A colour picture that depends on `salt`.
+/// A colour image that depends on `salt`.
 pub(crate) fn picture(side: u32, salt: u32) -> RgbImage {
     RgbImage::from_fn(side, side, |x, y| {
         let wave = |a: u32, b: u32| ((x * a + y * b + salt * 37) % 256) as u8;

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{PictureShape, PictureSource, View};
+use super::{ImageShape, ImageSource, View};
 use crate::{Error, Result};
 
 /// Number of batches that are decoded ahead while the device computes.
@@ -14,7 +14,7 @@ const PREFETCH: usize = 2;
 
 /// Images on a device, with their classes.
 #[derive(Debug, Clone)]
-pub struct PictureBatch {
+pub struct ImageBatch {
     /// Shape `[batch, channels, height, width]`, black as -1 and white as 1.
     pub images: Tensor<4>,
     /// The class of each image.
@@ -24,34 +24,34 @@ pub struct PictureBatch {
 /// Loads images of a source in batches, on all cores.
 #[derive(Clone)]
 pub struct BatchLoader {
-    source: Arc<dyn PictureSource>,
-    shape: PictureShape,
+    source: Arc<dyn ImageSource>,
+    shape: ImageShape,
 }
 
 impl BatchLoader {
     /// Creates a loader of the images of `source`, brought to `shape`.
-    pub fn new(source: Arc<dyn PictureSource>, shape: PictureShape) -> Self {
+    pub fn new(source: Arc<dyn ImageSource>, shape: ImageShape) -> Self {
         Self { source, shape }
     }
 
     /// The source of the images.
-    pub fn source(&self) -> &Arc<dyn PictureSource> {
+    pub fn source(&self) -> &Arc<dyn ImageSource> {
         &self.source
     }
 
     /// The shape of the images.
-    pub fn shape(&self) -> PictureShape {
+    pub fn shape(&self) -> ImageShape {
         self.shape
     }
 
     /// Loads the images of the given numbers, in that order.
     ///
     /// # Errors
-    /// As [`PictureSource::load`].
+    /// As [`ImageSource::load`].
     ///
     /// # Panics
     /// If an index is not below the number of images.
-    pub fn load(&self, indices: &[usize], view: View, device: &Device) -> Result<PictureBatch> {
+    pub fn load(&self, indices: &[usize], view: View, device: &Device) -> Result<ImageBatch> {
         Ok(self.read(indices, view)?.upload(device))
     }
 
@@ -119,15 +119,15 @@ impl Iterator for PrefetchedBatches {
 pub struct HostBatch {
     pixels: Vec<f32>,
     labels: Vec<usize>,
-    shape: PictureShape,
+    shape: ImageShape,
 }
 
 impl HostBatch {
     /// Brings all images to a device.
-    pub fn upload(self, device: &Device) -> PictureBatch {
-        let PictureShape { height, width, channels } = self.shape;
+    pub fn upload(self, device: &Device) -> ImageBatch {
+        let ImageShape { height, width, channels } = self.shape;
         let dims = [self.labels.len(), channels, height, width];
-        PictureBatch { images: Tensor::from_data(TensorData::new(self.pixels, dims), device), labels: self.labels }
+        ImageBatch { images: Tensor::from_data(TensorData::new(self.pixels, dims), device), labels: self.labels }
     }
 
     /// Returns some of the images.
@@ -149,12 +149,12 @@ mod tests {
     use super::*;
     use crate::data::BatchOrder;
 
-    /// Pictures whose every pixel tells the index, the view's mirroring and the position; `broken` fails.
+    /// Images whose every pixel tells the index, the view's mirroring and the position; `broken` fails.
     struct Fake {
         broken: Option<usize>,
     }
 
-    impl PictureSource for Fake {
+    impl ImageSource for Fake {
         fn len(&self) -> usize {
             17
         }
@@ -167,7 +167,7 @@ mod tests {
             index % 5
         }
 
-        fn load(&self, index: usize, _: PictureShape, view: View, out: &mut [f32]) -> Result<()> {
+        fn load(&self, index: usize, _: ImageShape, view: View, out: &mut [f32]) -> Result<()> {
             if self.broken == Some(index) {
                 return Err(Error::format(self.describe(index), "it is broken"));
             }
@@ -196,10 +196,10 @@ mod tests {
     }
 
     fn loader(broken: Option<usize>) -> BatchLoader {
-        BatchLoader::new(Arc::new(Fake { broken }), PictureShape::new(2, 5, 3).unwrap())
+        BatchLoader::new(Arc::new(Fake { broken }), ImageShape::new(2, 5, 3).unwrap())
     }
 
-    fn values(batch: &PictureBatch) -> Vec<f32> {
+    fn values(batch: &ImageBatch) -> Vec<f32> {
         batch.images.to_data().try_to_vec().unwrap()
     }
 
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(batch.labels, [3, 2, 3], "labels");
         let values = values(&batch);
         assert_eq!([values[0], values[30], values[60]], [13441.0, 2441.0, 13441.0], "first pixels");
-        assert!((values[59] - 2441.29).abs() < 1e-3, "the last pixel of the second picture: {}", values[59]);
+        assert!((values[59] - 2441.29).abs() < 1e-3, "the last pixel of the second image: {}", values[59]);
     }
 
     #[test]
@@ -248,7 +248,7 @@ mod tests {
         let view = View::Fixed { mirrored: false };
         let mut ahead = loader(Some(7)).prefetch([(vec![3, 7], view), (vec![3], view)].into_iter());
         let message = ahead.as_mut().unwrap().next().unwrap().unwrap_err().to_string();
-        assert!(message.contains("fake 7"), "names the picture: {message}");
+        assert!(message.contains("fake 7"), "names the image: {message}");
         assert!(ahead.unwrap().next().is_none(), "nothing follows");
     }
 }

@@ -7,7 +7,7 @@ use image::imageops::{FilterType, resize};
 use image::{DynamicImage, ImageDecoder, ImageReader};
 
 use super::view::Drawn;
-use super::{PictureShape, View};
+use super::{ImageShape, View};
 use crate::{Error, Result};
 
 /// An image that takes more memory than this when decoded is refused: 134 million pixels of 4 bytes.
@@ -51,7 +51,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not an image, or broken, or too large.
-pub fn load_picture(path: &Path, shape: PictureShape) -> Result<Vec<f32>> {
+pub fn load_image(path: &Path, shape: ImageShape) -> Result<Vec<f32>> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let picture = decode(&bytes).map_err(|reason| Error::format(path, reason))?;
     let mut out = vec![0.0; shape.elements()];
@@ -60,7 +60,7 @@ pub fn load_picture(path: &Path, shape: PictureShape) -> Result<Vec<f32>> {
 }
 
 /// Resizes an image (Lanczos) so that it covers `ratio` times the shape, and cuts out the drawn part.
-pub(super) fn crop(picture: &DynamicImage, shape: PictureShape, ratio: f64, drawn: Drawn, out: &mut [f32]) {
+pub(super) fn crop(picture: &DynamicImage, shape: ImageShape, ratio: f64, drawn: Drawn, out: &mut [f32]) {
     let from = [picture.height(), picture.width()];
     let [height, width] = covering(from, [shape.height, shape.width], ratio);
     let pixels = match shape.channels {
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_crop_without_resizing_takes_the_very_pixels() {
         let picture = ramp(9, 13);
-        let shape = PictureShape::new(5, 7, 3).unwrap();
+        let shape = ImageShape::new(5, 7, 3).unwrap();
         // 9 / 5 is the smaller ratio, 13 / 7 the one that both sides allow.
         let mut out = vec![0.0; shape.elements()];
         crop(&picture, shape, 13.0 / 7.0, centre(false), &mut out);
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn random_crops_stay_inside_and_move() {
         let picture = ramp(24, 24);
-        let shape = PictureShape::new(20, 20, 3).unwrap();
+        let shape = ImageShape::new(20, 20, 3).unwrap();
         let mut corners = std::collections::BTreeSet::new();
         for epoch in 0..200 {
             let mut out = vec![0.0; shape.elements()];
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn png_jpeg_and_webp_are_read_as_colour_or_grey() {
         let picture = ramp(24, 31);
-        let shape = |channels| PictureShape::new(24, 31, channels).unwrap();
+        let shape = |channels| ImageShape::new(24, 31, channels).unwrap();
         for (format, tolerance) in [(ImageFormat::Png, 0.001), (ImageFormat::WebP, 0.001), (ImageFormat::Jpeg, 0.12)] {
             let decoded = decode(&encode(&picture, format)).unwrap();
             let mut out = vec![0.0; shape(3).elements()];
@@ -168,7 +168,7 @@ mod tests {
         let mut out = vec![0.0; 3 * 576];
         crop(
             &decode(&encode(&grey, ImageFormat::Png)).unwrap(),
-            PictureShape::new(24, 24, 3).unwrap(),
+            ImageShape::new(24, 24, 3).unwrap(),
             1.0,
             centre(false),
             &mut out,
@@ -176,7 +176,7 @@ mod tests {
         assert!(out.iter().all(|v| (v + 0.6).abs() < 1e-6), "grey in all three channels");
         let mut out = vec![0.0; 576];
         let blue: DynamicImage = RgbImage::from_pixel(24, 24, Rgb([0, 0, 255])).into();
-        crop(&blue, PictureShape::new(24, 24, 1).unwrap(), 1.0, centre(false), &mut out);
+        crop(&blue, ImageShape::new(24, 24, 1).unwrap(), 1.0, centre(false), &mut out);
         assert!(out[0] < -0.8, "blue is dark grey: {}", out[0]);
     }
 

@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::random::{Purpose, keyed, permutation};
-use super::{Fingerprint, PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, View, decode};
+use super::{Fingerprint, ImageOptions, ImageShape, ImageSource, SkippedImage, Split, View, decode};
 use crate::{Error, Result};
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// The largest accepted [`PictureOptions::resize_ratio`].
+/// The largest accepted [`ImageOptions::resize_ratio`].
 const MAX_RATIO: f64 = 8.0;
 
 /// PNG, JPEG and WebP files of any size, in one sub-folder per class.
 ///
 /// Opening a folder reads names and lengths of the files, not their content: an image is decoded each time it is loaded,
-/// and not kept in memory. [`PictureOptions::check`] decodes all images once at opening.
+/// and not kept in memory. [`ImageOptions::check`] decodes all images once at opening.
 #[derive(Debug)]
-pub struct FolderPictures {
+pub struct FolderImages {
     root: PathBuf,
     class_names: Vec<String>,
     pictures: Vec<Picture>,
     resize_ratio: f64,
     fingerprint: String,
     run_fingerprint: String,
-    skipped: Vec<SkippedPicture>,
+    skipped: Vec<SkippedImage>,
     ignored: usize,
 }
 
@@ -36,18 +36,18 @@ struct Picture {
     label: usize,
 }
 
-impl FolderPictures {
+impl FolderImages {
     /// Lists the images of a split.
     ///
     /// With a sub-folder `train` that holds the classes, images to train on are in there, those to test on in
     /// `test` or `val`. Without `test` and `val`, or without `train`, a share of each class is kept for testing
-    /// ([`PictureOptions::holdout`]), at least one image. Classes are sorted by the names of their folders.
+    /// ([`ImageOptions::holdout`]), at least one image. Classes are sorted by the names of their folders.
     /// Files that are not PNG, JPEG or WebP by their name, hidden files, and folders inside a class are ignored.
     ///
     /// # Errors
     /// [`Error::Io`] for a folder that cannot be read; [`Error::Format`] without classes and for a class without
-    /// a usable image; [`Error::BrokenImage`] if [`PictureOptions::strict`]; [`Error::Config`] for unusable options.
-    pub fn open(root: &Path, split: Split, options: &PictureOptions) -> Result<Self> {
+    /// a usable image; [`Error::BrokenImage`] if [`ImageOptions::strict`]; [`Error::Config`] for unusable options.
+    pub fn open(root: &Path, split: Split, options: &ImageOptions) -> Result<Self> {
         check(options)?;
         let layout = Layout::of(root)?;
         let mut ignored = 0;
@@ -129,7 +129,7 @@ impl FolderPictures {
         for (picture, verdict) in self.pictures.drain(..).zip(verdicts) {
             match verdict {
                 Ok(()) => usable.push(picture),
-                Err(reason) => self.skipped.push(SkippedPicture { path: picture.path, reason }),
+                Err(reason) => self.skipped.push(SkippedImage { path: picture.path, reason }),
             }
         }
         if let Some(first) = self.skipped.first().filter(|_| strict) {
@@ -146,7 +146,7 @@ impl FolderPictures {
     }
 }
 
-impl PictureSource for FolderPictures {
+impl ImageSource for FolderImages {
     fn len(&self) -> usize {
         self.pictures.len()
     }
@@ -159,7 +159,7 @@ impl PictureSource for FolderPictures {
         self.pictures[index].label
     }
 
-    fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()> {
+    fn load(&self, index: usize, shape: ImageShape, view: View, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), shape.elements(), "room for one image");
         let path = &self.pictures[index].path;
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
@@ -205,7 +205,7 @@ impl PictureSource for FolderPictures {
         Ok(whole.finish())
     }
 
-    fn skipped(&self) -> &[SkippedPicture] {
+    fn skipped(&self) -> &[SkippedImage] {
         &self.skipped
     }
 
@@ -233,7 +233,7 @@ impl Layout {
     }
 }
 
-fn check(options: &PictureOptions) -> Result<()> {
+fn check(options: &ImageOptions) -> Result<()> {
     if !(1.0..=MAX_RATIO).contains(&options.resize_ratio) {
         return Err(Error::config("resize_ratio", options.resize_ratio, format!("1 to {MAX_RATIO}")));
     }
@@ -305,7 +305,7 @@ fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<Pictur
 /// Returns the part of a class that belongs to the split, in the same order.
 ///
 /// Broken images take part, so that repairing one moves no other to the other side.
-fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &PictureOptions) -> Vec<Picture> {
+fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &ImageOptions) -> Vec<Picture> {
     let count = class.len();
     // One image of each class stays on either side, if there are two and any are wanted for testing.
     let wanted = (count as f64 * options.holdout).round() as usize;
@@ -324,7 +324,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder of pictures, each of its own colour; a name that ends in `!` is a broken picture, in `/` a folder.
+    /// A folder of images, each of its own colour; a name that ends in `!` is a broken image, in `/` a folder.
     fn folder(paths: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (i, path) in paths.iter().enumerate() {
@@ -339,15 +339,15 @@ mod tests {
         folder
     }
 
-    fn open(folder: &tempfile::TempDir, split: Split, options: PictureOptions) -> Result<FolderPictures> {
-        FolderPictures::open(folder.path(), split, &options)
+    fn open(folder: &tempfile::TempDir, split: Split, options: ImageOptions) -> Result<FolderImages> {
+        FolderImages::open(folder.path(), split, &options)
     }
 
-    fn all() -> PictureOptions {
-        PictureOptions { holdout: 0.0, ..Default::default() }
+    fn all() -> ImageOptions {
+        ImageOptions { holdout: 0.0, ..Default::default() }
     }
 
-    fn names(source: &FolderPictures) -> Vec<String> {
+    fn names(source: &FolderImages) -> Vec<String> {
         let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
         source.pictures.iter().map(|picture| name(&picture.path)).collect()
     }
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!([0, 1, 2].map(|i| source.label(i)), [0, 1, 1], "labels");
         assert_eq!(source.ignored(), 4, "two texts, a hidden folder, a folder in a class");
         assert!(source.skipped().is_empty(), "nothing broken");
-        let shape = PictureShape::new(4, 4, 3).unwrap();
+        let shape = ImageShape::new(4, 4, 3).unwrap();
         let mut out = vec![0.0; shape.elements()];
         source.load(0, shape, View::Fixed { mirrored: false }, &mut out).unwrap();
         assert!(
@@ -374,20 +374,20 @@ mod tests {
     #[test]
     fn broken_pictures_are_named_and_left_out_or_stop_the_run() {
         let folder = folder(&["a/1.png", "a/2.png!", "a/3.png", "b/4.jpg!", "b/5.jpg"]);
-        let checked = || PictureOptions { check: true, ..all() };
+        let checked = || ImageOptions { check: true, ..all() };
         let source = open(&folder, Split::Train, checked()).unwrap();
         assert_eq!(names(&source), ["1", "3", "5"], "the sound ones");
         let skipped: Vec<_> = source.skipped().iter().map(|skipped| skipped.path.clone()).collect();
         assert_eq!(skipped, [folder.path().join("a/2.png"), folder.path().join("b/4.jpg")], "both are named");
         assert!(source.skipped()[0].reason.contains("neither PNG"), "with the reason");
-        let message = open(&folder, Split::Train, PictureOptions { strict: true, ..all() }).unwrap_err().to_string();
+        let message = open(&folder, Split::Train, ImageOptions { strict: true, ..all() }).unwrap_err().to_string();
         assert!(message.contains("2.png") && message.contains("in all: 2"), "strict: {message}");
     }
 
     #[test]
     fn a_class_of_broken_pictures_is_an_error() {
         let folder = folder(&["a/1.png", "b/4.jpg!"]);
-        let checked = PictureOptions { check: true, ..all() };
+        let checked = ImageOptions { check: true, ..all() };
         let message = open(&folder, Split::Train, checked).unwrap_err().to_string();
         assert!(message.contains("`b`") && message.contains("broken"), "{message}");
     }
@@ -396,7 +396,7 @@ mod tests {
     fn train_and_test_folders_are_the_splits() {
         for test in ["test", "val"] {
             let folder = folder(&["train/a/1.png", "train/b/2.png", &format!("{test}/b/3.png")]);
-            let source = |split| open(&folder, split, PictureOptions::default()).unwrap();
+            let source = |split| open(&folder, split, ImageOptions::default()).unwrap();
             assert_eq!(names(&source(Split::Train)), ["1", "2"], "all of the train folder");
             assert_eq!(names(&source(Split::Test)), ["3"], "the {test} folder");
             assert_eq!(source(Split::Test).label(0), 1, "labels are those of the train folder");
@@ -417,10 +417,10 @@ mod tests {
         let paths: Vec<String> =
             (0..10).map(|i| format!("a/{i}.png")).chain((10..13).map(|i| format!("b/{i}.png"))).collect();
         let folder = folder(&paths.iter().map(String::as_str).collect::<Vec<_>>());
-        let split = |split, seed| names(&open(&folder, split, PictureOptions { seed, holdout: 0.2, ..all() }).unwrap());
+        let split = |split, seed| names(&open(&folder, split, ImageOptions { seed, holdout: 0.2, ..all() }).unwrap());
         let (train, test) = (split(Split::Train, 4), split(Split::Test, 4));
         assert_eq!((train.len(), test.len()), (10, 3), "two of ten and one of three");
-        assert!(test.iter().all(|name| !train.contains(name)), "no picture is in both");
+        assert!(test.iter().all(|name| !train.contains(name)), "no image is in both");
         assert_eq!(split(Split::Test, 4), test, "the same seed, the same pictures");
         assert!((5..10).any(|seed| split(Split::Test, seed) != test), "other seeds, other pictures");
     }
@@ -434,7 +434,7 @@ mod tests {
         assert!(message.contains("/b`") && message.contains("no image"), "an empty class: {message}");
         let message = open(&folder(&["a/1.png"]), Split::Test, all()).unwrap_err().to_string();
         assert!(message.contains("test split"), "nothing is held out: {message}");
-        let missing = FolderPictures::open(&empty.path().join("no"), Split::Train, &all()).unwrap_err().to_string();
+        let missing = FolderImages::open(&empty.path().join("no"), Split::Train, &all()).unwrap_err().to_string();
         assert!(missing.contains("cannot list"), "no folder: {missing}");
     }
 
@@ -442,10 +442,10 @@ mod tests {
     fn unusable_options_are_refused() {
         let folder = folder(&["a/1.png"]);
         for (options, name) in [
-            (PictureOptions { resize_ratio: 0.9, ..all() }, "resize_ratio"),
-            (PictureOptions { resize_ratio: f64::NAN, ..all() }, "resize_ratio"),
-            (PictureOptions { holdout: 1.0, ..all() }, "holdout"),
-            (PictureOptions { class_names: Some(vec![]), ..all() }, "class_names"),
+            (ImageOptions { resize_ratio: 0.9, ..all() }, "resize_ratio"),
+            (ImageOptions { resize_ratio: f64::NAN, ..all() }, "resize_ratio"),
+            (ImageOptions { holdout: 1.0, ..all() }, "holdout"),
+            (ImageOptions { class_names: Some(vec![]), ..all() }, "class_names"),
         ] {
             let message = open(&folder, Split::Train, options).unwrap_err().to_string();
             assert!(message.contains(name), "{name}: {message}");
@@ -458,7 +458,7 @@ mod tests {
         let print = |options| open(&folder, Split::Train, options).unwrap().fingerprint();
         let before = print(all());
         assert_eq!(print(all()), before, "nothing has changed");
-        assert_ne!(print(PictureOptions { resize_ratio: 1.5, ..all() }), before, "another ratio");
+        assert_ne!(print(ImageOptions { resize_ratio: 1.5, ..all() }), before, "another ratio");
         fs::rename(folder.path().join("a/2.png"), folder.path().join("b/2.png")).unwrap();
         assert_ne!(print(all()), before, "another label");
         fs::rename(folder.path().join("b/2.png"), folder.path().join("a/2.png")).unwrap();
@@ -473,7 +473,7 @@ mod tests {
         let folder = folder(&["a/1.png", "a/2.png!", "b/3.jpg!"]);
         let source = open(&folder, Split::Train, all()).unwrap();
         assert_eq!((names(&source).len(), source.skipped().len()), (3, 0), "nothing was decoded");
-        let shape = PictureShape::new(4, 4, 1).unwrap();
+        let shape = ImageShape::new(4, 4, 1).unwrap();
         let load = |index| source.load(index, shape, View::Fixed { mirrored: false }, &mut [0.0; 16]);
         load(0).unwrap();
         let error = load(1).unwrap_err();

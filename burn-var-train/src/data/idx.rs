@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::{Fingerprint, PictureOptions, PictureShape, PictureSource, Split, View};
+use super::{Fingerprint, ImageOptions, ImageShape, ImageSource, Split, View};
 use crate::{Error, Result};
 
 /// The classes of Fashion-MNIST.
@@ -18,10 +18,10 @@ const MAX_BYTES: usize = 1 << 30;
 
 /// Grey images in IDX files, plain or compressed by gzip: MNIST, Fashion-MNIST, KMNIST, EMNIST.
 ///
-/// Pictures are put in the middle of black where a larger size is asked for, never resized; views differ in the
+/// Images are put in the middle of black where a larger size is asked for, never resized; views differ in the
 /// mirroring only.
 #[derive(Debug)]
-pub struct IdxPictures {
+pub struct IdxImages {
     folder: PathBuf,
     images: PathBuf,
     size: [usize; 2],
@@ -30,19 +30,19 @@ pub struct IdxPictures {
     class_names: Vec<String>,
 }
 
-impl IdxPictures {
+impl IdxImages {
     /// Reads `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, or the `t10k-` files for [`Split::Test`], with or
     /// without `.gz`. Of `options`, only the names of the classes matter; without them, classes are called by number.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing or unreadable file, [`Error::Format`] for one that is damaged or does not fit the
     /// other.
-    pub fn open(folder: &Path, split: Split, options: &PictureOptions) -> Result<Self> {
+    pub fn open(folder: &Path, split: Split, options: &ImageOptions) -> Result<Self> {
         let [images, labels] = Self::files(folder, split);
         let ([pictures, height, width], pixels) = read(&images)?;
         let ([label_count], label_bytes) = read(&labels)?;
         if pictures == 0 || height == 0 || width == 0 {
-            return Err(Error::format(images, format!("it holds {pictures} pictures of {height}x{width} pixels")));
+            return Err(Error::format(images, format!("it holds {pictures} images of {height}x{width} pixels")));
         }
         if pictures != label_count {
             let reason = format!("it holds {label_count} labels, and `{}` holds {pictures} pictures", images.display());
@@ -84,7 +84,7 @@ impl IdxPictures {
     }
 }
 
-impl PictureSource for IdxPictures {
+impl ImageSource for IdxImages {
     fn len(&self) -> usize {
         self.labels.len()
     }
@@ -97,11 +97,10 @@ impl PictureSource for IdxPictures {
         usize::from(self.labels[index])
     }
 
-    fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()> {
+    fn load(&self, index: usize, shape: ImageShape, view: View, out: &mut [f32]) -> Result<()> {
         let [height, width] = self.size;
         if shape.height < height || shape.width < width {
-            let expected =
-                format!("at least {height}x{width}, the size of the pictures in `{}`", self.images.display());
+            let expected = format!("at least {height}x{width}, the size of the images in `{}`", self.images.display());
             return Err(Error::config("image_size", format!("{}x{}", shape.height, shape.width), expected));
         }
         assert_eq!(out.len(), shape.elements(), "room for one picture");
@@ -139,7 +138,7 @@ impl PictureSource for IdxPictures {
     }
 }
 
-impl IdxPictures {
+impl IdxImages {
     fn add_to(&self, start: Fingerprint) -> String {
         let size = format!("{:?}", self.size);
         let names = self.class_names.join("\n");
@@ -223,7 +222,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// A training split of the given file contents; those of two 2x3 pictures where `None`.
+    /// A training split of the given file contents; those of two 2x3 images where `None`.
     fn folder(images: Option<&[u8]>, labels: Option<&[u8]>) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let sound_images = idx(&[2, 2, 3], &[0, 51, 102, 153, 204, 255, 1, 2, 3, 4, 5, 6]);
@@ -233,12 +232,12 @@ mod tests {
         folder
     }
 
-    fn open(folder: &Path) -> Result<IdxPictures> {
-        IdxPictures::open(folder, Split::Train, &PictureOptions::default())
+    fn open(folder: &Path) -> Result<IdxImages> {
+        IdxImages::open(folder, Split::Train, &ImageOptions::default())
     }
 
-    fn picture(source: &IdxPictures, index: usize, shape: [usize; 3], view: View) -> Result<Vec<f32>> {
-        let shape = PictureShape::new(shape[0], shape[1], shape[2])?;
+    fn picture(source: &IdxImages, index: usize, shape: [usize; 3], view: View) -> Result<Vec<f32>> {
+        let shape = ImageShape::new(shape[0], shape[1], shape[2])?;
         let mut out = vec![f32::NAN; shape.elements()];
         source.load(index, shape, view, &mut out).map(|()| out)
     }
@@ -278,8 +277,8 @@ mod tests {
         // The labels are not compressed in spite of the name.
         std::fs::write(packed.path().join("train-images-idx3-ubyte.gz"), gz(&read("train-images-idx3-ubyte"))).unwrap();
         std::fs::write(packed.path().join("train-labels-idx1-ubyte.gz"), read("train-labels-idx1-ubyte")).unwrap();
-        assert!(IdxPictures::found_in(packed.path()) && !IdxPictures::found_in(&packed.path().join("no")));
-        assert_eq!(open(packed.path()).unwrap().fingerprint(), expected, "the same pictures and labels");
+        assert!(IdxImages::found_in(packed.path()) && !IdxImages::found_in(&packed.path().join("no")));
+        assert_eq!(open(packed.path()).unwrap().fingerprint(), expected, "the same images and labels");
     }
 
     #[test]
@@ -317,21 +316,20 @@ mod tests {
         assert!(message.contains("3 labels") && message.contains("2 pictures"), "{message}");
 
         let sound = folder(None, None);
-        let names = |names: &[&str]| PictureOptions {
+        let names = |names: &[&str]| ImageOptions {
             class_names: Some(names.iter().map(|&name| name.to_owned()).collect()),
             ..Default::default()
         };
-        let message = IdxPictures::open(sound.path(), Split::Train, &names(&["bag"])).unwrap_err().to_string();
+        let message = IdxImages::open(sound.path(), Split::Train, &names(&["bag"])).unwrap_err().to_string();
         assert!(message.contains("label 1") && message.contains("1 classes"), "{message}");
-        let named = IdxPictures::open(sound.path(), Split::Train, &names(&["bag", "coat", "dress"])).unwrap();
+        let named = IdxImages::open(sound.path(), Split::Train, &names(&["bag", "coat", "dress"])).unwrap();
         assert_eq!(named.class_names(), ["bag", "coat", "dress"], "a class may have no picture");
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let folder = folder(None, None);
-        let message =
-            IdxPictures::open(folder.path(), Split::Test, &PictureOptions::default()).unwrap_err().to_string();
+        let message = IdxImages::open(folder.path(), Split::Test, &ImageOptions::default()).unwrap_err().to_string();
         assert!(message.contains("cannot open") && message.contains("t10k-images-idx3-ubyte.gz"), "{message}");
     }
 

@@ -16,13 +16,13 @@ mod token_cache;
 mod tokens;
 mod view;
 
-pub use batch::{BatchLoader, HostBatch, PictureBatch, PrefetchedBatches};
-pub use decode::load_picture;
+pub use batch::{BatchLoader, HostBatch, ImageBatch, PrefetchedBatches};
+pub use decode::load_image;
 pub use fingerprint::Fingerprint;
-pub use folder::FolderPictures;
-pub use idx::{FASHION_MNIST_CLASSES, IdxPictures};
+pub use folder::FolderImages;
+pub use idx::{FASHION_MNIST_CLASSES, IdxImages};
 pub use sampler::BatchOrder;
-pub use source::{PictureOptions, PictureShape, PictureSource, SkippedPicture, Split, open_pictures};
+pub use source::{ImageOptions, ImageShape, ImageSource, SkippedImage, Split, open_images};
 pub(crate) use stream::{ImageStream, TokenStream};
 pub use token_cache::{TokenBatch, TokenCache, TokenCacheSpec, TokenCacheWriter, VariantChoice};
 pub(crate) use tokens::cached_tokens;

@@ -30,7 +30,7 @@ impl BatchOrder {
     /// [`Error::Config`] unless `batch` lies in `1..=len`.
     pub fn new(len: usize, batch: usize, seed: u64) -> Result<Self> {
         if batch == 0 || batch > len {
-            return Err(Error::config("batch_size", batch, format!("1 to the number of pictures, {len}")));
+            return Err(Error::config("batch_size", batch, format!("1 to the number of images, {len}")));
         }
         Ok(Self { len, batch, seed, current: None })
     }
@@ -67,7 +67,7 @@ mod tests {
             let mut seen: Vec<usize> = (0..3).flat_map(|i| order.batch(epoch * 3 + i)).collect();
             seen.sort_unstable();
             seen.dedup();
-            assert_eq!(seen.len(), 15, "three batches of five different pictures in epoch {epoch}");
+            assert_eq!(seen.len(), 15, "three batches of five different images in epoch {epoch}");
         }
     }
 

@@ -3,12 +3,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FolderPictures, IdxPictures, View};
+use super::{FolderImages, IdxImages, View};
 use crate::{Error, Result};
 
 /// The shape that images are brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PictureShape {
+pub struct ImageShape {
     /// Rows of pixels.
     pub height: usize,
     /// Columns of pixels.
@@ -17,7 +17,7 @@ pub struct PictureShape {
     pub channels: usize,
 }
 
-impl PictureShape {
+impl ImageShape {
     /// Creates a shape that a source can deliver.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl std::fmt::Display for Split {
 
 /// An image that was left out since it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SkippedPicture {
+pub struct SkippedImage {
     /// The file.
     pub path: PathBuf,
     /// The reason.
@@ -68,7 +68,7 @@ pub struct SkippedPicture {
 
 /// Labelled images in an order that never changes.
 #[allow(clippy::len_without_is_empty, reason = "no source without an image can be opened")]
-pub trait PictureSource: Send + Sync {
+pub trait ImageSource: Send + Sync {
     /// Number of images, at least 1.
     fn len(&self) -> usize;
 
@@ -78,7 +78,7 @@ pub trait PictureSource: Send + Sync {
     /// The class of image `index`.
     ///
     /// # Panics
-    /// If `index` is not below [`PictureSource::len`].
+    /// If `index` is not below [`ImageSource::len`].
     fn label(&self, index: usize) -> usize;
 
     /// Decodes image `index` into `out`, channel by channel and row by row, black as -1 and white as 1.
@@ -87,8 +87,8 @@ pub trait PictureSource: Send + Sync {
     /// If the image cannot be read or brought to the shape.
     ///
     /// # Panics
-    /// If `index` is not below [`PictureSource::len`], or `out` does not hold [`PictureShape::elements`] numbers.
-    fn load(&self, index: usize, shape: PictureShape, view: View, out: &mut [f32]) -> Result<()>;
+    /// If `index` is not below [`ImageSource::len`], or `out` does not hold [`ImageShape::elements`] numbers.
+    fn load(&self, index: usize, shape: ImageShape, view: View, out: &mut [f32]) -> Result<()>;
 
     /// The name of image `index` for messages.
     fn describe(&self, index: usize) -> String;
@@ -114,7 +114,7 @@ pub trait PictureSource: Send + Sync {
     fn fingerprint_like(&self, recorded: &str) -> Result<String>;
 
     /// Broken images that were left out.
-    fn skipped(&self) -> &[SkippedPicture] {
+    fn skipped(&self) -> &[SkippedImage] {
         &[]
     }
 
@@ -127,7 +127,7 @@ pub trait PictureSource: Send + Sync {
 /// Options for opening a set of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct PictureOptions {
+pub struct ImageOptions {
     /// Names of the classes, in the order of the labels, instead of the folders' names or numbers.
     pub class_names: Option<Vec<String>>,
     /// Folders: an image is resized to this many times the crop, at least 1. VAR uses 1.125.
@@ -143,7 +143,7 @@ pub struct PictureOptions {
     pub strict: bool,
 }
 
-impl Default for PictureOptions {
+impl Default for ImageOptions {
     fn default() -> Self {
         Self { class_names: None, resize_ratio: 1.125, holdout: 0.1, seed: 0, check: false, strict: false }
     }
@@ -152,16 +152,16 @@ impl Default for PictureOptions {
 /// Opens IDX files or a folder with one sub-folder per class, whichever `path` holds.
 ///
 /// # Errors
-/// If nothing usable is there; the message names the file and what is wrong with it. See [`IdxPictures::open`] and
-/// [`FolderPictures::open`].
-pub fn open_pictures(path: &Path, split: Split, options: &PictureOptions) -> Result<Arc<dyn PictureSource>> {
+/// If nothing usable is there; the message names the file and what is wrong with it. See [`IdxImages::open`] and
+/// [`FolderImages::open`].
+pub fn open_images(path: &Path, split: Split, options: &ImageOptions) -> Result<Arc<dyn ImageSource>> {
     if !path.is_dir() {
         let expected = "a folder of IDX files, or a folder with one sub-folder per class";
         return Err(Error::config("data", path.display(), expected));
     }
-    if IdxPictures::found_in(path) {
-        Ok(Arc::new(IdxPictures::open(path, split, options)?))
+    if IdxImages::found_in(path) {
+        Ok(Arc::new(IdxImages::open(path, split, options)?))
     } else {
-        Ok(Arc::new(FolderPictures::open(path, split, options)?))
+        Ok(Arc::new(FolderImages::open(path, split, options)?))
     }
 }

@@ -1,7 +1,7 @@
 use burn::tensor::Device;
 
 use super::{
-    BatchLoader, BatchOrder, Fingerprint, HostBatch, PictureBatch, PrefetchedBatches, TokenBatch, TokenCache,
+    BatchLoader, BatchOrder, Fingerprint, HostBatch, ImageBatch, PrefetchedBatches, TokenBatch, TokenCache,
     TokenCacheSpec, VariantChoice, View,
 };
 use crate::engine::Piece;
@@ -41,7 +41,7 @@ impl ImageStream {
     }
 
     /// Returns the images of a piece.
-    pub(crate) fn batch(&mut self, piece: &Piece) -> Result<PictureBatch> {
+    pub(crate) fn batch(&mut self, piece: &Piece) -> Result<ImageBatch> {
         if piece.is_whole() {
             return Ok(self.read(piece.step)?.upload(&self.device));
         }

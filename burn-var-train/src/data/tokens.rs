@@ -8,9 +8,7 @@ use burn::tensor::Device;
 use burn_var::Tokenizer;
 use burn_var::models::var::VqVae;
 
-use super::{
-    BatchLoader, Fingerprint, PictureShape, PictureSource, TokenCache, TokenCacheSpec, TokenCacheWriter, View,
-};
+use super::{BatchLoader, Fingerprint, ImageShape, ImageSource, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use crate::engine::progress::Progress;
 use crate::engine::run::DataConfig;
 use crate::fs::folder_of;
@@ -28,7 +26,7 @@ const OWN: &str = "tokens.safetensors";
 /// ([`DataConfig::cache`]), which is made first if it is not there. A cache belongs to images, tokenizer and views: its
 /// name has their fingerprint. Of two runs that need the same one at once, one waits for the other.
 pub(crate) fn cached_tokens(
-    source: Arc<dyn PictureSource>,
+    source: Arc<dyn ImageSource>,
     data: &DataConfig,
     tokenizer: &VqVae,
     run: &Path,
@@ -36,7 +34,7 @@ pub(crate) fn cached_tokens(
     progress: &mut dyn Progress,
 ) -> Result<TokenCache> {
     let [channels, height, width] = tokenizer.config().image_shape();
-    let shape = PictureShape::new(height, width, channels)?;
+    let shape = ImageShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
     let views: &[bool] = if data.mirror { &[false, true] } else { &[false] };

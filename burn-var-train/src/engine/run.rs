@@ -12,7 +12,7 @@ use super::report::{RunLog, read_log};
 use super::{Method, Trainer};
 use crate::config::Change;
 use crate::curves::{Chart, Series};
-use crate::data::{PictureOptions, PictureSource, Split, open_pictures};
+use crate::data::{ImageOptions, ImageSource, Split, open_images};
 use crate::{Error, Result};
 
 /// Settings that every run has.
@@ -240,15 +240,15 @@ pub struct DataConfig {
     pub cache: Option<PathBuf>,
     /// Options for reading the images.
     #[serde(default)]
-    pub options: PictureOptions,
+    pub options: ImageOptions,
 }
 
 impl DataConfig {
     /// Opens one split of the images.
     ///
     /// # Errors
-    /// As [`open_pictures`].
-    pub fn open(&self, split: Split) -> Result<Arc<dyn PictureSource>> {
-        open_pictures(&self.path, split, &self.options)
+    /// As [`open_images`].
+    pub fn open(&self, split: Split) -> Result<Arc<dyn ImageSource>> {
+        open_images(&self.path, split, &self.options)
     }
 }

@@ -14,7 +14,7 @@ pub use copies::{Copies, evenly};
 pub use features::{ClassifierExtractor, FeatureExtractor, Features, InceptionExtractor, VitExtractor};
 pub use identity::NetworkIdentity;
 pub use npz::{NpzBuilder, NpzFile, SampleFile, write_samples};
-pub use pictures::{DataPictures, PictureSet, PngFolder};
+pub use pictures::{DataImages, ImageSet, PngFolder};
 pub use recognition::{ClassRecognition, Recognition, confidences};
 pub use scores::{Comparison, Interval, Options, Reference, Scores, frechet_by_class, resampled_frechet, score};
 pub use statistics::Statistics;

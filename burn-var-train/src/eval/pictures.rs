@@ -8,11 +8,11 @@ use burn_var::MapSize;
 use rayon::prelude::*;
 
 use super::SampleFile;
-use crate::data::{Fingerprint, PictureShape, PictureSource, View};
+use crate::data::{Fingerprint, ImageShape, ImageSource, View};
 use crate::{Error, Result};
 
 /// A set of images of one size, in an order that never changes.
-pub trait PictureSet {
+pub trait ImageSet {
     /// Returns a description for reports.
     fn describe(&self) -> String;
 
@@ -51,7 +51,7 @@ pub trait PictureSet {
     /// If an image cannot be read.
     ///
     /// # Panics
-    /// If a number is not below [`PictureSet::count`].
+    /// If a number is not below [`ImageSet::count`].
     fn pick(&mut self, numbers: &[usize]) -> Result<Vec<u8>> {
         assert!(numbers.last().is_none_or(|last| *last < self.count()), "image {numbers:?} of {}", self.count());
         let image_bytes = 3 * self.size().area();
@@ -73,7 +73,7 @@ pub trait PictureSet {
 /// Images read at a time to pick some.
 const PICK_BATCH: usize = 64;
 
-impl PictureSet for SampleFile {
+impl ImageSet for SampleFile {
     fn describe(&self) -> String {
         self.path().display().to_string()
     }
@@ -141,7 +141,7 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-impl PictureSet for PngFolder {
+impl ImageSet for PngFolder {
     fn describe(&self) -> String {
         self.folder.display().to_string()
     }
@@ -184,16 +184,16 @@ impl PictureSet for PngFolder {
 
 /// The images of a data set, resized and cropped as for training.
 #[derive(Clone)]
-pub struct DataPictures {
-    source: Arc<dyn PictureSource>,
-    shape: PictureShape,
+pub struct DataImages {
+    source: Arc<dyn ImageSource>,
+    shape: ImageShape,
     labels: Vec<usize>,
     mirrored: bool,
 }
 
-impl DataPictures {
+impl DataImages {
     /// Creates a set of all images of `source`.
-    pub fn new(source: Arc<dyn PictureSource>, shape: PictureShape) -> Self {
+    pub fn new(source: Arc<dyn ImageSource>, shape: ImageShape) -> Self {
         let labels = (0..source.len()).map(|index| source.label(index)).collect();
         Self { source, shape, labels, mirrored: false }
     }
@@ -205,7 +205,7 @@ impl DataPictures {
     }
 }
 
-impl PictureSet for DataPictures {
+impl ImageSet for DataImages {
     fn describe(&self) -> String {
         let path = self.source.path().display();
         if self.mirrored { format!("{path}, mirrored") } else { path.to_string() }
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::grid::write_png;
 
-    fn read(set: &mut dyn PictureSet, first: usize, batch: usize) -> Result<Vec<u8>> {
+    fn read(set: &mut dyn ImageSet, first: usize, batch: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         set.read(first, batch, &mut |pixels| {
             all.extend(pixels);

@@ -8,7 +8,7 @@ use burn_var::MapSize;
 use serde::{Deserialize, Serialize};
 
 use super::identity::mismatch;
-use super::{FeatureExtractor, Features, NetworkIdentity, PictureSet};
+use super::{FeatureExtractor, Features, ImageSet, NetworkIdentity};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
 
@@ -87,7 +87,7 @@ impl FeatureTable {
     /// If an image cannot be read, the network refuses it, or the folder cannot be written or holds the features of other
     /// images; [`Error::Network`] if it holds the features of another network.
     pub fn collect(
-        set: &mut dyn PictureSet,
+        set: &mut dyn ImageSet,
         network: &dyn FeatureExtractor,
         folder: Option<&Path>,
         batch: usize,
@@ -288,7 +288,7 @@ mod tests {
         fails_at: usize,
     }
 
-    impl PictureSet for Counting {
+    impl ImageSet for Counting {
         fn describe(&self) -> String {
             "counting".to_owned()
         }

@@ -9,14 +9,14 @@ use burn_var::models::classifier::{Classifier, ClassifierConfig};
 use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{BatchLoader, ImageStream, PictureBatch, PictureShape, Split};
+use crate::data::{BatchLoader, ImageBatch, ImageShape, ImageStream, Split};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
     train,
 };
-use crate::eval::{ClassifierExtractor, DataPictures, FeatureTable, PictureSet, Recognition};
+use crate::eval::{ClassifierExtractor, DataImages, FeatureTable, ImageSet, Recognition};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::scalar;
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl ClassifierTrainConfig {
             let expected = format!("{classes}, the classes of the images in `{}`", source.path().display());
             return Err(Error::config("model.classes", self.model.classes, expected));
         }
-        Ok(BatchLoader::new(source, PictureShape::new(height, width, channels)?))
+        Ok(BatchLoader::new(source, ImageShape::new(height, width, channels)?))
     }
 }
 
@@ -126,7 +126,7 @@ pub fn train_classifier(
 ) -> Result<Option<ClassifierSummary>> {
     let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
     let test = config.loader(Split::Test)?;
-    let mut test = DataPictures::new(test.source().clone(), test.shape());
+    let mut test = DataImages::new(test.source().clone(), test.shape());
     let network = ClassifierExtractor::new(trainer.method().average().clone(), device)?;
     let judged = FeatureTable::collect(&mut test, &network, None, TEST_BATCH, &mut |_| ())?;
     let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
@@ -149,7 +149,7 @@ impl ClassifierMethod {
 }
 
 impl Method for ClassifierMethod {
-    type Batch = PictureBatch;
+    type Batch = ImageBatch;
     type Record = Metrics;
 
     fn data(&self) -> String {
@@ -168,11 +168,11 @@ impl Method for ClassifierMethod {
         vec![&mut self.learner]
     }
 
-    fn batch(&mut self, piece: &Piece) -> Result<PictureBatch> {
+    fn batch(&mut self, piece: &Piece) -> Result<ImageBatch> {
         self.stream.batch(piece)
     }
 
-    fn backward(&self, round: &Round, _: &Piece, batch: &mut PictureBatch) -> Result<(NetworkGradients, Metrics)> {
+    fn backward(&self, round: &Round, _: &Piece, batch: &mut ImageBatch) -> Result<(NetworkGradients, Metrics)> {
         let logits = self.learner.model.forward(Tensor::from_inner(batch.images.clone()))?;
         let labels: Vec<i64> = batch.labels.iter().map(|label| *label as i64).collect();
         let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(labels, [batch.labels.len(), 1]), &self.device);
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::engine::progress::StopAfter;
 
-    /// IDX files of 8x9 pictures: bright rows at the top, in the middle or at the bottom, by class.
+    /// IDX files of 8x9 images: bright rows at the top, in the middle or at the bottom, by class.
     fn stripes(folder: &Path) {
         for (prefix, count) in [("train", 48), ("t10k", 21)] {
             let pixel = |picture: usize, y: usize, x: usize| {
@@ -249,7 +249,7 @@ mod tests {
             train_classifier(config.clone(), &run, &Device::default(), progress).expect("trains")
         };
         let whole = train("whole", &mut ()).expect("went to the end");
-        assert_eq!(whole.test_pictures, 21, "all test pictures were judged");
+        assert_eq!(whole.test_pictures, 21, "all test images were judged");
         assert!(whole.test_accuracy > 0.9, "stripes are easy, found {}", whole.test_accuracy);
 
         assert_eq!(train("broken", &mut StopAfter(9)), None, "stopped in the middle");

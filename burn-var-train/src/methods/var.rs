@@ -16,7 +16,7 @@ use burn_var::{BatchRequest, Scales, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Upgrade;
-use crate::data::{PictureSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
+use crate::data::{ImageSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
@@ -183,7 +183,7 @@ impl VarTrainConfig {
 /// The opened inputs of a run.
 pub struct VarInputs {
     tokenizer: VqVae,
-    images: Arc<dyn PictureSource>,
+    images: Arc<dyn ImageSource>,
 }
 
 impl TrainConfig for VarTrainConfig {

@@ -10,7 +10,7 @@ use burn_var::pipeline::{ModelPair, Pipeline};
 use burn_var::rng::Rng;
 use burn_var::weights::{FloatType, GenerationConfig, Pretrained, SaveOptions, StateDict, cast_linear};
 use burn_var::{Scales, Tokenizer};
-use burn_var_train::data::{BatchLoader, PictureShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
+use burn_var_train::data::{BatchLoader, ImageShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use burn_var_train::engine::Trainer;
 use burn_var_train::grid::write_png;
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig};
@@ -83,9 +83,9 @@ pub(super) fn var_trainer(
 
 /// Returns random tokens. The time does not depend on them.
 fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
-    let source = burn_var_train::data::open_pictures(data, Split::Train, &Default::default())?;
+    let source = burn_var_train::data::open_images(data, Split::Train, &Default::default())?;
     let [channels, height, width] = tokenizer.config().image_shape();
-    let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
+    let loader = BatchLoader::new(source, ImageShape::new(height, width, channels)?);
     let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.config().vocab_size);
     let length = scales.tokens();
     let view = vec![View::Fixed { mirrored: false }];

@@ -73,7 +73,7 @@ enum What {
     Inception,
     /// The Frechet distance of two covariances of 2048 features.
     Frechet,
-    /// Precision, recall, density and coverage of 10,000 pictures against 10,000, 2048 features each.
+    /// Precision, recall, density and coverage of 10,000 images against 10,000, 2048 features each.
     Coverage,
     /// A matrix product of 2048 x 2048 numbers: the speed of the machine.
     Matmul,

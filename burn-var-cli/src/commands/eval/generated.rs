@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var_train::data::{PictureOptions, PictureShape, Split, open_pictures};
+use burn_var_train::data::{ImageOptions, ImageShape, Split, open_images};
 use burn_var_train::eval::{
-    ClassRecognition, Copies, DataPictures, FeatureExtractor, FeatureTable, NetworkIdentity, NpzFile, Options,
-    PictureSet, PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
+    ClassRecognition, Copies, DataImages, FeatureExtractor, FeatureTable, ImageSet, NetworkIdentity, NpzFile, Options,
+    PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
@@ -192,8 +192,8 @@ struct Extracted<S: ?Sized> {
 
 /// The data set whose test images are the reference.
 struct RealImages {
-    test: DataPictures,
-    train: Extracted<DataPictures>,
+    test: DataImages,
+    train: Extracted<DataImages>,
 }
 
 /// The reference of an evaluation.
@@ -216,16 +216,16 @@ impl Evaluation<'_> {
     /// Computes the features of a set; `folder` is the sub-folder of `--out` that saves them.
     fn extract(
         &self,
-        mut set: Box<dyn PictureSet>,
+        mut set: Box<dyn ImageSet>,
         folder: &str,
         name: &str,
         batch: usize,
-    ) -> Result<Extracted<dyn PictureSet>> {
+    ) -> Result<Extracted<dyn ImageSet>> {
         let table = self.features(&mut *set, folder, name, batch)?;
         Ok(Extracted { table, set })
     }
 
-    fn features(&self, set: &mut dyn PictureSet, folder: &str, name: &str, batch: usize) -> Result<FeatureTable> {
+    fn features(&self, set: &mut dyn ImageSet, folder: &str, name: &str, batch: usize) -> Result<FeatureTable> {
         let folder = self.args.out.as_ref().map(|out| out.join(folder));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
@@ -264,7 +264,7 @@ impl Evaluation<'_> {
         if statistics.network.is_none() { vec![note()] } else { Vec::new() }
     }
 
-    fn reference_set(&self, images: &Extracted<dyn PictureSet>, saved: Option<Statistics>) -> Result<ReferenceSet> {
+    fn reference_set(&self, images: &Extracted<dyn ImageSet>, saved: Option<Statistics>) -> Result<ReferenceSet> {
         match (&self.args.data, &self.args.reference) {
             (Some(data), _) => self.data(data, images),
             (None, Some(path)) => {
@@ -276,11 +276,11 @@ impl Evaluation<'_> {
     }
 
     /// Computes the features of the test and training images of a data set, at the size of the evaluated images.
-    fn data(&self, data: &Path, images: &Extracted<dyn PictureSet>) -> Result<ReferenceSet> {
+    fn data(&self, data: &Path, images: &Extracted<dyn ImageSet>) -> Result<ReferenceSet> {
         let size = images.set.size();
-        let shape = PictureShape::new(size.height, size.width, images.set.channels())?;
-        let open = |split: Split| -> Result<DataPictures> {
-            Ok(DataPictures::new(open_pictures(data, split, &PictureOptions::default())?, shape))
+        let shape = ImageShape::new(size.height, size.width, images.set.channels())?;
+        let open = |split: Split| -> Result<DataImages> {
+            Ok(DataImages::new(open_images(data, split, &ImageOptions::default())?, shape))
         };
         let (mut test, mut train) = (open(Split::Test)?, open(Split::Train)?);
         let reference = Reference::of(self.features(&mut test, "test", "test images", EXTRACT_BATCH)?)?;
@@ -314,8 +314,8 @@ impl Evaluation<'_> {
     /// Measures each class, if that is requested and the images have labels.
     fn classes(
         &self,
-        images: &Extracted<dyn PictureSet>,
-        test: &DataPictures,
+        images: &Extracted<dyn ImageSet>,
+        test: &DataImages,
         test_table: &FeatureTable,
         recognized: Option<&Recognition>,
         names: &[String],
@@ -336,7 +336,7 @@ impl Evaluation<'_> {
     /// Looks for near copies of training images, by pixels and by features.
     fn copies(
         &self,
-        images: &mut Extracted<dyn PictureSet>,
+        images: &mut Extracted<dyn ImageSet>,
         RealImages { test, train }: &mut RealImages,
         test_table: &FeatureTable,
     ) -> Result<[Copies; 2]> {
@@ -362,7 +362,7 @@ impl Evaluation<'_> {
 
 impl Args {
     /// Opens the images, and returns them with the generation settings and the class names.
-    fn samples(&self, device: &Device) -> Result<(Box<dyn PictureSet>, serde_json::Value, Vec<String>)> {
+    fn samples(&self, device: &Device) -> Result<(Box<dyn ImageSet>, serde_json::Value, Vec<String>)> {
         if let Some(path) = &self.samples {
             return Ok((open_set(path)?, serde_json::Value::Null, Vec::new()));
         }
@@ -376,13 +376,13 @@ impl Args {
 }
 
 /// Opens a file or folder of images.
-fn open_set(path: &Path) -> Result<Box<dyn PictureSet>> {
+fn open_set(path: &Path) -> Result<Box<dyn ImageSet>> {
     Ok(if path.is_dir() { Box::new(PngFolder::open(path)?) } else { Box::new(SampleFile::open(path)?) })
 }
 
 /// Reads the pixels in `[-1, 1]` of the images with these numbers, or of all images if there are none; grey images give one
 /// number per pixel.
-fn planes(set: &mut dyn PictureSet, numbers: &[usize]) -> Result<Vec<f32>> {
+fn planes(set: &mut dyn ImageSet, numbers: &[usize]) -> Result<Vec<f32>> {
     let step = 3 / set.channels();
     let convert = |pixels: &[u8]| pixels.iter().step_by(step).map(|x| f32::from(*x) / 127.5 - 1.0).collect::<Vec<_>>();
     if !numbers.is_empty() {

@@ -11,7 +11,7 @@ use burn_var::pipeline::ModelPair;
 use burn_var::weights::{Pretrained, StateDict};
 use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::curves::{Chart, Series};
-use burn_var_train::data::{BatchLoader, PictureOptions, PictureShape, Split, View, open_pictures};
+use burn_var_train::data::{BatchLoader, ImageOptions, ImageShape, Split, View, open_images};
 use burn_var_train::eval::evenly;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -129,8 +129,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let mut empty = Iscs::new(tokenizer.scales().len(), features.dim(transformer))?;
 
     let [channels, height, width] = generator.pipeline.image_shape();
-    let source = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
-    let loader = BatchLoader::new(source, PictureShape::new(height, width, channels)?);
+    let source = open_images(&args.data, Split::Test, &ImageOptions::default())?;
+    let loader = BatchLoader::new(source, ImageShape::new(height, width, channels)?);
     let chosen = evenly(loader.source().len(), args.count as usize);
     let bar = output.bar(chosen.len(), "real images");
     for numbers in chosen.chunks(generator.pipeline.batch_size()) {

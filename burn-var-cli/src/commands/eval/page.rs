@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use burn_var_train::curves::{Chart, Series};
-use burn_var_train::eval::{FeatureTable, PictureSet, confidences, evenly};
+use burn_var_train::eval::{FeatureTable, ImageSet, confidences, evenly};
 use burn_var_train::grid::Grid;
 use image::{ImageFormat, RgbImage};
 
@@ -24,7 +24,7 @@ pub(super) struct CaptionedGrid {
 }
 
 /// Returns a grid of evenly spaced images; with a classifier, also of those with the highest and lowest confidence.
-pub(super) fn grids(set: &mut dyn PictureSet, table: &FeatureTable, classifier: bool) -> Result<Vec<CaptionedGrid>> {
+pub(super) fn grids(set: &mut dyn ImageSet, table: &FeatureTable, classifier: bool) -> Result<Vec<CaptionedGrid>> {
     let mut wanted = vec![("a sample".to_owned(), evenly(table.count, SHOWN))];
     let labels = set.labels().filter(|_| classifier).map(<[usize]>::to_vec);
     if let Some(labels) = labels {
@@ -40,7 +40,7 @@ pub(super) fn grids(set: &mut dyn PictureSet, table: &FeatureTable, classifier: 
 }
 
 /// Draws the images with these numbers, in this order.
-fn grid(set: &mut dyn PictureSet, numbers: &[usize]) -> Result<Vec<u8>> {
+fn grid(set: &mut dyn ImageSet, numbers: &[usize]) -> Result<Vec<u8>> {
     let mut sorted = numbers.to_vec();
     sorted.sort_unstable();
     let (size, pixels) = (set.size(), set.pick(&sorted)?);

@@ -9,9 +9,9 @@ use burn::tensor::Device;
 use burn_var::pipeline::ModelFiles;
 use burn_var_train::config::{put, read_toml};
 use burn_var_train::curves::{Chart, Series};
-use burn_var_train::data::{Fingerprint, PictureOptions, PictureShape, Split, open_pictures};
+use burn_var_train::data::{Fingerprint, ImageOptions, ImageShape, Split, open_images};
 use burn_var_train::eval::{
-    DataPictures, FeatureExtractor, FeatureTable, NetworkIdentity, Options, PictureSet, Recognition, Reference, Scores,
+    DataImages, FeatureExtractor, FeatureTable, ImageSet, NetworkIdentity, Options, Recognition, Reference, Scores,
     score,
 };
 use burn_var_train::fs::atomic_write;
@@ -143,8 +143,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let network = args.network.require(device)?;
     let files = args.model.open()?;
     let [channels, height, width] = args.model.builder(&files, device)?.without_injector().build()?.image_shape();
-    let test = open_pictures(&args.data, Split::Test, &PictureOptions::default())?;
-    let mut test = DataPictures::new(test, PictureShape::new(height, width, channels)?);
+    let test = open_images(&args.data, Split::Test, &ImageOptions::default())?;
+    let mut test = DataImages::new(test, ImageShape::new(height, width, channels)?);
     let inputs = SweepInputs { args, network: &*network, files: &files, count: sweep.count, device };
     let bar = output.bar(test.count(), "test images");
     let reference = inputs.features(&mut test, &args.out.join("test"), &bar)?;
@@ -197,7 +197,7 @@ impl SweepInputs<'_> {
         Ok(generator.with_batch(Some(self.args.batch)))
     }
 
-    fn features(&self, set: &mut dyn PictureSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
+    fn features(&self, set: &mut dyn ImageSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
         let done = &mut |done| bar.set_position(done as u64);
         Ok(FeatureTable::collect(set, self.network, Some(folder), self.args.batch as usize, done)?)

@@ -88,7 +88,7 @@ impl TokenCache {
     }
 
     /// Number of images.
-    #[allow(clippy::len_without_is_empty, reason = "no cache without a picture can be opened")]
+    #[allow(clippy::len_without_is_empty, reason = "no cache without an image can be opened")]
     pub fn len(&self) -> usize {
         self.spec.pictures
     }
@@ -128,7 +128,7 @@ impl TokenCache {
     /// If `image` or `variant` is not below its number.
     pub fn row(&self, picture: usize, variant: usize) -> Result<Vec<u32>> {
         let (pictures, variants) = (self.len(), self.spec.variants.len());
-        assert!(picture < pictures && variant < variants, "variant {variant} of picture {picture} is not in the cache");
+        assert!(picture < pictures && variant < variants, "variant {variant} of image {picture} is not in the cache");
         let (width, length) = (self.spec.width(), self.spec.scales.tokens());
         let row = values(&self.map[self.tokens + (picture * variants + variant) * length * width..], width, length);
         match row.iter().find(|&&token| token as usize >= self.spec.vocab_size) {
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::data::{TokenCacheWriter, View};
 
-    /// Two pictures with plain and mirrored tokens of maps of 1 and 2x2.
+    /// Two images with plain and mirrored tokens of maps of 1 and 2x2.
     fn spec(vocab_size: usize) -> TokenCacheSpec {
         TokenCacheSpec {
             scales: Scales::square(&[1, 2]).unwrap(),
@@ -193,7 +193,7 @@ mod tests {
             assert_eq!(cache.spec(), &spec(vocab_size), "the spec");
             for (picture, rows) in ROWS.iter().enumerate() {
                 for (variant, row) in rows.iter().enumerate() {
-                    assert_eq!(cache.row(picture, variant).unwrap(), row, "variant {variant} of picture {picture}");
+                    assert_eq!(cache.row(picture, variant).unwrap(), row, "variant {variant} of image {picture}");
                 }
             }
             let batch = cache.batch(&[1, 0, 1], VariantChoice::First).unwrap();
@@ -227,7 +227,7 @@ mod tests {
         writer.push(1, &ROWS[0]).unwrap();
         assert!(!path.exists(), "no file of that name before the end");
         let message = writer.finish().unwrap_err().to_string();
-        assert!(message.contains("`pictures` is 1, expected 2"), "a missing picture: {message}");
+        assert!(message.contains("`pictures` is 1, expected 2"), "a missing image: {message}");
         assert!(names(folder.path()).is_empty(), "nothing is left");
 
         let old = write(&path, spec(100));
@@ -247,7 +247,7 @@ mod tests {
         assert!(refused(0, &[&[0; 4], &[0; 5]]).contains("is 4, expected 5"), "a token is missing");
         assert!(refused(0, &[&[0, 1, 2, 3, 16], &[0; 5]]).contains("`token` is 16"), "a token too high");
         writer.push(0, &ROWS[0]).unwrap();
-        assert!(writer.push(0, &ROWS[0]).unwrap_err().to_string().contains("2 pictures"), "a picture too many");
+        assert!(writer.push(0, &ROWS[0]).unwrap_err().to_string().contains("2 pictures"), "an image too many");
         for (name, empty) in [
             ("pictures", TokenCacheSpec { pictures: 0, ..spec(9) }),
             ("variants", TokenCacheSpec { variants: vec![], ..spec(9) }),
@@ -271,7 +271,7 @@ mod tests {
             ("pictures: bb; this run's: cc", TokenCacheSpec { data: "cc".to_owned(), ..spec(100) }),
             ("token maps: 1, 2;", TokenCacheSpec { scales: Scales::square(&[2, 1]).unwrap(), ..spec(100) }),
             ("vocabulary size: 100", spec(101)),
-            ("number of pictures: 2", TokenCacheSpec { pictures: 3, ..spec(100) }),
+            ("number of images: 2", TokenCacheSpec { pictures: 3, ..spec(100) }),
             ("variants", TokenCacheSpec { variants: vec![View::Fixed { mirrored: false }], ..spec(100) }),
             ("classes", TokenCacheSpec { class_names: vec!["bag".to_owned()], ..spec(100) }),
         ] {

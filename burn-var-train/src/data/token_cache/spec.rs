@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use super::super::{Fingerprint, PictureShape, PictureSource, View};
+use super::super::{Fingerprint, ImageShape, ImageSource, View};
 use crate::{Error, Result};
 
 /// The number of the file's format.
@@ -39,16 +39,16 @@ impl TokenCacheSpec {
     /// tokenizer's weights and configuration.
     ///
     /// # Errors
-    /// As [`PictureSource::fingerprint_like`].
+    /// As [`ImageSource::fingerprint_like`].
     pub fn new(
-        source: &dyn PictureSource,
-        shape: PictureShape,
+        source: &dyn ImageSource,
+        shape: ImageShape,
         variants: Vec<View>,
         scales: Scales,
         vocab_size: usize,
         tokenizer: String,
     ) -> Result<Self> {
-        let PictureShape { height, width, channels } = shape;
+        let ImageShape { height, width, channels } = shape;
         let shape = format!("{channels}x{height}x{width}");
         // In the form of the tokenizer's fingerprint.
         let data = Fingerprint::like(&tokenizer).field(source.fingerprint_like(&tokenizer)?.as_bytes());

@@ -41,7 +41,7 @@ impl TokenCacheWriter {
     pub fn push<R: AsRef<[u32]>>(&mut self, label: usize, variants: &[R]) -> Result<()> {
         let length = self.spec.scales.tokens();
         if self.labels.len() == self.spec.pictures {
-            return Err(Error::config("token cache", "one picture more", format!("{} pictures", self.labels.len())));
+            return Err(Error::config("token cache", "one image more", format!("{} images", self.labels.len())));
         }
         if label >= self.spec.class_names.len() {
             return Err(Error::config("label", label, format!("a label below {}", self.spec.class_names.len())));

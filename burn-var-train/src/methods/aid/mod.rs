@@ -39,7 +39,7 @@ pub use config::{
 };
 
 use crate::config::Upgrade;
-use crate::data::{Fingerprint, PictureSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
+use crate::data::{Fingerprint, ImageSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
 use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{Metrics, RunConfig};
@@ -150,7 +150,7 @@ enum Correction {
 /// The opened inputs of a run.
 pub struct AidInputs {
     backbone: Backbone,
-    images: Arc<dyn PictureSource>,
+    images: Arc<dyn ImageSource>,
 }
 
 impl TrainConfig for AidTrainConfig {

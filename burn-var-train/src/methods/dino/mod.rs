@@ -20,7 +20,7 @@ pub use head::HeadConfig;
 
 use self::crops::Crops;
 use self::head::ProjectionHead;
-use crate::data::{BatchLoader, ImageStream, PictureShape, Split};
+use crate::data::{BatchLoader, ImageShape, ImageStream, Split};
 use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
@@ -28,7 +28,7 @@ use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
     train,
 };
-use crate::eval::{DataPictures, FeatureTable, PictureSet, VitExtractor};
+use crate::eval::{DataImages, FeatureTable, ImageSet, VitExtractor};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::{mean, scalar};
 use crate::{Error, Result};
@@ -154,9 +154,9 @@ impl DinoTrainConfig {
         }
     }
 
-    fn shape(&self) -> Result<PictureShape> {
+    fn shape(&self) -> Result<ImageShape> {
         let side = self.model.image_size;
-        PictureShape::new(side, side, self.model.image_channels)
+        ImageShape::new(side, side, self.model.image_channels)
     }
 }
 
@@ -224,12 +224,11 @@ pub fn train_dino(
     progress: &mut dyn Progress,
 ) -> Result<Option<DinoSummary>> {
     let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
-    let open =
-        |split: Split| -> Result<DataPictures> { Ok(DataPictures::new(config.data.open(split)?, config.shape()?)) };
+    let open = |split: Split| -> Result<DataImages> { Ok(DataImages::new(config.data.open(split)?, config.shape()?)) };
     let (mut known, mut asked) = (open(Split::Train)?, open(Split::Test)?);
     let network = VitExtractor::new(trainer.method().teacher().clone(), device)?;
     progress.note("asks the nearest neighbors of all test images");
-    let features = |set: &mut DataPictures| FeatureTable::collect(set, &network, None, PROBE_BATCH, &mut |_| ());
+    let features = |set: &mut DataImages| FeatureTable::collect(set, &network, None, PROBE_BATCH, &mut |_| ());
     let tables = [features(&mut known)?, features(&mut asked)?];
     let labels = [&known, &asked].map(|set| set.labels().unwrap_or_default());
     let knn_accuracy = knn_accuracy([&tables[0], &tables[1]], labels, &config.probe, device)?;
@@ -424,7 +423,7 @@ mod tests {
     use crate::engine::report::read_log;
     use crate::eval::{Features, NetworkIdentity};
 
-    /// IDX files of 8x8 pictures of two classes: fine chequers and wide stripes, of any phase and brightness.
+    /// IDX files of 8x8 images of two classes: fine chequers and wide stripes, of any phase and brightness.
     fn patterns(folder: &Path) {
         for (prefix, count) in [("train", 64), ("t10k", 20)] {
             let mut rng = Rng::new(4, prefix, 0);
@@ -463,7 +462,7 @@ mod tests {
             train_dino(config.clone(), &folder.path().join(name), &Device::default(), progress).expect("trains")
         };
         let whole = train("whole", &mut ()).expect("went to the end");
-        assert_eq!(whole.test_pictures, 20, "all test pictures were asked for");
+        assert_eq!(whole.test_pictures, 20, "all test images were asked for");
         assert!(whole.knn_accuracy > 0.8, "chequers are no stripes, found {}", whole.knn_accuracy);
         assert_eq!(train("broken", &mut StopAfter(8)), None, "stopped in the middle");
         let broken = train("broken", &mut ()).expect("went to the end");

@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use self::adversary::{Adversary, Judgement};
 use self::pass::{Pass, Sides, Terms};
-use crate::data::{BatchLoader, ImageStream, PictureShape, Split, View};
+use crate::data::{BatchLoader, ImageShape, ImageStream, Split, View};
 use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
@@ -127,7 +127,7 @@ impl TrainConfig for TokenizerTrainConfig {
     fn open(&self, _device: &Device) -> Result<[BatchLoader; 2]> {
         self.validate()?;
         let [channels, height, width] = self.model.image_shape();
-        let shape = PictureShape::new(height, width, channels)?;
+        let shape = ImageShape::new(height, width, channels)?;
         let train = self.data.open(Split::Train)?;
         Ok([train, self.data.open(Split::Test)?].map(|source| BatchLoader::new(source, shape)))
     }

@@ -50,7 +50,7 @@ impl PatchGanConfig {
         if !(1..=most).contains(&self.layers) {
             let expected = match most {
                 0 => format!("pictures of at least 6x6, these have {height}x{width}"),
-                _ => format!("1 to {most}, for pictures of {height}x{width}"),
+                _ => format!("1 to {most}, for images of {height}x{width}"),
             };
             return Err(Error::config("gan.discriminator.layers", self.layers, expected));
         }
@@ -101,7 +101,7 @@ struct Block {
 }
 
 impl PatchGan {
-    /// Pictures `[batch, channels, height, width]` in `[-1, 1]` to one number a patch, `[batch, 1, rows, columns]`:
+    /// Images `[batch, channels, height, width]` in `[-1, 1]` to one number a patch, `[batch, 1, rows, columns]`:
     /// positive for real, negative for made.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
         let first = activate(self.conv_in.forward(images));
@@ -149,7 +149,7 @@ mod tests {
         let together = values(network.forward(Tensor::cat(vec![a.clone(), b.clone()], 0)));
         let apart = [values(network.forward(a)), values(network.forward(b))].concat();
         for (together, apart) in together.iter().zip(&apart) {
-            assert!((together - apart).abs() < 1e-5, "beside another picture {together}, alone {apart}");
+            assert!((together - apart).abs() < 1e-5, "beside another image {together}, alone {apart}");
         }
     }
 
@@ -157,7 +157,7 @@ mod tests {
     fn sizes_that_do_not_fit_are_named() {
         for (config, picture, part) in [
             (PatchGanConfig { width: 24, layers: 1 }, [1, 32, 32], "`gan.discriminator.width` is 24"),
-            (PatchGanConfig { width: 32, layers: 3 }, [1, 16, 32], "expected 1 to 2, for pictures of 16x32"),
+            (PatchGanConfig { width: 32, layers: 3 }, [1, 16, 32], "expected 1 to 2, for images of 16x32"),
             (PatchGanConfig { width: 32, layers: 0 }, [1, 16, 16], "`gan.discriminator.layers` is 0"),
             (PatchGanConfig { width: 32, layers: 1 }, [1, 4, 4], "at least 6x6"),
         ] {
