@@ -3,7 +3,9 @@
 pub use burn::tensor::{Device, Tensor};
 
 pub use crate::editing::KnownTokens;
-pub use crate::generation::{BatchRequest, Condition, NextScale, ScaleInput, State, Tokenizer, Vocabulary};
+pub use crate::generation::{
+    BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, Tokenizer, Vocabulary,
+};
 pub use crate::guidance::{BatchInfo, Branches, Guidance, Logits, Schedule};
 #[cfg(feature = "image")]
 pub use crate::pipeline::{ModelPair, Pipeline, Request, Settings};

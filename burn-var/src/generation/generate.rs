@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor};
 
-use super::{BatchRequest, Condition, NextScale, ScaleInput, State, Tokenizer};
+use super::{BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, Tokenizer};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
@@ -195,7 +195,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         }
         let looked_up = self.tokenizer.lookup(ids.clone());
         let codes = codes.unwrap_or_else(|| looked_up.clone());
-        let codes = self.model.refine(&mut self.state, at, codes, &mut self.rngs)?;
+        let codes = self.model.refine(&mut self.state, at, ScaleTokens { ids: &ids, codes }, &mut self.rngs)?;
         self.canvas = self.tokenizer.paint(self.canvas.clone(), at, codes);
         self.previous = Some(Previous { ids: ids.clone(), codes: looked_up });
         self.maps.push(ids.clone());

@@ -17,6 +17,6 @@ mod tokenizer;
 pub use condition::Condition;
 pub(crate) use generate::read_async;
 pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
-pub use next_scale::{NextScale, ScaleInput, State, Vocabulary};
+pub use next_scale::{NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 pub use request::BatchRequest;
 pub use tokenizer::Tokenizer;

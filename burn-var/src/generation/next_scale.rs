@@ -44,6 +44,15 @@ pub struct ScaleInput<'a> {
     pub ids: Option<&'a Tensor<2, Int>>,
 }
 
+/// The final tokens of a scale, those that were known among them.
+#[derive(Debug)]
+pub struct ScaleTokens<'a> {
+    /// Symbols, `[images, tokens * symbols]`.
+    pub ids: &'a Tensor<2, Int>,
+    /// Code vectors, `[images, tokens, z_channels]`: those of the ids, or a mixture of codes with `more_smooth`.
+    pub codes: Tensor<3>,
+}
+
 /// A transformer that predicts all tokens of a scale at once from the scales before it.
 ///
 /// A call of [`NextScale::start`] begins a batch; then each scale takes one [`NextScale::embed`] and one
@@ -106,11 +115,11 @@ pub trait NextScale {
         &self,
         state: &mut Self::State,
         at: ScaleAt<'_>,
-        codes: Tensor<3>,
+        tokens: ScaleTokens<'_>,
         rngs: &mut [Rng],
     ) -> Result<Tensor<3>> {
         let _ = (state, at, rngs);
-        Ok(codes)
+        Ok(tokens.codes)
     }
 }
 

@@ -40,7 +40,8 @@ impl NextScale for Refined {
         self.0.step(state, at, hidden)
     }
 
-    fn refine(&self, _: &mut Classes, at: ScaleAt<'_>, codes: Tensor<3>, rngs: &mut [Rng]) -> Result<Tensor<3>> {
+    fn refine(&self, _: &mut Classes, at: ScaleAt<'_>, tokens: ScaleTokens<'_>, rngs: &mut [Rng]) -> Result<Tensor<3>> {
+        let codes = tokens.codes;
         if !at.is_last() {
             return Ok(codes);
         }
@@ -178,7 +179,14 @@ impl NextScale for Flow {
         sharp(ids, self.vocabulary())
     }
 
-    fn refine(&self, state: &mut FlowState, _: ScaleAt<'_>, codes: Tensor<3>, _: &mut [Rng]) -> Result<Tensor<3>> {
+    fn refine(
+        &self,
+        state: &mut FlowState,
+        _: ScaleAt<'_>,
+        tokens: ScaleTokens<'_>,
+        _: &mut [Rng],
+    ) -> Result<Tensor<3>> {
+        let codes = tokens.codes;
         let images = codes.dims()[0];
         Ok(state.output.take().map_or(codes, |output| output.narrow(0, 0, images)))
     }

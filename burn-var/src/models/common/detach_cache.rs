@@ -1,7 +1,7 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::generation::{Condition, NextScale, ScaleInput, State, Vocabulary};
+use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Result, Scales};
@@ -52,9 +52,9 @@ impl<M: NextScale + ?Sized> NextScale for DetachCache<'_, M> {
         &self,
         state: &mut Self::State,
         at: ScaleAt<'_>,
-        codes: Tensor<3>,
+        tokens: ScaleTokens<'_>,
         rngs: &mut [Rng],
     ) -> Result<Tensor<3>> {
-        self.0.refine(state, at, codes, rngs)
+        self.0.refine(state, at, tokens, rngs)
     }
 }

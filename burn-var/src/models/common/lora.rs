@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::Block;
 use crate::error::require_positive;
-use crate::generation::{Condition, NextScale, ScaleInput, Vocabulary};
+use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, Vocabulary};
 use crate::init::{Init, initialize};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
@@ -279,10 +279,10 @@ impl<M: LoraTarget> NextScale for WithLora<'_, M> {
         &self,
         state: &mut Self::State,
         at: ScaleAt<'_>,
-        codes: Tensor<3>,
+        tokens: ScaleTokens<'_>,
         rngs: &mut [Rng],
     ) -> Result<Tensor<3>> {
-        self.transformer.refine(state, at, codes, rngs)
+        self.transformer.refine(state, at, tokens, rngs)
     }
 }
 
