@@ -97,7 +97,7 @@ mod tests {
         let device = Device::default();
         let image = RgbImage::from_fn(3, 2, |x, y| Rgb([x as u8 * 100, y as u8 * 200, 7]));
         let tensor = from_image(&image, [3, 2, 3], &device).unwrap();
-        assert_eq!(to_images(tensor, ValueRange::Signed).unwrap(), [image.clone()], "the same size");
+        assert_eq!(to_images(tensor, ValueRange::Signed).unwrap(), std::slice::from_ref(&image), "the same size");
         let wide = RgbImage::from_fn(8, 2, |x, _| if (3..5).contains(&x) { Rgb([255; 3]) } else { Rgb([0; 3]) });
         let center = to_images(from_image(&wide, [1, 2, 2], &device).unwrap(), ValueRange::Signed).unwrap();
         assert_eq!(center[0].as_raw(), &[255; 12], "the center, in one channel shown as three");

@@ -17,8 +17,11 @@ mod preview;
 #[path = "../../burn-var-train/examples/train_folder.rs"]
 mod train_folder;
 
+/// The entry point of an example: a model's folder and the folder that it writes to.
+type Example = fn(&Path, &Path) -> Result<(), Box<dyn Error>>;
+
 /// Runs an example in an empty folder, and returns the images that it wrote there, by name.
-fn images(run: fn(&Path, &Path) -> Result<(), Box<dyn Error>>) -> Vec<(String, image::RgbImage)> {
+fn images(run: Example) -> Vec<(String, image::RgbImage)> {
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/fashion-mnist");
     let folder = tempfile::tempdir().expect("a folder");
     run(&model, folder.path()).unwrap_or_else(|error| panic!("{error}"));

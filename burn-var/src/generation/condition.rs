@@ -5,6 +5,7 @@ use crate::{Error, Result};
 /// Condition of one image.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there is one per image")]
 pub enum Condition {
     /// A class label, from 0.
     Class(usize),

@@ -5,9 +5,9 @@ use super::rows::check_rows;
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Kernel Inception Distance (Binkowski et al. 2018): the squared maximum mean discrepancy under the kernel `(x y / dim
-/// + 1)^3`, unbiased, so that its expected value does not depend on the number of rows. For equal distributions it is
-/// about 0 and can be negative.
+/// Kernel Inception Distance (Binkowski et al. 2018): the squared maximum mean discrepancy under the kernel
+/// `(x y / dim + 1)^3`, unbiased, so that its expected value does not depend on the number of rows. For equal
+/// distributions it is about 0 and can be negative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Kid {
     /// Mean over the subsets.

@@ -325,7 +325,7 @@ impl<'a> Steps<'a> {
     /// # Errors
     /// Those of [`Steps::next_async`].
     pub fn finish(mut self) -> Result<Generated> {
-        while let Some(step) = self.next() {
+        for step in self.by_ref() {
             step?;
         }
         self.generation.finish()

@@ -142,10 +142,8 @@ impl TokenCacheSpec {
         }
         let Entry { spec, .. } = serde_json::from_str(json).map_err(damaged)?;
         spec.check().map_err(|error| format!("its description is damaged ({error})"))?;
-        let expected = [
-            ("tokens", vec![spec.images, spec.variants.len(), spec.scales.tokens()]),
-            ("labels", vec![spec.images]),
-        ];
+        let expected =
+            [("tokens", vec![spec.images, spec.variants.len(), spec.scales.tokens()]), ("labels", vec![spec.images])];
         for (name, shape) in expected {
             match metadata.info(name) {
                 Some(info) if info.shape == shape && info.dtype == spec.dtype() => {}
