@@ -753,7 +753,7 @@ fn compares_files_of_pictures_and_of_statistics() {
     fails_with(1, &["eval", "compare", "run", "empty"], "empty");
     let one = ["eval", "generated", "--classifier", "classifier.safetensors", "--reference", "b.npz", "--samples"];
     ok(at, &["sample", "--model", ".", "--count", "1", "--npz", "one.npz"]);
-    fails_with(1, &[&one[..], &["one.npz", "--quiet"]].concat(), "2 or more");
+    fails_with(1, &[&one[..], &["one.npz", "--quiet"]].concat(), "2 rows or more");
 }
 
 #[test]
