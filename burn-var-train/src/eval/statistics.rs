@@ -164,7 +164,7 @@ mod tests {
         };
         assert!(error(&[1.0], &[1], &[1.0], None).contains("expected [n] and [n, n]"));
         assert!(error(&[f32::NAN], &[1, 1], &[1.0], None).contains("`mu`, `sigma`"));
-        assert!(error(&[0.0, 0.0], &[2, 2], &[1.0, 0.5, 0.0, 1.0], None).contains("covariance entry"));
+        assert!(error(&[0.0, 0.0], &[2, 2], &[1.0, 0.5, 0.0, 1.0], None).contains("entry (1, 0) is 0, but (0, 1) is 0.5"));
         assert!(error(&[1.0], &[1, 1], &[1.0], Some(b"{}")).contains("not the identity of a network"));
     }
 }

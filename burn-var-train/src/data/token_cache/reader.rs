@@ -60,7 +60,7 @@ impl TokenCache {
         let spec = TokenCacheSpec::of(&metadata).map_err(unusable)?;
         let start = |name: &str| metadata.info(name).map_or(0, |info| 8 + header + info.data_offsets.0);
         let (tokens, labels) = (start("tokens"), start("labels"));
-        let labels = values(&map[labels..], spec.width(), spec.pictures);
+        let labels = values(&map[labels..], spec.width(), spec.images);
         if let Some(label) = labels.iter().find(|&&label| label as usize >= spec.class_names.len()) {
             let classes = spec.class_names.len();
             return Err(unusable(format!("it is damaged: it has label {label}, and there are {classes} classes")));
@@ -90,7 +90,7 @@ impl TokenCache {
     /// Number of images.
     #[allow(clippy::len_without_is_empty, reason = "no cache without an image can be opened")]
     pub fn len(&self) -> usize {
-        self.spec.pictures
+        self.spec.images
     }
 
     /// The class of each image.
@@ -105,17 +105,17 @@ impl TokenCache {
     ///
     /// # Panics
     /// If a number is not below [`TokenCache::len`].
-    pub fn batch(&self, pictures: &[usize], choice: VariantChoice) -> Result<TokenBatch> {
-        let tokens = pictures.iter().map(|&picture| {
+    pub fn batch(&self, images: &[usize], choice: VariantChoice) -> Result<TokenBatch> {
+        let tokens = images.iter().map(|&image| {
             let variant = match choice {
                 VariantChoice::First => 0,
                 VariantChoice::Random { seed, epoch } => {
-                    keyed(Purpose::Variant, seed, [epoch, picture]).below(self.spec.variants.len())
+                    keyed(Purpose::Variant, seed, [epoch, image]).below(self.spec.variants.len())
                 }
             };
-            self.row(picture, variant)
+            self.row(image, variant)
         });
-        let labels = pictures.iter().map(|&picture| self.labels[picture] as usize).collect();
+        let labels = images.iter().map(|&image| self.labels[image] as usize).collect();
         Ok(TokenBatch { tokens: tokens.collect::<Result<_>>()?, labels })
     }
 
@@ -126,15 +126,15 @@ impl TokenCache {
     ///
     /// # Panics
     /// If `image` or `variant` is not below its number.
-    pub fn row(&self, picture: usize, variant: usize) -> Result<Vec<u32>> {
-        let (pictures, variants) = (self.len(), self.spec.variants.len());
-        assert!(picture < pictures && variant < variants, "variant {variant} of image {picture} is not in the cache");
+    pub fn row(&self, image: usize, variant: usize) -> Result<Vec<u32>> {
+        let (images, variants) = (self.len(), self.spec.variants.len());
+        assert!(image < images && variant < variants, "variant {variant} of image {image} is not in the cache");
         let (width, length) = (self.spec.width(), self.spec.scales.tokens());
-        let row = values(&self.map[self.tokens + (picture * variants + variant) * length * width..], width, length);
+        let row = values(&self.map[self.tokens + (image * variants + variant) * length * width..], width, length);
         match row.iter().find(|&&token| token as usize >= self.spec.vocab_size) {
             None => Ok(row),
             Some(token) => {
-                let reason = format!("picture {picture} has token {token} of {}: it is damaged", self.spec.vocab_size);
+                let reason = format!("image {image} has token {token} of {}: it is damaged", self.spec.vocab_size);
                 Err(Error::format(&self.path, format!("{reason}; {AGAIN}")))
             }
         }
@@ -163,7 +163,7 @@ mod tests {
             scales: Scales::square(&[1, 2]).unwrap(),
             vocab_size,
             class_names: ["bag", "coat", "shoe"].map(str::to_owned).to_vec(),
-            pictures: 2,
+            images: 2,
             variants: [false, true].map(|mirrored| View::Fixed { mirrored }).to_vec(),
             tokenizer: "aa".to_owned(),
             data: "bb".to_owned(),
@@ -191,9 +191,9 @@ mod tests {
             let path = folder.path().join("tokens");
             let cache = write(&path, spec(vocab_size));
             assert_eq!(cache.spec(), &spec(vocab_size), "the spec");
-            for (picture, rows) in ROWS.iter().enumerate() {
+            for (image, rows) in ROWS.iter().enumerate() {
                 for (variant, row) in rows.iter().enumerate() {
-                    assert_eq!(cache.row(picture, variant).unwrap(), row, "variant {variant} of image {picture}");
+                    assert_eq!(cache.row(image, variant).unwrap(), row, "variant {variant} of image {image}");
                 }
             }
             let batch = cache.batch(&[1, 0, 1], VariantChoice::First).unwrap();
@@ -208,13 +208,13 @@ mod tests {
     fn variants_are_drawn_by_seed_epoch_and_picture() {
         let folder = tempfile::tempdir().unwrap();
         let cache = write(&folder.path().join("tokens"), spec(100));
-        let second = |seed, epoch, picture: usize| {
-            let batch = cache.batch(&[picture], VariantChoice::Random { seed, epoch }).unwrap();
-            batch.tokens[0] == ROWS[picture][1]
+        let second = |seed, epoch, image: usize| {
+            let batch = cache.batch(&[image], VariantChoice::Random { seed, epoch }).unwrap();
+            batch.tokens[0] == ROWS[image][1]
         };
         let count = (0..1000).filter(|&epoch| second(1, epoch, 0)).count();
         assert!((430..570).contains(&count), "half of the draws take the second variant: {count} of 1000");
-        assert!((0..20).any(|epoch| second(1, epoch, 0) != second(1, epoch, 1)), "pictures are drawn apart");
+        assert!((0..20).any(|epoch| second(1, epoch, 0) != second(1, epoch, 1)), "images are drawn apart");
         assert!((0..20).any(|epoch| second(1, epoch, 0) != second(2, epoch, 0)), "the seed matters");
         assert!((0..20).all(|epoch| second(1, epoch, 0) == second(1, epoch, 0)), "a draw can be repeated");
     }
@@ -227,7 +227,7 @@ mod tests {
         writer.push(1, &ROWS[0]).unwrap();
         assert!(!path.exists(), "no file of that name before the end");
         let message = writer.finish().unwrap_err().to_string();
-        assert!(message.contains("`pictures` is 1, expected 2"), "a missing image: {message}");
+        assert!(message.contains("`images` is 1, expected 2"), "a missing image: {message}");
         assert!(names(folder.path()).is_empty(), "nothing is left");
 
         let old = write(&path, spec(100));
@@ -247,12 +247,12 @@ mod tests {
         assert!(refused(0, &[&[0; 4], &[0; 5]]).contains("is 4, expected 5"), "a token is missing");
         assert!(refused(0, &[&[0, 1, 2, 3, 16], &[0; 5]]).contains("`token` is 16"), "a token too high");
         writer.push(0, &ROWS[0]).unwrap();
-        assert!(writer.push(0, &ROWS[0]).unwrap_err().to_string().contains("2 pictures"), "an image too many");
+        assert!(writer.push(0, &ROWS[0]).unwrap_err().to_string().contains("2 images"), "an image too many");
         for (name, empty) in [
-            ("pictures", TokenCacheSpec { pictures: 0, ..spec(9) }),
+            ("images", TokenCacheSpec { images: 0, ..spec(9) }),
             ("variants", TokenCacheSpec { variants: vec![], ..spec(9) }),
             ("vocab_size", spec(0)),
-            ("pictures", TokenCacheSpec { pictures: usize::MAX, ..spec(9) }),
+            ("images", TokenCacheSpec { images: usize::MAX, ..spec(9) }),
         ] {
             let message = TokenCacheWriter::create(&path, empty).unwrap_err().to_string();
             assert!(message.contains(name), "{name}: {message}");
@@ -268,10 +268,10 @@ mod tests {
         write(&path, spec(100));
         for (expected, other) in [
             ("tokenizer: aa; this run's: cc", TokenCacheSpec { tokenizer: "cc".to_owned(), ..spec(100) }),
-            ("pictures: bb; this run's: cc", TokenCacheSpec { data: "cc".to_owned(), ..spec(100) }),
+            ("images: bb; this run's: cc", TokenCacheSpec { data: "cc".to_owned(), ..spec(100) }),
             ("token maps: 1, 2;", TokenCacheSpec { scales: Scales::square(&[2, 1]).unwrap(), ..spec(100) }),
             ("vocabulary size: 100", spec(101)),
-            ("number of images: 2", TokenCacheSpec { pictures: 3, ..spec(100) }),
+            ("number of images: 2", TokenCacheSpec { images: 3, ..spec(100) }),
             ("variants", TokenCacheSpec { variants: vec![View::Fixed { mirrored: false }], ..spec(100) }),
             ("classes", TokenCacheSpec { class_names: vec!["bag".to_owned()], ..spec(100) }),
         ] {
@@ -316,7 +316,7 @@ mod tests {
         fs::write(folder.path().join("token"), token).unwrap();
         let cache = TokenCache::open(&folder.path().join("token")).unwrap();
         let message = cache.row(1, 1).unwrap_err().to_string();
-        assert!(message.contains("picture 1") && message.contains("token 200"), "{message}");
+        assert!(message.contains("image 1") && message.contains("token 200"), "{message}");
         assert!(cache.row(1, 0).is_ok(), "the other rows are sound");
 
         let missing = TokenCache::open(&folder.path().join("no")).unwrap_err().to_string();
@@ -333,7 +333,7 @@ mod tests {
             picks in proptest::collection::vec((any::<u32>(), 0usize..3), 1..7),
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let spec = TokenCacheSpec { pictures: picks.len(), ..spec(vocab_size) };
+            let spec = TokenCacheSpec { images: picks.len(), ..spec(vocab_size) };
             let row = |value: u32, offset: u32| {
                 [0u32, 1, 2, 3, 4].map(|i| (u64::from(value) * 31 + u64::from(offset * 5 + i)) as u32 % vocab_size as u32)
             };
@@ -342,10 +342,10 @@ mod tests {
                 writer.push(label, &[row(value, 0), row(value, 1)]).unwrap();
             }
             let cache = writer.finish().unwrap();
-            for (picture, &(value, label)) in picks.iter().enumerate() {
-                prop_assert_eq!(cache.row(picture, 0).unwrap(), row(value, 0));
-                prop_assert_eq!(cache.row(picture, 1).unwrap(), row(value, 1));
-                prop_assert_eq!(cache.labels()[picture] as usize, label);
+            for (image, &(value, label)) in picks.iter().enumerate() {
+                prop_assert_eq!(cache.row(image, 0).unwrap(), row(value, 0));
+                prop_assert_eq!(cache.row(image, 1).unwrap(), row(value, 1));
+                prop_assert_eq!(cache.labels()[image] as usize, label);
             }
         }
 

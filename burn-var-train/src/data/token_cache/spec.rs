@@ -25,7 +25,8 @@ pub struct TokenCacheSpec {
     /// Names of the classes; labels are indices into these.
     pub class_names: Vec<String>,
     /// Number of images.
-    pub pictures: usize,
+    #[serde(rename = "pictures")]
+    pub images: usize,
     /// The views of each image whose tokens are stored, for instance plain and mirrored.
     pub variants: Vec<View>,
     /// [`Fingerprint`] of the tokenizer's weights and configuration.
@@ -56,7 +57,7 @@ impl TokenCacheSpec {
             scales,
             vocab_size,
             class_names: source.class_names().to_vec(),
-            pictures: source.len(),
+            images: source.len(),
             variants,
             tokenizer,
             data: data.field(shape.as_bytes()).finish(),
@@ -89,10 +90,10 @@ impl TokenCacheSpec {
             ("token maps", self.scales.to_string(), wanted.scales.to_string()),
             ("vocabulary size", self.vocab_size.to_string(), wanted.vocab_size.to_string()),
             ("classes", self.class_names.join(", "), wanted.class_names.join(", ")),
-            ("number of pictures", self.pictures.to_string(), wanted.pictures.to_string()),
+            ("number of images", self.images.to_string(), wanted.images.to_string()),
             ("variants", format!("{:?}", self.variants), format!("{:?}", wanted.variants)),
             ("fingerprint of the tokenizer", self.tokenizer.clone(), wanted.tokenizer.clone()),
-            ("fingerprint of the pictures", self.data.clone(), wanted.data.clone()),
+            ("fingerprint of the images", self.data.clone(), wanted.data.clone()),
         ];
         let (name, found, wanted) = fields.into_iter().find(|(_, found, wanted)| found != wanted)?;
         Some(format!("its {name}: {found}; this run's: {wanted}"))
@@ -102,11 +103,11 @@ impl TokenCacheSpec {
     pub(super) fn header(&self) -> Result<Vec<u8>> {
         self.check()?;
         let size = |elements: Option<usize>| elements.and_then(|count| count.checked_mul(self.width()));
-        let (tokens, labels) = (size(self.pictures.checked_mul(self.row())), size(Some(self.pictures)));
+        let (tokens, labels) = (size(self.images.checked_mul(self.row())), size(Some(self.images)));
         let (Some(tokens), Some(labels)) = (tokens, labels) else {
-            return Err(Error::config("pictures", self.pictures, "as many as a file can hold the tokens of"));
+            return Err(Error::config("images", self.images, "as many as a file can hold the tokens of"));
         };
-        let shape = vec![self.pictures, self.variants.len(), self.scales.tokens()];
+        let shape = vec![self.images, self.variants.len(), self.scales.tokens()];
         let dtype = self.dtype();
         let entry = Entry { format: FORMAT, spec: self.clone() };
         let json = |error: serde_json::Error| Error::config("token cache", error, "what can be written as JSON");
@@ -115,7 +116,7 @@ impl TokenCacheSpec {
             ("tokens".to_owned(), TensorInfo { dtype, shape, data_offsets: (0, tokens) }),
             (
                 "labels".to_owned(),
-                TensorInfo { dtype, shape: vec![self.pictures], data_offsets: (tokens, tokens + labels) },
+                TensorInfo { dtype, shape: vec![self.images], data_offsets: (tokens, tokens + labels) },
             ),
         ];
         let metadata = Metadata::new(Some(metadata), tensors)
@@ -142,8 +143,8 @@ impl TokenCacheSpec {
         let Entry { spec, .. } = serde_json::from_str(json).map_err(damaged)?;
         spec.check().map_err(|error| format!("its description is damaged ({error})"))?;
         let expected = [
-            ("tokens", vec![spec.pictures, spec.variants.len(), spec.scales.tokens()]),
-            ("labels", vec![spec.pictures]),
+            ("tokens", vec![spec.images, spec.variants.len(), spec.scales.tokens()]),
+            ("labels", vec![spec.images]),
         ];
         for (name, shape) in expected {
             match metadata.info(name) {
@@ -167,7 +168,7 @@ impl TokenCacheSpec {
         let counts = [
             ("vocab_size", self.vocab_size, limit),
             ("class_names", self.class_names.len(), limit),
-            ("pictures", self.pictures, usize::MAX),
+            ("images", self.images, usize::MAX),
             ("variants", self.variants.len(), limit),
         ];
         match counts.into_iter().find(|&(_, count, limit)| count == 0 || count > limit) {

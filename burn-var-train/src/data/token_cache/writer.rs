@@ -40,7 +40,7 @@ impl TokenCacheWriter {
     /// labels that contradict the spec.
     pub fn push<R: AsRef<[u32]>>(&mut self, label: usize, variants: &[R]) -> Result<()> {
         let length = self.spec.scales.tokens();
-        if self.labels.len() == self.spec.pictures {
+        if self.labels.len() == self.spec.images {
             return Err(Error::config("token cache", "one image more", format!("{} images", self.labels.len())));
         }
         if label >= self.spec.class_names.len() {
@@ -51,7 +51,7 @@ impl TokenCacheWriter {
         }
         for row in variants.iter().map(AsRef::as_ref) {
             if row.len() != length {
-                return Err(Error::config("tokens of a picture", row.len(), format!("{length}")));
+                return Err(Error::config("tokens of an image", row.len(), format!("{length}")));
             }
             if let Some(token) = row.iter().find(|&&token| token as usize >= self.spec.vocab_size) {
                 return Err(Error::config("token", token, format!("a token below {}", self.spec.vocab_size)));
@@ -67,8 +67,8 @@ impl TokenCacheWriter {
     /// # Errors
     /// [`Error::Io`] if the file cannot be written, [`Error::Config`] if images are missing.
     pub fn finish(mut self) -> Result<TokenCache> {
-        if self.labels.len() != self.spec.pictures {
-            return Err(Error::config("pictures", self.labels.len(), format!("{}", self.spec.pictures)));
+        if self.labels.len() != self.spec.images {
+            return Err(Error::config("images", self.labels.len(), format!("{}", self.spec.images)));
         }
         let labels = std::mem::take(&mut self.labels);
         self.write(&labels)?;
