@@ -8,25 +8,29 @@
 //! Like Burn's tensor operations, they panic on shapes that do not fit together.
 
 mod activation;
+#[cfg(feature = "training")]
 mod adamw;
 mod attention;
 mod conv;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
+#[cfg(feature = "training")]
 mod loss;
 mod norm;
 mod pool;
 mod residual;
 mod softmax;
-#[cfg(all(test, feature = "flex"))]
+#[cfg(all(test, feature = "flex", feature = "training"))]
 mod tests;
 
 pub use activation::{gelu, gelu_tanh, relu, silu};
+#[cfg(feature = "training")]
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{KvCache, QueryKeys, attention, block_causal_mask, cached_attention, self_attention};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
+#[cfg(feature = "training")]
 pub use loss::cross_entropy;
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate};
 pub use pool::{max_pool_3x3, mean_pool_3x3};

@@ -8,7 +8,9 @@ use burn::tensor::Device;
 use serde_json::Value;
 
 use super::{Kind, LoadOptions, Pretrained, SaveOptions, StateDict};
-use crate::models::aid::{DiscriminatorHeads, Injector};
+#[cfg(feature = "training")]
+use crate::models::aid::DiscriminatorHeads;
+use crate::models::aid::Injector;
 #[cfg(feature = "metrics")]
 use crate::models::classifier::Classifier;
 use crate::models::common::Lora;
@@ -50,6 +52,7 @@ pub static MODELS: &[&dyn AnyModel] = &[
     &Erased::<Var>(PhantomData),
     &Erased::<VqVae>(PhantomData),
     &Erased::<Injector>(PhantomData),
+    #[cfg(feature = "training")]
     &Erased::<DiscriminatorHeads>(PhantomData),
     &Erased::<Lora>(PhantomData),
     #[cfg(feature = "metrics")]

@@ -170,7 +170,9 @@ impl StateDict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::aid::{DiscriminatorHeads, Injector};
+    #[cfg(feature = "training")]
+    use crate::models::aid::DiscriminatorHeads;
+    use crate::models::aid::Injector;
     use crate::models::classifier::Classifier;
     use crate::models::common::Lora;
     use crate::models::dino::Vit;
@@ -182,6 +184,7 @@ mod tests {
     const LORA: &str = r#"{"lora":{"depth":1,"embed_dim":16,"hidden_dim":32,"attention":{"rank":2,"alpha":4.0},"feed_forward":{"rank":2,"alpha":4.0}}}"#;
     const CLASSIFIER: &str = r#"{"classifier":{"image_channels":1,"image_size":[8,8],"classes":2,"ch":32}}"#;
     const INJECTOR: &str = r#"{"injector":{"input_dim":16,"embed_dim":16,"num_layers":1,"num_heads":8,"resize":"spatial","broadcast":false}}"#;
+    #[cfg(feature = "training")]
     const HEADS: &str =
         r#"{"heads":{"heads":1,"channels":8,"variant":"aid","condition":0,"condition_map":64,"virtual_batch":8}}"#;
     const VIT: &str = r#"{"vit":{"image_size":16,"image_channels":1,"patch_size":8,"embed_dim":8,"depth":1,"num_heads":2,"mlp_ratio":2.0,"norm_eps":1e-6,"mean":[0.5],"std":[0.5]}}"#;
@@ -215,6 +218,7 @@ mod tests {
         round_trip::<Lora>(LORA);
         round_trip::<Classifier>(CLASSIFIER);
         round_trip::<Injector>(INJECTOR);
+        #[cfg(feature = "training")]
         round_trip::<DiscriminatorHeads>(HEADS);
         round_trip::<Vit>(VIT);
     }

@@ -4,12 +4,14 @@
 //! by the shapes alone, and partial sums are added in the order of the pieces, never in the order in which threads
 //! finish.
 
+#[cfg(feature = "training")]
 mod adamw;
 mod attention;
 mod block;
 mod bridge;
 mod columns;
 mod conv;
+#[cfg(feature = "training")]
 mod cross_entropy;
 mod group_norm;
 mod half_linear;
@@ -27,10 +29,12 @@ mod simd;
 mod softmax;
 mod winograd;
 
+#[cfg(feature = "training")]
 pub(super) use adamw::adamw;
 pub(super) use attention::Attention;
 pub(super) use bridge::{absent, is_plain, run, supports};
 pub(super) use conv::Conv2d;
+#[cfg(feature = "training")]
 pub(super) use cross_entropy::CrossEntropy;
 pub(super) use group_norm::GroupNorm;
 pub(super) use half_linear::{half_linear, is_half};
