@@ -380,12 +380,18 @@ fn half_weights_on_flex() {
     half_weights_are_rounded_single_weights(&Device::flex());
 }
 
+/// Burn's ndarray backend panics on half precision; loading refuses it before.
 #[cfg(feature = "ndarray")]
 #[test]
-#[ignore = "Burn's ndarray backend has no half precision and panics; remove this line with the change that handles it"]
-#[allow(deprecated, reason = "a second opinion")]
-fn half_weights_on_ndarray() {
-    half_weights_are_rounded_single_weights(&Device::ndarray());
+#[allow(deprecated, reason = "the second backend of the tests")]
+fn half_weights_on_ndarray_are_refused() {
+    let (device, config) = (Device::ndarray(), var_config(2, 0.0, json!([1, 2, 3])));
+    let dict = export(&config.init_zeros(&Device::default()).expect("valid"), &Var::keys(&config)).expect("parameters");
+    for linear in [FloatType::F16, FloatType::Bf16] {
+        let options = LoadOptions { linear, ..LoadOptions::default() };
+        let error = Var::load_with(&dict, &config, options, &device).expect_err("no such type").to_string();
+        assert!(error.contains(&format!("{:?}", linear.dtype())) && error.contains("f32"), "{error}");
+    }
 }
 
 /// Writes IDX files of 16x16 grey images in three classes.

@@ -131,6 +131,7 @@ pub trait Pretrained: Module {
     /// # Errors
     /// [`Error::Config`] if the configuration is invalid; else as [`load()`].
     fn load_with(dict: &StateDict, config: &Self::Config, options: LoadOptions, device: &Device) -> Result<Self> {
+        options.linear.check(device)?;
         let weights = Self::weights(dict)?;
         let module = Self::init_zeros(config, device)?;
         let (module, _) = load(module, &weights, &Self::keys(config), options)?;

@@ -28,6 +28,7 @@ pub(super) fn pipeline(
     let mut config = preset.config();
     config.patch_nums = scales.unwrap_or(config.patch_nums);
     let tokenizer = VqVaeConfig::public(config.patch_nums.clone()).init(1, device)?;
+    weights.check(device)?;
     let mut transformer = cast_linear(config.init(VarInit::default(), 1, device)?, weights);
     if let Some(lora) = lora {
         transformer = Lora::load(&StateDict::open(lora)?, device)?.merge(transformer)?;
