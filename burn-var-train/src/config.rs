@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 const FILE: &str = "config.toml";
 
-/// How a key may differ from the one the run was started with.
+/// Permitted difference of a key from the one that the run was started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// In any way: it does not touch the weights (how often to log, where images go).
@@ -40,7 +40,7 @@ pub fn read_toml<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
 /// names and TOML. The values of `set`, by dotted keys, go before what the file says.
 ///
 /// # Errors
-/// As [`read_toml`], and [`Error::Format`] listing the presets if there is none of that name.
+/// The errors of [`read_toml`], and [`Error::Format`] listing the presets if there is none of that name.
 pub fn read_toml_over<T: DeserializeOwned>(
     path: impl AsRef<Path>,
     presets: &[(&str, &str)],

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// One line of a chart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
     /// Step and value, by rising step.
     pub points: Vec<(f64, f64)>,

@@ -10,7 +10,7 @@ pub enum Error {
     /// A file or folder could not be read or written.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {
-        /// What was tried: `read`, `write`, `create`, ...
+        /// Action that failed: `read`, `write`, `create`, ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum Error {
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// Description of the defect, and what to do.
         reason: String,
     },
     /// A configuration contradicts itself or lies outside what the method defines.
@@ -30,9 +30,9 @@ pub enum Error {
     Config {
         /// The field, as written in the configuration.
         name: String,
-        /// Its value.
+        /// Value of the field.
         found: String,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
     },
     /// Features or statistics of different networks would have been combined.
@@ -66,7 +66,7 @@ pub enum Error {
     BrokenImage {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the defect.
         reason: String,
     },
     /// The discriminator recognizes every image of every scale: the generator learns nothing from it any more.
@@ -88,7 +88,7 @@ pub enum Error {
     /// A loss does not depend on what it should train.
     #[error("no gradient reaches {of}: encoder and discriminator must let gradients pass")]
     NoGradient {
-        /// What should have a gradient.
+        /// Name of what should have a gradient.
         of: &'static str,
     },
     /// The thread that loads images ended without an error.

@@ -69,7 +69,7 @@ impl Grid {
     /// Lays images out and writes the sheet as a PNG file, atomically.
     ///
     /// # Errors
-    /// As [`sheet`](Self::sheet) and [`write_png`].
+    /// The errors of [`sheet`](Self::sheet) and [`write_png`].
     pub fn write(&self, path: impl AsRef<Path>, images: &[RgbImage]) -> Result<()> {
         write_png(path, &self.sheet(images)?)
     }

@@ -28,7 +28,7 @@ pub fn to_images(batch: Tensor<4>, range: ValueRange) -> Result<Vec<RgbImage>> {
 /// Converts a batch as [`to_images`] does, without blocking while it is read back.
 ///
 /// # Errors
-/// Those of [`to_images`].
+/// The errors of [`to_images`].
 pub async fn to_images_async(batch: Tensor<4>, range: ValueRange) -> Result<Vec<RgbImage>> {
     let shape = batch.dims();
     images(batch.into_data_async().await.map_err(Error::device("read images"))?, shape, range)

@@ -120,7 +120,7 @@ impl Scales {
     /// Creates a schedule of square maps.
     ///
     /// # Errors
-    /// Those of [`Scales::new`].
+    /// The errors of [`Scales::new`].
     pub fn square(sides: &[usize]) -> Result<Self> {
         Self::new(sides.iter().copied().map(MapSize::square).collect())
     }
@@ -134,7 +134,7 @@ impl Scales {
     /// row by row.
     ///
     /// # Errors
-    /// Those of [`Scales::new`].
+    /// The errors of [`Scales::new`].
     pub fn raster(size: MapSize) -> Result<Self> {
         Self::new(vec![MapSize::square(1); size.area()])
     }

@@ -38,7 +38,7 @@ impl TokenPyramid {
     /// Creates a pyramid of tokens of several symbols: one `[batch, tokens * symbols]` map per scale.
     ///
     /// # Errors
-    /// Those of [`TokenPyramid::new`].
+    /// The errors of [`TokenPyramid::new`].
     pub fn with_symbols(scales: Scales, symbols: usize, maps: Vec<Tensor<2, Int>>) -> Result<Self> {
         if maps.len() != scales.len() {
             return Err(Error::shape("token pyramid", format!("{} maps", scales.len()), vec![maps.len()]));

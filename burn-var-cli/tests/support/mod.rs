@@ -23,7 +23,7 @@ pub(crate) fn run(folder: &Path, args: &[&str]) -> Output {
     command(folder, args).output().expect("the binary starts")
 }
 
-/// What a run that must go well printed.
+/// Returns the output of a run that must succeed.
 pub(crate) fn ok(folder: &Path, args: &[&str]) -> String {
     let output = run(folder, args);
     assert!(output.status.success(), "{args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -36,7 +36,7 @@ pub(crate) fn json(folder: &Path, args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?} printed no JSON ({error}): {text}"))
 }
 
-/// What a run that must fail in order with this exit code said.
+/// Returns the message of a run that must fail with this exit code.
 pub(crate) fn fails(folder: &Path, code: i32, args: &[&str]) -> String {
     let output = run(folder, args);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();

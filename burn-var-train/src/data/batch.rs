@@ -47,7 +47,7 @@ impl BatchLoader {
     /// Loads the images of the given numbers, in that order.
     ///
     /// # Errors
-    /// As [`ImageSource::load`].
+    /// The errors of [`ImageSource::load`].
     ///
     /// # Panics
     /// If an index is not below the number of images.

@@ -61,7 +61,7 @@ impl IdxImages {
         Ok(Self { folder, images, size: [height, width], pixels, labels: label_bytes, class_names })
     }
 
-    /// Whether the folder holds IDX images for training.
+    /// Returns whether the folder holds IDX images for training.
     pub(super) fn found_in(folder: &Path) -> bool {
         Self::files(folder, Split::Train)[0].is_file()
     }

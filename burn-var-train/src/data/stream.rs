@@ -88,7 +88,7 @@ impl TokenStream {
         Ok(Self { cache, order, seed: run.seed })
     }
 
-    /// What the tokens were made of.
+    /// Returns the specification of the cache: data, tokenizer and views.
     pub(crate) fn spec(&self) -> &TokenCacheSpec {
         self.cache.spec()
     }

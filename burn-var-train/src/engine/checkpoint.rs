@@ -238,17 +238,17 @@ impl Checkpoint {
     /// The newest complete checkpoint below `root`, without the lock and without changing anything: for readers.
     ///
     /// # Errors
-    /// As [`CheckpointDir::latest`].
+    /// The errors of [`CheckpointDir::latest`].
     pub fn newest(root: impl AsRef<Path>) -> Result<Option<Self>> {
         Ok(newest(root.as_ref())?.0)
     }
 
-    /// Its folder.
+    /// Returns the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How many steps were done when it was saved.
+    /// Returns the number of steps that were done when it was saved.
     pub fn step(&self) -> u64 {
         self.manifest.step
     }

@@ -8,7 +8,7 @@ use super::run::{Metrics, RunConfig};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, NoDecay, OptimConfig, StepRates, ema_update, scale_grads};
 use crate::{Error, Result};
 
-/// How a network is optimized.
+/// Settings that a network is optimized with.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// AdamW and clipping.

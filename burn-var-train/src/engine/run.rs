@@ -119,7 +119,7 @@ fn first_noise() -> u32 {
 /// while the run is at work.
 ///
 /// # Errors
-/// Those of the method and of the files that are written; the last complete checkpoint stays.
+/// The errors of the method and of the files that are written; the last complete checkpoint stays.
 pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dyn Progress) -> Result<Option<PathBuf>> {
     let config = trainer.run().clone();
     let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
@@ -247,7 +247,7 @@ impl DataConfig {
     /// Opens one split of the images.
     ///
     /// # Errors
-    /// As [`open_images`].
+    /// The errors of [`open_images`].
     pub fn open(&self, split: Split) -> Result<Arc<dyn ImageSource>> {
         open_images(&self.path, split, &self.options)
     }

@@ -23,7 +23,7 @@ impl<M: Method> Trainer<M> {
     /// Creates the trainer of a run at its first step.
     ///
     /// # Errors
-    /// As [`RunConfig::validate`].
+    /// The errors of [`RunConfig::validate`].
     pub fn new(method: M, run: &RunConfig) -> Result<Self> {
         run.validate()?;
         Ok(Self { method, run: run.clone() })
@@ -109,7 +109,7 @@ pub trait TrainConfig: Serialize + DeserializeOwned {
     /// The method.
     type Method: Method;
 
-    /// What older configuration files say otherwise.
+    /// Changes to configuration files of older versions.
     const UPGRADES: &'static [Upgrade] = &[];
 
     /// The settings that every run has.

@@ -76,7 +76,7 @@ impl NpzFile {
     /// Reads the numbers of an integer array.
     ///
     /// # Errors
-    /// As [`NpzFile::floats`].
+    /// The errors of [`NpzFile::floats`].
     pub fn integers(&mut self, name: &str) -> Result<Vec<i64>> {
         self.array(name, &["<i8", "<i4", "|u1", "<u2"], |header, reader| {
             let count = header.len() as usize;
@@ -265,7 +265,7 @@ impl NpzBuilder {
     /// Adds an array.
     ///
     /// # Errors
-    /// As [`NpzBuilder::create`]; [`burn_var::Error::Shape`] if the numbers do not fill the shape exactly.
+    /// The errors of [`NpzBuilder::create`]; [`burn_var::Error::Shape`] if the numbers do not fill the shape exactly.
     pub fn array<T: AutoSerialize + Clone>(&mut self, name: &str, shape: &[usize], numbers: &[T]) -> Result<()> {
         self.stream(name, shape, |push| push(numbers))
     }
@@ -273,7 +273,7 @@ impl NpzBuilder {
     /// Adds an array piece by piece: `fill` is called with a function that appends numbers.
     ///
     /// # Errors
-    /// As [`NpzBuilder::array`], and the errors of `fill`.
+    /// The errors of [`NpzBuilder::array`], and the errors of `fill`.
     pub fn stream<T: AutoSerialize + Clone, E: From<Error>>(
         &mut self,
         name: &str,
@@ -307,7 +307,7 @@ impl NpzBuilder {
     /// Syncs the file to disk, then gives it its name.
     ///
     /// # Errors
-    /// As [`NpzBuilder::create`].
+    /// The errors of [`NpzBuilder::create`].
     pub fn finish(mut self) -> Result<()> {
         let mut finish = || {
             let buffer = self.file.zip_writer().finish().map_err(std::io::Error::other)?;

@@ -58,7 +58,7 @@ impl Recognition {
 /// Returns the probability that the classifier gives to each image's own label.
 ///
 /// # Errors
-/// As [`Recognition::of`].
+/// The errors of [`Recognition::of`].
 pub fn confidences(table: &FeatureTable, labels: &[usize]) -> Result<Vec<f64>> {
     check_labels(table, labels)?;
     let classes = table.dims[2];

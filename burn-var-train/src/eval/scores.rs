@@ -143,7 +143,7 @@ pub fn score(images: &FeatureTable, reference: &Reference, options: &Options, de
 /// images on either side.
 ///
 /// # Errors
-/// As [`score`]; [`burn_var::Error::Shape`] if there is not one label per image.
+/// The errors of [`score`]; [`burn_var::Error::Shape`] if there is not one label per image.
 pub fn frechet_by_class(
     (images, labels): (&FeatureTable, &[usize]),
     (real, real_labels): (&FeatureTable, &[usize]),
@@ -181,7 +181,7 @@ fn check_statistics(images: &FeatureTable, statistics: &Statistics) -> Result<()
 /// Computes the Frechet distances of bootstrap resamples: sets of the same size, drawn from `images` with replacement.
 ///
 /// # Errors
-/// As [`score`].
+/// The errors of [`score`].
 pub fn resampled_frechet(
     images: &FeatureTable,
     reference: &Statistics,
@@ -219,7 +219,7 @@ impl Comparison {
     /// Compares two sets.
     ///
     /// # Errors
-    /// As [`score`]; [`Error::Config`] with fewer than 20 resamples, which have no 2.5th percentile.
+    /// The errors of [`score`]; [`Error::Config`] with fewer than 20 resamples, which have no 2.5th percentile.
     pub fn of(a: &FeatureTable, b: &FeatureTable, reference: &Statistics, resamples: usize, seed: u64) -> Result<Self> {
         NetworkIdentity::check_same(("the first set", &a.network), ("the second set", &b.network))?;
         check_statistics(a, reference)?;

@@ -117,7 +117,7 @@ pub struct ClassifierSummary {
 /// `progress` stopped the run before the last step.
 ///
 /// # Errors
-/// As [`train`].
+/// The errors of [`train`].
 pub fn train_classifier(
     config: ClassifierTrainConfig,
     folder: &Path,

@@ -380,7 +380,7 @@ impl Method for VarMethod {
 /// The images are encoded once: their tokens are kept in a cache that runs share, see [`DataConfig::cache`].
 ///
 /// # Errors
-/// As [`train`].
+/// The errors of [`train`].
 pub fn train_var(
     config: VarTrainConfig,
     folder: &Path,

@@ -143,7 +143,7 @@ impl AdamW {
     /// Parameters without a gradient stay as they are, undecayed, as in PyTorch.
     ///
     /// # Errors
-    /// Those of [`clip_grad_norm`]; nothing is updated then.
+    /// The errors of [`clip_grad_norm`]; nothing is updated then.
     pub fn step<M: Module>(&mut self, rates: StepRates, module: M, mut grads: GradientsParams) -> Result<(M, f64)> {
         let norm = clip_grad_norm(&module, &mut grads, self.clip_norm, rates.step)?;
         self.weight_decay.store(rates.weight_decay.to_bits(), Ordering::Relaxed);

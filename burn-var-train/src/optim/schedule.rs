@@ -30,7 +30,7 @@ pub struct LrSchedule {
     pub warmup_steps: u64,
     /// The fraction of the peak that the warm-up starts from (VAR: 0.005).
     pub warmup_start: f64,
-    /// What follows the warm-up.
+    /// Course of the rate after the warm-up.
     pub decay: Decay,
     /// The fraction of the peak that the last step has.
     pub end: f64,

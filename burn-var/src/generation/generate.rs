@@ -126,7 +126,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
     ///
     /// # Errors
-    /// Those of [`Generation::next_scale`].
+    /// The errors of [`Generation::next_scale`].
     pub async fn next_scale_async(&mut self) -> Result<Option<ScaleDone>> {
         let Some(logits) = self.logits()? else { return Ok(None) };
         let values = read_async(logits.clone()).await?;

@@ -110,7 +110,7 @@ pub trait NextScale {
     /// the last scale. The default returns the codes as they are. `rngs` holds one stream per image.
     ///
     /// # Errors
-    /// Those of the method.
+    /// The errors of the method.
     fn refine(
         &self,
         state: &mut Self::State,

@@ -107,7 +107,7 @@ pub trait Guidance {
     /// before, `[batch, tokens, z_channels]`; `None` at the first scale.
     ///
     /// # Errors
-    /// Those of the method.
+    /// The errors of the method.
     fn hidden(&mut self, at: ScaleAt<'_>, codes: Option<&Tensor<3>>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let _ = (at, codes);
         Ok(hidden)
@@ -116,7 +116,7 @@ pub trait Guidance {
     /// Corrupts the hidden states that enter the first block, for the branch with a corrupted prefix.
     ///
     /// # Errors
-    /// Those of the method.
+    /// The errors of the method.
     fn corrupt(&mut self, at: ScaleAt<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let _ = at;
         Ok(hidden)
@@ -125,7 +125,7 @@ pub trait Guidance {
     /// Changes the logits of a scale.
     ///
     /// # Errors
-    /// Those of the method.
+    /// The errors of the method.
     fn logits(&mut self, at: ScaleAt<'_>, logits: Logits) -> Result<Logits> {
         let _ = at;
         Ok(logits)

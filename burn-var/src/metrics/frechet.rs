@@ -84,7 +84,7 @@ impl FeatureStats {
     /// identity matrix if there are fewer rows than features, and with 1e-6 added to the diagonal.
     ///
     /// # Errors
-    /// Those of [`FeatureStats::gaussian`].
+    /// The errors of [`FeatureStats::gaussian`].
     pub fn robust_gaussian(&self) -> Result<Gaussian> {
         let mut gaussian = self.gaussian()?;
         let (rows, dim) = (self.count as f64, self.dim as f64);

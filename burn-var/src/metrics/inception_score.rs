@@ -37,7 +37,7 @@ impl InceptionScore {
     /// Computes [`InceptionScore::of`] from probabilities, `[n, classes]`; `0 log 0` is 0.
     ///
     /// # Errors
-    /// Those of [`InceptionScore::of`]; [`Error::Config`] for a row that is not a distribution.
+    /// The errors of [`InceptionScore::of`]; [`Error::Config`] for a row that is not a distribution.
     pub fn of_probabilities(probabilities: &[f64], classes: usize, splits: Splits) -> Result<Self> {
         if classes == 0 || probabilities.is_empty() || !probabilities.len().is_multiple_of(classes) {
             let expected = format!("rows of {classes} numbers, at least one");

@@ -94,7 +94,7 @@ impl Lpips {
     /// 5]`.
     ///
     /// # Errors
-    /// Those of [`Lpips::distance`].
+    /// The errors of [`Lpips::distance`].
     pub fn stages(&self, a: Tensor<4>, b: Tensor<4>) -> Result<Tensor<2>> {
         let batch = a.dims()[0];
         if a.dims() != b.dims() {
@@ -113,7 +113,7 @@ impl Lpips {
     /// halved from stage to stage.
     ///
     /// # Errors
-    /// Those of [`Lpips::distance`].
+    /// The errors of [`Lpips::distance`].
     pub fn features(&self, images: Tensor<4>) -> Result<Vec<Tensor<4>>> {
         self.vgg.stages(images)
     }

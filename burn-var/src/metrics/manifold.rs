@@ -32,7 +32,7 @@ impl<'a> Manifold<'a> {
     /// Creates the balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
-    /// Those of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or not below the number of rows.
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or not below the number of rows.
     pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let index = NeighborIndex::new(rows, dim, device)?;
         if k == 0 || k >= index.len() {
@@ -64,7 +64,7 @@ impl<'a> Manifold<'a> {
     /// once.
     ///
     /// # Errors
-    /// Those of [`Manifold::locate`].
+    /// The errors of [`Manifold::locate`].
     pub fn compare(&self, other: &Manifold<'_>) -> Result<[Membership; 2]> {
         self.meet(other.index.rows(), Some(&other.radii))
     }
@@ -134,7 +134,7 @@ impl PrecisionRecall {
     /// The results depend on the number of rows: compare only those of equal numbers.
     ///
     /// # Errors
-    /// Those of [`Manifold::new`] and [`Manifold::locate`].
+    /// The errors of [`Manifold::new`] and [`Manifold::locate`].
     pub fn of(real: &[f32], generated: &[f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let [real, generated] = [Manifold::new(real, dim, k, device)?, Manifold::new(generated, dim, k, device)?];
         let [Membership { balls, reached }, Membership { balls: recalled, .. }] = real.compare(&generated)?;

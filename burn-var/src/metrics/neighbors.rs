@@ -72,7 +72,7 @@ impl<'a> NeighborIndex<'a> {
     /// each row is itself.
     ///
     /// # Errors
-    /// Those of [`NeighborIndex::nearest`].
+    /// The errors of [`NeighborIndex::nearest`].
     pub fn nearest_own(&self, k: usize) -> Result<Neighbors> {
         self.check_count(k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); self.len()];

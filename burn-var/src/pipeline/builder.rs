@@ -114,7 +114,7 @@ impl PipelineBuilder {
     /// Loads the model.
     ///
     /// # Errors
-    /// Those of [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
+    /// The errors of [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
     pub fn build(self) -> Result<Pipeline> {
         let files = self.open()?;
         let device = self.device.clone().unwrap_or_default();

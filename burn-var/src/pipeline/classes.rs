@@ -43,7 +43,7 @@ impl ClassNames<'_> {
     /// Resolves one class: a full name, else a number, else the beginning of one name only.
     ///
     /// # Errors
-    /// Those of [`ClassNames::find_all`].
+    /// The errors of [`ClassNames::find_all`].
     pub fn find(&self, entry: &str) -> Result<usize> {
         if let Some(class) = self.exact(entry) {
             return Ok(class);

@@ -38,7 +38,7 @@ impl ModelFiles {
     /// Opens one part of a model: the file `name` in a folder, or the whole file.
     ///
     /// # Errors
-    /// Those of [`ModelFiles::open`].
+    /// The errors of [`ModelFiles::open`].
     pub fn open_part(path: &Path, name: &str) -> Result<StateDict> {
         if !path.is_dir() {
             return StateDict::open(path);
@@ -53,7 +53,7 @@ impl ModelFiles {
     /// Opens the injector in a model's folder, if there is one.
     ///
     /// # Errors
-    /// Those of [`ModelFiles::open`].
+    /// The errors of [`ModelFiles::open`].
     pub fn open_injector(path: &Path) -> Result<Option<StateDict>> {
         let file = path.join(Self::INJECTOR);
         file.is_file().then(|| StateDict::open(file)).transpose()

@@ -20,7 +20,7 @@ impl<T: Tokenizer, M: NextScale> ModelPair<T, M> {
     /// Pairs a tokenizer and a transformer.
     ///
     /// # Errors
-    /// Those of [`check_pair`].
+    /// The errors of [`check_pair`].
     pub fn new(tokenizer: T, transformer: M) -> Result<Self> {
         check_pair(&tokenizer, &transformer)?;
         Ok(Self { tokenizer, transformer })

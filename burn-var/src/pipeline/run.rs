@@ -200,7 +200,7 @@ impl Pipeline {
     /// Generates images without blocking while results are read back from the device, as a browser needs it.
     ///
     /// # Errors
-    /// Those of [`Pipeline::generate`].
+    /// The errors of [`Pipeline::generate`].
     pub async fn generate_async(&self, request: &Request) -> Result<Vec<RgbImage>> {
         let mut images = Vec::with_capacity(request.conditions.len());
         for batch in self.batches(request)? {
@@ -215,7 +215,7 @@ impl Pipeline {
     /// Starts the generation of all images of a request at once, scale by scale. Dropping the steps stops it.
     ///
     /// # Errors
-    /// Those of [`Pipeline::generate`].
+    /// The errors of [`Pipeline::generate`].
     pub fn steps(&self, request: &Request) -> Result<Steps<'_>> {
         self.start(self.batch(request, 0..request.conditions.len()))
     }
@@ -245,7 +245,7 @@ impl Pipeline {
     /// Starts a batch with the pipeline's guidance.
     ///
     /// # Errors
-    /// Those of [`Pipeline::generate`].
+    /// The errors of [`Pipeline::generate`].
     pub fn start(&self, batch: BatchRequest) -> Result<Steps<'_>> {
         let mut guidance = self.guidance.clone();
         if batch.conditions.iter().all(|condition| matches!(condition, Condition::Null)) {
@@ -259,7 +259,7 @@ impl Pipeline {
     /// Starts a batch with custom guidance instead of the pipeline's.
     ///
     /// # Errors
-    /// Those of [`Pipeline::generate`].
+    /// The errors of [`Pipeline::generate`].
     pub fn start_with<'a>(&'a self, guidance: Vec<Box<dyn Guidance + 'a>>, batch: BatchRequest) -> Result<Steps<'a>> {
         Ok(Steps { pipeline: self, generation: self.model.start(guidance, batch)? })
     }
@@ -267,7 +267,7 @@ impl Pipeline {
     /// Decodes a canvas to images.
     ///
     /// # Errors
-    /// Those of [`to_images`].
+    /// The errors of [`to_images`].
     pub fn images(&self, canvas: Tensor<4>) -> Result<Vec<RgbImage>> {
         to_images(self.tokenizer().decode(canvas), ValueRange::Signed)
     }
@@ -323,7 +323,7 @@ impl<'a> Steps<'a> {
     /// Generates the remaining scales, and returns tokens and canvas.
     ///
     /// # Errors
-    /// Those of [`Steps::next_async`].
+    /// The errors of [`Steps::next_async`].
     pub fn finish(mut self) -> Result<Generated> {
         for step in self.by_ref() {
             step?;
@@ -367,7 +367,7 @@ impl Step<'_> {
     /// Decodes the canvas so far: a preview of every image.
     ///
     /// # Errors
-    /// Those of [`to_images`].
+    /// The errors of [`to_images`].
     pub fn images(&self) -> Result<Vec<RgbImage>> {
         self.pipeline.images(self.done.canvas.clone())
     }
@@ -375,7 +375,7 @@ impl Step<'_> {
     /// Decodes a preview of the first image.
     ///
     /// # Errors
-    /// Those of [`to_images`].
+    /// The errors of [`to_images`].
     pub fn image(&self) -> Result<RgbImage> {
         Ok(self.pipeline.images(self.done.canvas.clone().narrow(0, 0, 1))?.remove(0))
     }
@@ -383,7 +383,7 @@ impl Step<'_> {
     /// Decodes previews without blocking while they are read back.
     ///
     /// # Errors
-    /// Those of [`to_images`].
+    /// The errors of [`to_images`].
     pub async fn images_async(&self) -> Result<Vec<RgbImage>> {
         to_images_async(self.pipeline.tokenizer().decode(self.done.canvas.clone()), ValueRange::Signed).await
     }

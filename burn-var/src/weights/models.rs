@@ -29,14 +29,14 @@ pub trait AnyModel: fmt::Debug + Send + Sync {
     /// Returns the configuration of a file as JSON; see [`Pretrained::config_of`].
     ///
     /// # Errors
-    /// Those of [`Pretrained::config_of`].
+    /// The errors of [`Pretrained::config_of`].
     fn config(&self, dict: &StateDict, scales: Option<&Scales>) -> Result<Value>;
 
     /// Loads the model strictly and writes it as safetensors with its configuration, the metadata that its kind keeps
     /// ([`Pretrained::notes`]), and the metadata in `options`, which takes precedence. Returns the configuration.
     ///
     /// # Errors
-    /// Those of [`Pretrained::config_of`], [`Pretrained::load_with`] and [`Pretrained::save`].
+    /// The errors of [`Pretrained::config_of`], [`Pretrained::load_with`] and [`Pretrained::save`].
     fn convert(
         &self,
         dict: &StateDict,

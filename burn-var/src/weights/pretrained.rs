@@ -121,7 +121,7 @@ pub trait Pretrained: Module {
     /// Loads a model with the configuration of the file, strictly and in single precision.
     ///
     /// # Errors
-    /// Those of [`Pretrained::config_of`] and [`load()`].
+    /// The errors of [`Pretrained::config_of`] and [`load()`].
     fn load(dict: &StateDict, device: &Device) -> Result<Self> {
         Self::load_with(dict, &Self::config_of(dict, None)?, LoadOptions::default(), device)
     }
@@ -141,7 +141,7 @@ pub trait Pretrained: Module {
     /// Writes the model as safetensors under the names of its published checkpoints, with its configuration.
     ///
     /// # Errors
-    /// Those of [`save()`].
+    /// The errors of [`save()`].
     fn save(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let config = Pretrained::config(self);
         let mut options = options.clone();

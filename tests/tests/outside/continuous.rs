@@ -1,4 +1,4 @@
-//! What codes leave out: a refinement of the last scale, as HART's residual diffusion, and scales that are not codes at
+//! Residuals that codes leave out: a refinement of the last scale, as HART's residual diffusion, and scales that are not codes at
 //! all but flow out of the refinement, as FlowAR's.
 
 use burn_var::Result;

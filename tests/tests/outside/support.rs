@@ -1,4 +1,4 @@
-//! What the toys share: logits that leave no choice, one way to run a request in all ways, and a tiny executor.
+//! Parts that the toys share: logits that leave no choice, one way to run a request in all ways, and a tiny executor.
 
 use std::future::Future;
 use std::ops::ControlFlow;

@@ -16,7 +16,7 @@ const LABEL: usize = 9;
 /// Side of the square whose mean stands for its pixels, in pixels.
 const CELL: usize = 4;
 
-/// What is compared.
+/// Results that are compared.
 #[derive(Debug, Serialize, Deserialize)]
 struct Outcome {
     /// The tokens of all scales.
@@ -74,7 +74,7 @@ fn check() -> String {
     format!("{} tokens agree, and the image to {error:.1e}", found.tokens.len())
 }
 
-/// What the host of the module calls and provides.
+/// Functions that the host of the module calls and provides.
 #[cfg(target_family = "wasm")]
 mod host {
     use burn_var::weights::StateDict;

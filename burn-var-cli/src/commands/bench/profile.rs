@@ -18,7 +18,7 @@ pub(super) struct Share {
     op: String,
     calls: usize,
     seconds: f64,
-    /// Of the whole run.
+    /// Share of the time of the whole run.
     share: f64,
 }
 
@@ -66,7 +66,7 @@ struct State {
 
 struct Timer(Arc<Mutex<State>>);
 
-/// What a span is counted under.
+/// Key that a span is counted under.
 struct Name(String);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Timer {

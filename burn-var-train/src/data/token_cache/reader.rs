@@ -71,7 +71,7 @@ impl TokenCache {
     /// Opens a cache that must hold the tokens of `wanted` and no others.
     ///
     /// # Errors
-    /// As [`TokenCache::open`], and [`Error::Format`] that names the first difference.
+    /// The errors of [`TokenCache::open`], and [`Error::Format`] that names the first difference.
     pub fn open_matching(path: &Path, wanted: &TokenCacheSpec) -> Result<Self> {
         let cache = Self::open(path)?;
         match cache.spec.difference(wanted) {
@@ -122,7 +122,7 @@ impl TokenCache {
     /// Returns the L tokens of one variant of one image, coarsest scale first.
     ///
     /// # Errors
-    /// As [`TokenCache::batch`].
+    /// The errors of [`TokenCache::batch`].
     ///
     /// # Panics
     /// If `image` or `variant` is not below its number.

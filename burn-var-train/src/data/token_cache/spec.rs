@@ -40,7 +40,7 @@ impl TokenCacheSpec {
     /// tokenizer's weights and configuration.
     ///
     /// # Errors
-    /// As [`ImageSource::fingerprint_like`].
+    /// The errors of [`ImageSource::fingerprint_like`].
     pub fn new(
         source: &dyn ImageSource,
         shape: ImageShape,
@@ -176,7 +176,7 @@ impl TokenCacheSpec {
     }
 }
 
-/// What the metadata entry holds.
+/// Content of the metadata entry.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     format: u32,

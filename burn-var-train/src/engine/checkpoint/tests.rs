@@ -217,7 +217,7 @@ fn a_full_disk_leaves_the_last_good_one() {
     assert_eq!(step_of(&dir), Some(20), "the new one");
 }
 
-/// What a kill leaves at each point of a save, rebuilt by hand.
+/// The files that a kill leaves at each point of a save, rebuilt by hand.
 #[test]
 fn leftovers_of_a_killed_save_are_cleared() {
     let folder = tempfile::tempdir().expect("temporary folder");

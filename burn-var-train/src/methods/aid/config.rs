@@ -113,9 +113,9 @@ impl Default for InjectorSize {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSize {
-    /// Of the projections to queries, keys and values, and of the mixed values.
+    /// Adaptation of the attention projections.
     pub attention: LowRankConfig,
-    /// Of both layers of the feed-forward.
+    /// Adaptation of both layers of the feed-forward.
     pub feed_forward: LowRankConfig,
 }
 
@@ -141,7 +141,7 @@ pub enum DiscriminatorInput {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiscriminatorConfig {
-    /// Its input. Called `judges` in older configurations.
+    /// Input of the discriminator. Called `judges` in older configurations.
     #[serde(alias = "judges")]
     pub input: DiscriminatorInput,
     /// The encoder's blocks whose output is judged; four at even distances if left out.

@@ -233,9 +233,9 @@ struct Rollout {
 
 /// Values of a piece besides its gradients.
 pub enum AidRecord {
-    /// Of a round of the discriminator; `None` if it is not measured.
+    /// A round of the discriminator; `None` if it is not measured.
     Judged(Option<Judged>),
-    /// Of the round of the injector.
+    /// The round of the injector.
     Learned(Learned),
 }
 
@@ -803,7 +803,7 @@ fn share(values: Tensor<2>) -> Result<f64> {
 /// before the last step.
 ///
 /// # Errors
-/// As [`train`].
+/// The errors of [`train`].
 pub fn train_aid(
     config: AidTrainConfig,
     folder: &Path,

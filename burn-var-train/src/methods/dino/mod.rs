@@ -216,7 +216,7 @@ pub struct DinoSummary {
 /// `progress` stopped the run before the last step.
 ///
 /// # Errors
-/// As [`train`].
+/// The errors of [`train`].
 pub fn train_dino(
     config: DinoTrainConfig,
     folder: &Path,

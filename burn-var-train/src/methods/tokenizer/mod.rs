@@ -195,9 +195,9 @@ pub struct TokenizerBatch {
 
 /// Values of a piece besides its gradients.
 pub enum TokenizerRecord {
-    /// Of the round that finds the adaptive weight: gradients of both sides at the decoder's last convolution.
+    /// The round that finds the adaptive weight: gradients of both sides at the decoder's last convolution.
     Weight(Box<[Tensor<4>; 2]>),
-    /// Of the round that trains.
+    /// The round that trains.
     Loss(Box<LossRecord>),
 }
 
@@ -502,7 +502,7 @@ fn loss_metrics(records: &[LossRecord]) -> Result<Metrics> {
 /// before the last step.
 ///
 /// # Errors
-/// As [`train`].
+/// The errors of [`train`].
 pub fn train_tokenizer(
     config: TokenizerTrainConfig,
     folder: &Path,

@@ -60,7 +60,7 @@ impl PatchGanConfig {
     /// A discriminator of images `[channels, height, width]`, with the weights that pix2pix starts from.
     ///
     /// # Errors
-    /// As [`PatchGanConfig::validate`].
+    /// The errors of [`PatchGanConfig::validate`].
     pub fn init(&self, picture: [usize; 3], seed: u64, device: &Device) -> Result<PatchGan> {
         self.validate(picture)?;
         let channels = |layer: usize| self.width << layer.min(3);

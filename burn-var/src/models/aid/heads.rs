@@ -89,7 +89,7 @@ impl DiscriminatorHeadsConfig {
     /// Creates heads with the initial weights of their variant, drawn from `seed`.
     ///
     /// # Errors
-    /// Those of [`DiscriminatorHeadsConfig::validate`].
+    /// The errors of [`DiscriminatorHeadsConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<DiscriminatorHeads> {
         // Every parameter is filled: a lazy parameter of Burn shares its state with its clones.
         let heads = initialize(self.init_zeros(device)?, seed, |param| match (param.path, self.variant) {
@@ -110,7 +110,7 @@ impl DiscriminatorHeadsConfig {
     /// Creates heads whose weights are zero, to be loaded.
     ///
     /// # Errors
-    /// Those of [`DiscriminatorHeadsConfig::validate`].
+    /// The errors of [`DiscriminatorHeadsConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<DiscriminatorHeads> {
         self.validate()?;
         Ok(DiscriminatorHeads {

@@ -99,7 +99,7 @@ impl InjectorConfig {
     /// zero.
     ///
     /// # Errors
-    /// Those of [`InjectorConfig::validate`].
+    /// The errors of [`InjectorConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Injector> {
         let width = self.embed_dim as f64;
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
@@ -114,7 +114,7 @@ impl InjectorConfig {
     /// Creates an injector whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// Those of [`InjectorConfig::validate`].
+    /// The errors of [`InjectorConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Injector> {
         self.validate()?;
         let width = self.embed_dim;
@@ -194,7 +194,7 @@ impl Layer {
         }
     }
 
-    /// Of values between -3 and 3, and to such. The authors' further limits of 5 are not written out: nothing reaches them.
+    /// Maps values between -3 and 3 to such values. The authors' further limits of 5 are left out: nothing reaches them.
     fn forward(&self, x: Tensor<3>, dropout: &mut Option<&mut InjectorDropout>) -> Tensor<3> {
         let h = self.self_attn.forward(self.norm1.forward(x.clone()), dropout);
         let x = x + within(h, 3.0) * Self::BRANCH;

@@ -16,7 +16,7 @@ impl DiscriminatorHeads {
     /// `gamma / 2` times it.
     ///
     /// # Errors
-    /// Those of [`DiscriminatorHeads::forward`].
+    /// The errors of [`DiscriminatorHeads::forward`].
     pub fn r1(&self, features: &[Tensor<3>], condition: Option<&Tensor<2>>) -> Result<Tensor<1>> {
         let batch = features.first().map_or(1, |features| features.dims()[0]);
         let outputs = self.outputs(features, condition)?;

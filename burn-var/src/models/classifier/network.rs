@@ -64,7 +64,7 @@ impl ClassifierConfig {
     /// Creates a classifier with initial weights that depend on `seed` alone: uniform by fan-in, zero biases.
     ///
     /// # Errors
-    /// Those of [`ClassifierConfig::validate`].
+    /// The errors of [`ClassifierConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Classifier> {
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
             [_, input, height, width] => fan_in_bound(input * height * width),
@@ -76,7 +76,7 @@ impl ClassifierConfig {
     /// Creates a classifier whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// Those of [`ClassifierConfig::validate`].
+    /// The errors of [`ClassifierConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Classifier> {
         self.validate()?;
         let [fine, middle, coarse] = [1, 2, 4].map(|factor| factor * self.ch);
@@ -126,7 +126,7 @@ impl Classifier {
     /// Computes the input of the last linear layer: the mean of the last map over positions, `[batch, 4 ch]`.
     ///
     /// # Errors
-    /// Those of [`Classifier::forward`].
+    /// The errors of [`Classifier::forward`].
     pub fn features(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         let [batch, shape @ ..] = images.dims();
         let expected @ [channels, height, width] = self.config.image_shape();

@@ -85,7 +85,7 @@ impl LoraConfig {
     /// (PyTorch's `kaiming_uniform_` with `a = sqrt(5)`), drawn from `seed`, second factors zero.
     ///
     /// # Errors
-    /// Those of [`LoraConfig::validate`].
+    /// The errors of [`LoraConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Lora> {
         let lora = self.init_zeros(device)?;
         Ok(initialize(lora, seed, |param| match param.path.ends_with(".down") {
@@ -97,7 +97,7 @@ impl LoraConfig {
     /// Creates an adaptation whose weights are zero, to be loaded.
     ///
     /// # Errors
-    /// Those of [`LoraConfig::validate`].
+    /// The errors of [`LoraConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Lora> {
         self.validate()?;
         let (width, hidden) = (self.embed_dim, self.hidden_dim);
@@ -199,7 +199,7 @@ impl Lora {
     /// Merges this adaptation into the weights of a transformer, so that inference costs nothing extra.
     ///
     /// # Errors
-    /// Those of [`Lora::adapt`].
+    /// The errors of [`Lora::adapt`].
     pub fn merge<M: LoraTarget>(&self, mut transformer: M) -> Result<M> {
         self.check(&transformer)?;
         for (block, change) in transformer.blocks_mut().iter_mut().zip(&self.blocks) {

@@ -129,7 +129,7 @@ impl VitConfig {
     /// biases zero.
     ///
     /// # Errors
-    /// Those of [`VitConfig::validate`].
+    /// The errors of [`VitConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Vit> {
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape.len() {
             1 => Init::Keep,
@@ -140,7 +140,7 @@ impl VitConfig {
     /// Creates a transformer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// Those of [`VitConfig::validate`].
+    /// The errors of [`VitConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Vit> {
         self.validate()?;
         let (width, patch) = (self.embed_dim, self.patch_size);
@@ -252,7 +252,7 @@ impl Vit {
     /// Normalizes each channel of images in `[-1, 1]` of any size.
     ///
     /// # Errors
-    /// Those of [`Vit::prepare`].
+    /// The errors of [`Vit::prepare`].
     pub fn normalize(&self, images: Tensor<4>) -> Result<Tensor<4>> {
         self.check_channels(&images)?;
         let images = (images + 1.0) * 0.5;
@@ -290,7 +290,7 @@ impl Vit {
     /// Computes the class token of prepared images after the final norm, `[batch, embed_dim]`: DINO's features.
     ///
     /// # Errors
-    /// Those of [`Vit::features`].
+    /// The errors of [`Vit::features`].
     pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
         Ok(self.features(images, &[])?.tokens.narrow(1, 0, 1).squeeze_dim(1))
     }

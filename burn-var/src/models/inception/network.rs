@@ -175,7 +175,7 @@ impl Inception {
     /// Computes [`Inception::features`], and calls `observe` with the name and output of each block.
     ///
     /// # Errors
-    /// Those of [`Inception::features`].
+    /// The errors of [`Inception::features`].
     pub fn observed(
         &self,
         images: Tensor<4>,

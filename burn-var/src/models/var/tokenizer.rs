@@ -158,7 +158,7 @@ impl VqVaeConfig {
     /// Creates a tokenizer with untrained weights: PyTorch's defaults, and small uniform codes, all drawn from `seed`.
     ///
     /// # Errors
-    /// Those of [`VqVaeConfig::validate`].
+    /// The errors of [`VqVaeConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<VqVae> {
         let vocab = self.vocab_size as f64;
         Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
@@ -171,7 +171,7 @@ impl VqVaeConfig {
     /// Creates a tokenizer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// Those of [`VqVaeConfig::validate`].
+    /// The errors of [`VqVaeConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<VqVae> {
         self.validate()?;
         Ok(VqVae {
@@ -233,7 +233,7 @@ impl VqVae {
     /// Runs the training pass: reconstructions of images, not clamped, and the quantizer's loss.
     ///
     /// # Errors
-    /// Those of [`VqVae::latent`].
+    /// The errors of [`VqVae::latent`].
     pub fn forward_train(&self, images: Tensor<4>) -> Result<(Tensor<4>, Quantized)> {
         let quantized = self.quantize.forward_train(self.latent(images)?, &self.config.patch_nums);
         Ok((self.decode_raw(quantized.canvas.clone()), quantized))

@@ -119,7 +119,7 @@ impl VarConfig {
     /// Creates a transformer with the authors' initial weights, drawn from `seed`.
     ///
     /// # Errors
-    /// Those of [`VarConfig::validate`].
+    /// The errors of [`VarConfig::validate`].
     pub fn init(&self, start: VarInit, seed: u64, device: &Device) -> Result<Var> {
         let width = self.embed_dim;
         let std = (1.0 / (3.0 * width as f64)).sqrt();
@@ -141,7 +141,7 @@ impl VarConfig {
     /// Creates a transformer whose weights take no memory until they are loaded.
     ///
     /// # Errors
-    /// Those of [`VarConfig::validate`].
+    /// The errors of [`VarConfig::validate`].
     pub fn init_zeros(&self, device: &Device) -> Result<Var> {
         self.validate()?;
         let (width, sizes) = (self.embed_dim, self.blocks());

@@ -69,7 +69,7 @@ impl Blocks {
     /// Computes all columns of the first `R` rows.
     ///
     /// # Safety
-    /// Those of [`Blocks::multiply`].
+    /// See [`Blocks::multiply`].
     #[inline(always)]
     unsafe fn across<S: Simd, const R: usize>(self, simd: S) {
         let mut column = 0;
@@ -92,7 +92,7 @@ impl Blocks {
     /// Computes `R` rows of `C` vectors, and returns `C`.
     ///
     /// # Safety
-    /// Those of [`Blocks::multiply`].
+    /// See [`Blocks::multiply`].
     #[inline(always)]
     unsafe fn fill<S: Simd, const R: usize, const C: usize>(&self, simd: S) -> usize {
         let mut sums = [[simd.splat_f32s(0.0); C]; R];

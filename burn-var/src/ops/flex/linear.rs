@@ -104,7 +104,7 @@ pub(super) unsafe fn piece(out: *mut f32, row_stride: usize, a: View<'_>, b: Vie
 /// sum [`DEPTH`] terms from zero, in order and with one rounding per term, and add this to the previous sum.
 ///
 /// # Safety
-/// Those of [`multiply`].
+/// See [`multiply`].
 pub(super) unsafe fn multiply_by_parts(
     out: *mut f32,
     row_stride: usize,
@@ -154,7 +154,7 @@ fn pieces(rows: usize, columns: usize, threads: usize) -> Vec<(Range<usize>, Ran
 /// pay.
 ///
 /// # Safety
-/// Those of [`multiply`].
+/// See [`multiply`].
 unsafe fn multiply_few_rows(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     let ([rows, depth], [_, columns]) = (a.shape(), b.shape());
     let mut sums = Scratch::new(rows * columns);

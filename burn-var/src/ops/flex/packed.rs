@@ -22,7 +22,7 @@ const PANEL_VALUES: usize = 1 << 16;
 /// If the values of a row of `a` or `b` are not adjacent.
 ///
 /// # Safety
-/// Those of [`multiply`](super::matrix::multiply).
+/// See [`multiply`](super::matrix::multiply).
 pub(super) unsafe fn multiply_packed(out: *mut f32, row_stride: usize, a: View<'_>, b: View<'_>, accumulate: bool) {
     assert!(a.is_contiguous() && b.is_contiguous(), "a packed product reads rows");
     dispatch(Product { out, row_stride, a, b, accumulate });
