@@ -239,8 +239,8 @@ fn branches(logits: Tensor<3>, images: usize) -> Logits {
 /// `guidance` is applied in order. `observer` is called after each scale and may stop the loop.
 ///
 /// # Errors
-/// Those of [`Generation::new`] and [`Generation::next_scale`]; [`Error::Cancelled`] if the observer stops before the
-/// last scale is done.
+/// The errors of [`Generation::new`] and [`Generation::next_scale`]; [`Error::Cancelled`] if the observer stops before
+/// the last scale is done.
 pub fn generate<T, M>(
     tokenizer: &T,
     model: &M,

@@ -53,8 +53,8 @@ impl<'a> NeighborIndex<'a> {
     /// Candidates come from products in single precision; their distances are recomputed in double precision.
     ///
     /// # Errors
-    /// Those of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows; [`Error::Device`]
-    /// if a product cannot be read back.
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows;
+    /// [`Error::Device`] if a product cannot be read back.
     pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbors> {
         check_rows("queries", queries, self.dim, 0)?;
         self.check_count(k)?;

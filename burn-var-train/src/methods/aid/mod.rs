@@ -662,7 +662,7 @@ impl Method for AidMethod {
         self.judging_rounds() + usize::from(self.learns(step))
     }
 
-    /// As PyTorch does in training, the heads take a step of the power iteration before every pass. It depends on the
+    /// Advances the power iteration of the heads by one step per pass, as PyTorch does in training. It depends on the
     /// weights alone, so all pieces share the heads of a pass.
     fn begin(&mut self, round: &Round) -> Result<()> {
         self.passes.clear();
