@@ -18,6 +18,8 @@ pub enum Init {
     NormalRuns(Vec<(usize, f64)>),
     /// Uniform in `[-bound, bound)`.
     Uniform(f64),
+    /// Given values, row-major, one per element.
+    Values(Vec<f32>),
 }
 
 /// Description of a parameter for an initialization rule.
@@ -67,6 +69,7 @@ impl<F: Fn(&ParamInfo<'_>) -> Init> ModuleMapper for Initializer<F> {
                 let stds = runs.iter().flat_map(|&(length, std)| std::iter::repeat_n(std, length)).cycle();
                 stds.take(count).map(|std| (rng.normal() * std) as f32).collect()
             }
+            Init::Values(values) => values,
             Init::Uniform(bound) => (0..count).map(|_| ((rng.uniform() * 2.0 - 1.0) * bound) as f32).collect(),
         };
         let device = param.lazy_device();

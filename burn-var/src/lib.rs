@@ -67,6 +67,6 @@ mod tokens;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use generation::{BatchRequest, Condition, NextScale, Tokenizer, generate};
+pub use generation::{BatchRequest, Condition, NextScale, TeacherForced, Tokenizer, generate};
 pub use scales::{MapSize, Scales};
 pub use tokens::TokenPyramid;

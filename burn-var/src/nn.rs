@@ -123,3 +123,9 @@ pub(crate) fn embedding(count: usize, width: usize, device: &Device) -> Embeddin
 pub(crate) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Initializer::Zeros.init(shape, device)
 }
+
+/// Normalizes rows to unit length; a zero row stays zero (epsilon 1e-12, as PyTorch's `normalize`).
+pub(crate) fn unit_rows(rows: Tensor<2>) -> Tensor<2> {
+    let length = rows.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+    rows / length
+}

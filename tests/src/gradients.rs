@@ -68,7 +68,7 @@ impl ModuleMapper for Swap<'_> {
         match param.val().grad(self.graph) {
             Some(gradient) => Param::initialized(param.id, gradient),
             None => {
-                self.without.push(self.keys.key(&self.path.join(".")));
+                self.without.extend(self.keys.parts(&self.path.join(".")));
                 param
             }
         }

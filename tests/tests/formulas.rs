@@ -12,7 +12,7 @@ use burn_var::models::var::{Var, VarConfig, VqVae, VqVaeConfig, drop_labels};
 use burn_var::rng::Rng;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{FloatType, LoadOptions, Pretrained, StateDict, export};
-use burn_var::{BatchRequest, Condition, MapSize, Scales, TokenPyramid, Tokenizer, generate};
+use burn_var::{BatchRequest, Condition, MapSize, NextScale, Scales, TeacherForced, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::weightgen::WeightGen;
 use burn_var_train::report::read_log;
 use burn_var_train::tokenizer::train_tokenizer;
@@ -205,7 +205,11 @@ fn drop_path_keeps_branches_at_their_rate_and_scales_them_without_bias() {
         one.repeat_dim(0, count)
     };
     let forward = |model: &Var, count: usize, noise: Option<&mut [Rng]>| -> Vec<f64> {
-        floats(model.teacher_forced(&vec![Condition::Class(1); count], input(count), noise).expect("logits"))
+        floats(
+            model
+                .teacher_forced(&vec![Condition::Class(1); count], input(count), model.scales(), noise)
+                .expect("logits"),
+        )
     };
     let streams = || (0..IMAGES as u64).map(|image| Rng::new(2, "drop path", image)).collect::<Vec<_>>();
     // Depth, the block that is looked at, its rate of dropping. Blocks after it are closed, so that theirs do not show.
@@ -288,7 +292,8 @@ fn teacher_forced_logits_are_those_of_generation_on_maps_that_are_not_square() {
 
     let input = tokenizer.teacher_input(&tokens);
     assert_eq!(input.dims(), [3, 6 + 15, 4]);
-    let cond = floats(transformer.teacher_forced(&conditions, input.clone(), None).expect("logits"));
+    let cond =
+        floats(transformer.teacher_forced(&conditions, input.clone(), transformer.scales(), None).expect("logits"));
     assert_near(&floats(logits), &cond, [1e-4, 1e-4], "cached and teacher-forced logits");
 
     // Both branches of classifier-free guidance, along the tokens of the first generation.
@@ -296,7 +301,9 @@ fn teacher_forced_logits_are_those_of_generation_on_maps_that_are_not_square() {
     let known = KnownTokens::all(tokens.clone());
     let (guided, kept, _) = generated(&models, &conditions, guidance, Some(known));
     assert_eq!(kept.to_rows().expect("ids"), tokens.to_rows().expect("ids"), "the given tokens");
-    let null = floats(transformer.teacher_forced(&vec![Condition::Null; 3], input, None).expect("logits"));
+    let null = floats(
+        transformer.teacher_forced(&vec![Condition::Null; 3], input, transformer.scales(), None).expect("logits"),
+    );
     // Strengths 0, 1 and 2 of the three scales.
     let strengths: Vec<f64> = [(1, 0.0), (6, 1.0), (15, 2.0)].iter().flat_map(|(n, t)| vec![*t; *n]).collect();
     let strength = |i: usize| strengths[i / 7 % 22];
@@ -361,8 +368,9 @@ fn half_weights_are_rounded_single_weights(device: &Device) {
         .expect("tensors")
     };
     let input = tensor(&(0..52).map(|i| f64::from(i % 7) / 2.0 - 1.5).collect::<Vec<_>>(), [1, 13, 4], device);
-    let forward =
-        |model: Var| floats(model.teacher_forced(&[Condition::Class(1)], input.clone(), None).expect("logits"));
+    let forward = |model: Var| {
+        floats(model.teacher_forced(&[Condition::Class(1)], input.clone(), model.scales(), None).expect("logits"))
+    };
     let load = |linear: FloatType, options| Var::load_with(&dict(linear), &config, options, device).expect("fits");
     let single = forward(load(FloatType::F32, LoadOptions::default()));
     for linear in [FloatType::F16, FloatType::Bf16] {

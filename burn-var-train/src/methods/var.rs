@@ -12,7 +12,7 @@ use burn_var::models::var::{Var, VarConfig, VarInit, drop_labels};
 use burn_var::ops;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{GenerationConfig, Pretrained, SaveOptions, StateDict};
-use burn_var::{BatchRequest, Scales, TokenPyramid, Tokenizer, generate};
+use burn_var::{BatchRequest, Scales, TeacherForced, TokenPyramid, Tokenizer, generate};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Upgrade;
@@ -319,7 +319,9 @@ impl Method for VarMethod {
         let tokens = TokenPyramid::from_rows(self.tokenizer.scales().clone(), rows, &self.device)?;
         let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
         let labels = drop_labels(labels, self.config.class_dropout, &mut piece.noise("class dropout"));
-        let logits = self.learner.model.teacher_forced(&labels, input, Some(&mut piece.noise("drop path")))?;
+        let scales = self.tokenizer.scales();
+        let noise = &mut piece.noise("drop path");
+        let logits = self.learner.model.teacher_forced(&labels, input, scales, Some(noise))?;
         let targets = tokens.sequence();
         let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.config.label_smoothing).mean();
         let metrics = match round.measure {

@@ -186,7 +186,8 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let [batch, tokens, _] = logits.dims();
         let vocabulary = self.tokenizer.vocabulary();
         let rows = [batch, tokens * vocabulary.symbols, vocabulary.size];
-        let drawn = self.request.sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.tokenizer.codebook())?;
+        let sampler = self.request.sampler.at_size(at.size());
+        let drawn = sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.tokenizer.codebook())?;
         let mut ids = drawn.ids;
         let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
         if let Some(known) = &self.request.known {

@@ -12,6 +12,7 @@ mod condition;
 mod generate;
 mod next_scale;
 mod request;
+mod teacher_forced;
 mod tokenizer;
 
 pub use condition::Condition;
@@ -20,4 +21,5 @@ pub(crate) use generate::read_async;
 pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
 pub use next_scale::{NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 pub use request::BatchRequest;
+pub use teacher_forced::TeacherForced;
 pub use tokenizer::Tokenizer;

@@ -1,8 +1,9 @@
 use burn::tensor::{Device, Int, Tensor};
 
 use super::Vocabulary;
+use crate::math::Resize;
 use crate::scales::ScaleAt;
-use crate::{Result, Scales, TokenPyramid};
+use crate::{MapSize, Result, Scales, TokenPyramid};
 
 /// A tokenizer with a canvas (the running feature map, f-hat in the papers): each scale's tokens are painted on it, and
 /// it decodes to an image at any time.
@@ -45,8 +46,17 @@ pub trait Tokenizer {
     /// Returns a transformer's input for a scale, computed from the canvas: `[batch, z_channels, height_k, width_k]`.
     fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4>;
 
-    /// Decodes a canvas to images `[batch, channels, height, width]` in `[-1, 1]`.
+    /// Decodes a canvas to images `[batch, channels, height, width]` in `[-1, 1]`; smaller than the final ones if the
+    /// canvas is, see [`Tokenizer::preview`].
     fn decode(&self, canvas: Tensor<4>) -> Tensor<4>;
+
+    /// Decodes the canvas of any scale to images of the schedule's final size: a preview. Where a canvas has the size of
+    /// its scale, the smaller image is resized.
+    fn preview(&self, canvas: Tensor<4>, scales: &Scales) -> Tensor<4> {
+        let [_, height, width] = self.image_shape(scales);
+        // Cubic interpolation can exceed the range.
+        Resize::Bicubic.apply(self.decode(canvas), MapSize { height, width }).clamp(-1.0, 1.0)
+    }
 
     /// Returns the canvas after each scale of a pyramid.
     fn canvases(&self, tokens: &TokenPyramid) -> Vec<Tensor<4>> {

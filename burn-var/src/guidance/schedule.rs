@@ -13,6 +13,18 @@ pub enum Schedule {
     Decay(f64),
     /// The same at every scale.
     Constant(f64),
+    /// FlexVAR's: `strength * k / steps` while the scale is at most `side` tokens in either direction, and `strength` at
+    /// larger ones. Without `steps`, the ramp ends at the last scale. The authors use 16 and 9: the size and the number
+    /// of steps after the first that they trained; a schedule of more steps then exceeds `strength`.
+    RampWithin {
+        /// Strength at the end of the ramp.
+        strength: f64,
+        /// Largest side of a map on the ramp.
+        side: usize,
+        /// Steps of the ramp, if there are more in the schedule.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        steps: Option<usize>,
+    },
     /// One value per scale. Trailing zeros save the branches that only this guidance needs.
     PerScale(Vec<f64>),
 }
@@ -24,6 +36,12 @@ impl Schedule {
             Self::Ramp(strength) => strength * at.ratio(),
             Self::Decay(strength) => strength * (1.0 - at.k() as f64 / at.scales().len() as f64),
             Self::Constant(strength) => *strength,
+            Self::RampWithin { strength, side, .. } if at.size().height.max(at.size().width) > *side => *strength,
+            Self::RampWithin { strength, steps, .. } => {
+                let after_first = at.scales().len() - 1;
+                let steps = steps.map_or(after_first, |steps| steps.min(after_first));
+                strength * at.k() as f64 / steps.max(1) as f64
+            }
             Self::PerScale(strengths) => strengths.get(at.k()).copied().unwrap_or(0.0),
         }
     }
@@ -34,7 +52,10 @@ impl Schedule {
     /// [`Error::Config`] naming `name`.
     pub fn check(&self, name: &str, scales: &Scales) -> Result<()> {
         let strengths = match self {
-            Self::Ramp(strength) | Self::Decay(strength) | Self::Constant(strength) => std::slice::from_ref(strength),
+            Self::Ramp(strength)
+            | Self::Decay(strength)
+            | Self::Constant(strength)
+            | Self::RampWithin { strength, .. } => std::slice::from_ref(strength),
             Self::PerScale(strengths) if strengths.len() != scales.len() => {
                 let expected = format!("{}, one per scale", scales.len());
                 return Err(Error::config(name, format!("{} numbers", strengths.len()), expected));
@@ -60,6 +81,11 @@ mod tests {
         assert_eq!(found(Schedule::Decay(3.0)), [3.0, 2.0, 1.0]);
         assert_eq!(found(Schedule::Constant(3.0)), [3.0; 3]);
         assert_eq!(found(Schedule::PerScale(vec![1.0, 2.0, 0.0])), [1.0, 2.0, 0.0]);
+        let within = |side, steps| Schedule::RampWithin { strength: 3.0, side, steps };
+        assert_eq!(found(within(3, None)), [0.0, 1.5, 3.0], "all scales are on the ramp");
+        assert_eq!(found(within(1, None)), [0.0, 3.0, 3.0], "larger ones have its strength");
+        assert_eq!(found(within(3, Some(1))), [0.0, 3.0, 6.0], "further steps exceed it");
+        assert_eq!(found(within(3, Some(9))), [0.0, 1.5, 3.0], "a short schedule ends at it");
     }
 
     #[test]

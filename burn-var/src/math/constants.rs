@@ -8,10 +8,23 @@ use burn::tensor::{Device, Tensor, TensorData};
 ///
 /// The matrices, masks and tables that a method defines depend on a few sizes only. Building them in every step costs
 /// an upload each; on a GPU that is a wait for the host inside the step.
-pub(crate) struct Constants<K, const D: usize>(LazyLock<Mutex<HashMap<K, Vec<OnDevice<D>>>>>);
+pub(crate) struct Constants<K, const D: usize>(LazyLock<Mutex<Table<K, D>>>);
 
-/// Sizes can come from a request, so that their number has no bound: the table starts again beyond this many.
-const CAPACITY: usize = 4096;
+/// Sizes can come from a request or from a random schedule, so that their number has no bound: a table starts again beyond
+/// this many numbers (256 MB).
+const CAPACITY: usize = 1 << 26;
+
+struct Table<K, const D: usize> {
+    known: HashMap<K, Vec<OnDevice<D>>>,
+    /// Numbers in all of them.
+    numbers: usize,
+}
+
+impl<K, const D: usize> Default for Table<K, D> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), numbers: 0 }
+    }
+}
 
 struct OnDevice<const D: usize> {
     device: Device,
@@ -39,17 +52,20 @@ impl<K: Hash + Eq, const D: usize> Constants<K, D> {
         values: impl FnOnce() -> Result<(Vec<f32>, [usize; D]), E>,
     ) -> Result<Tensor<D>, E> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.len() >= CAPACITY && !table.contains_key(&key) {
-            table.clear();
-        }
-        let known = table.entry(key).or_default();
         let autodiff = device.is_autodiff();
-        if let Some(found) = known.iter().find(|known| known.autodiff == autodiff && known.device == *device) {
+        let fits = |known: &&OnDevice<D>| known.autodiff == autodiff && known.device == *device;
+        if let Some(found) = table.known.get(&key).and_then(|known| known.iter().find(fits)) {
             return Ok(found.tensor.clone());
         }
         let (values, shape) = values()?;
+        let numbers = values.len();
+        if table.numbers + numbers > CAPACITY {
+            *table = Table::default();
+        }
         let tensor = Tensor::from_data(TensorData::new(values, shape), device);
-        known.push(OnDevice { device: device.clone(), autodiff, tensor: tensor.clone() });
+        let entry = OnDevice { device: device.clone(), autodiff, tensor: tensor.clone() };
+        table.known.entry(key).or_default().push(entry);
+        table.numbers += numbers;
         Ok(tensor)
     }
 }

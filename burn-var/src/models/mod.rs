@@ -6,6 +6,7 @@ pub mod classifier;
 pub mod common;
 #[cfg(feature = "metrics")]
 pub mod dino;
+pub mod flexvar;
 #[cfg(feature = "metrics")]
 pub mod inception;
 pub mod var;

@@ -2,11 +2,14 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 
+use super::family::Family;
 use super::{ModelFiles, ModelPair, Pipeline, Settings, resolve};
+use crate::generation::Tokenizer;
 use crate::guidance::AidWeight;
 use crate::models::aid::Injector;
 use crate::models::common::Lora;
-use crate::models::var::{Var, VqVae};
+use crate::models::flexvar::FlexVar;
+use crate::models::var::Var;
 use crate::weights::{FloatType, GenerationConfig, LoadOptions, Pretrained, StateDict};
 use crate::{Error, Result, Scales};
 
@@ -117,30 +120,55 @@ impl PipelineBuilder {
     /// The errors of [`Pipeline::from_pretrained`] and [`Pipeline::configure`]; [`Error::Config`] without a model.
     pub fn build(self) -> Result<Pipeline> {
         let files = self.open()?;
+        // Whatever is not recognized as another family is taken for VAR, whose loader says what is missing.
+        let mut pipeline = match files.transformer.models()?.iter().any(|model| model.kind() == FlexVar::KIND) {
+            true => self.load::<FlexVar>(&files)?,
+            false => self.load::<Var>(&files)?,
+        };
+        if let Some(dict) = self.injector_file(&files)? {
+            let weight = AidWeight::of(&dict)?.unwrap_or_default();
+            let injector = Injector::load(&dict, &pipeline.device())?;
+            pipeline = pipeline.with_injector(injector, weight)?;
+        }
+        pipeline.configure(&self.settings)?;
+        Ok(pipeline)
+    }
+
+    /// Loads tokenizer and transformer of a family.
+    fn load<M: Family>(&self, files: &ModelFiles) -> Result<Pipeline> {
         let device = self.device.clone().unwrap_or_default();
-        let config = Var::config_of(&files.transformer, self.scales.as_ref())?;
-        // A public tokenizer's file does not say its schedule: it is the transformer's.
-        let own = VqVae::config_in(&files.tokenizer.section(VqVae::KIND)?)?.is_some();
-        let scales = self.scales.as_ref().or((!own).then_some(&config.patch_nums));
-        let tokenizer = VqVae::config_of(&files.tokenizer, scales)?;
-        let tokenizer = VqVae::load_with(&files.tokenizer, &tokenizer, LoadOptions::default(), &device)?;
+        let config = M::config_of(&files.transformer, self.scales.as_ref())?;
         let options = LoadOptions { linear: self.weights, ..LoadOptions::default() };
-        let mut transformer = Var::load_with(&files.transformer, &config, options, &device)?;
+        let mut transformer = M::load_with(&files.transformer, &config, options, &device)?;
         if let Some(lora) = &self.lora {
             transformer = Lora::load(&StateDict::open(resolve(lora)?)?, &device)?.merge(transformer)?;
         }
-        let usage = GenerationConfig::of(&files.transformer)?.unwrap_or_default();
+        let tokenizer = self.tokenizer_config::<M>(&files.tokenizer, &transformer, &device)?;
+        let tokenizer = M::Tokenizer::load_with(&files.tokenizer, &tokenizer, LoadOptions::default(), &device)?;
         let pair = ModelPair::new(tokenizer, transformer).map_err(|error| {
             let transformer = files.transformer.origin().display();
             Error::format(files.tokenizer.origin(), format!("it does not fit `{transformer}`: {error}"))
         })?;
-        let mut pipeline = Pipeline::new(pair, usage)?;
-        if let Some(dict) = self.injector_file(&files)? {
-            let weight = AidWeight::of(&dict)?.unwrap_or_default();
-            pipeline = pipeline.with_injector(Injector::load(&dict, &device)?, weight)?;
-        }
-        pipeline.configure(&self.settings)?;
-        Ok(pipeline)
+        Pipeline::new(pair, GenerationConfig::of(&files.transformer)?.unwrap_or_else(M::evaluation))
+    }
+
+    /// Returns the tokenizer's configuration, with the transformer's schedule where the tokenizer's is unknown, and where
+    /// the transformer accepts any.
+    fn tokenizer_config<M: Family>(
+        &self,
+        dict: &StateDict,
+        transformer: &M,
+        device: &Device,
+    ) -> Result<<M::Tokenizer as Pretrained>::Config> {
+        // A public tokenizer's file does not say its schedule.
+        let own = M::Tokenizer::config_in(&dict.section(M::Tokenizer::KIND)?)?.is_some();
+        let scales = self.scales.as_ref().or((!own).then_some(transformer.scales()));
+        let config = M::Tokenizer::config_of(dict, scales)?;
+        let schedule = M::Tokenizer::init_zeros(&config, device)?.scales().clone();
+        Ok(match transformer.check_scales(&schedule) {
+            Ok(()) => M::Tokenizer::with_scales(config, transformer.scales()),
+            Err(_) => config,
+        })
     }
 
     /// Opens the model's files without loading the weights, to look at them first; [`PipelineBuilder::files`] takes them.

@@ -16,6 +16,7 @@ mod builder;
 mod classes;
 #[cfg(feature = "hf-hub")]
 mod download;
+mod family;
 mod files;
 mod hub;
 mod model;

@@ -18,6 +18,8 @@ pub struct Settings {
     pub temperature: Option<f64>,
     /// Mixture of codes instead of one code.
     pub more_smooth: Option<bool>,
+    /// Greedy draw at the scales that FlexVAR's released code does not sample; see [`Sampler::greedy_unlisted`].
+    pub greedy_unlisted: Option<bool>,
     /// Visual prefix guidance.
     pub vpg: Option<VpgConfig>,
     /// Scaled Spatial Guidance.
@@ -35,6 +37,7 @@ impl Settings {
             top_p: self.top_p.unwrap_or(own.top_p),
             temperature: self.temperature.unwrap_or(own.temperature),
             more_smooth: self.more_smooth.unwrap_or(own.more_smooth),
+            greedy_unlisted: self.greedy_unlisted.unwrap_or(own.greedy_unlisted),
         }
     }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
-use crate::{Error, Result};
+use crate::{Error, MapSize, Result};
 
 /// Settings of the filter and the draw of tokens.
 ///
@@ -34,12 +34,20 @@ pub struct Sampler {
     pub temperature: f64,
     /// Paints a Gumbel-softmax mixture of codes instead of one code (VAR's `more_smooth`). For looks, not for metrics.
     pub more_smooth: bool,
+    /// Draws greedily at the scales at which the released code of FlexVAR does: squares of more than 16 tokens a side or of
+    /// a side that is in none of its schedules (7, 9, 11, 12, 14, 15), and maps that are not square.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub greedy_unlisted: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Default for Sampler {
     /// Returns the evaluation setting of the VAR paper: top-k 900, top-p 0.96.
     fn default() -> Self {
-        Self { top_k: 900, top_p: 0.96, temperature: 1.0, more_smooth: false }
+        Self { top_k: 900, top_p: 0.96, temperature: 1.0, more_smooth: false, greedy_unlisted: false }
     }
 }
 
@@ -55,7 +63,18 @@ pub struct DrawnTokens {
 impl Sampler {
     /// Returns greedy settings, which always select the most likely token.
     pub fn greedy() -> Self {
-        Self { top_k: 1, top_p: 0.0, temperature: 1.0, more_smooth: false }
+        Self { top_k: 1, top_p: 0.0, ..Self::default() }
+    }
+
+    /// Returns the settings for a scale: greedy ones where [`Sampler::greedy_unlisted`] says so.
+    #[must_use]
+    pub fn at_size(self, size: MapSize) -> Self {
+        /// Sides of the scales that FlexVAR's released code samples.
+        const SAMPLED: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+        match self.greedy_unlisted && !(size.height == size.width && SAMPLED.contains(&size.height)) {
+            true => Self { more_smooth: self.more_smooth, ..Self::greedy() },
+            false => self,
+        }
     }
 
     /// Checks the settings.

@@ -6,6 +6,7 @@
 pub struct KeyMap {
     pub(super) format: &'static str,
     rename: Box<dyn Fn(&str) -> String + Send + Sync>,
+    split: fn(&str) -> Option<Vec<String>>,
     buffers: &'static [&'static str],
 }
 
@@ -19,7 +20,14 @@ impl KeyMap {
         buffers: &'static [&'static str],
         rename: impl Fn(&str) -> String + Send + Sync + 'static,
     ) -> Self {
-        Self { format, rename: Box::new(rename), buffers }
+        Self { format, rename: Box::new(rename), split: |_| None, buffers }
+    }
+
+    /// Adds parameters that the format keeps in several tensors: `split` returns the names of the parts, which are
+    /// equal shares of the parameter's first axis, in order. `None` for a parameter that is one tensor.
+    #[must_use]
+    pub fn with_split(self, split: fn(&str) -> Option<Vec<String>>) -> Self {
+        Self { split, ..self }
     }
 
     /// Creates a map for checkpoints whose names are the module's paths.
@@ -30,6 +38,12 @@ impl KeyMap {
     /// Returns the checkpoint's name of a parameter of the module.
     pub fn key(&self, path: &str) -> String {
         (self.rename)(path)
+    }
+
+    /// Returns the checkpoint's names of the tensors that make up a parameter of the module: usually one.
+    pub fn parts(&self, path: &str) -> Vec<String> {
+        let key = self.key(path);
+        (self.split)(&key).unwrap_or_else(|| vec![key])
     }
 
     /// Returns true if a tensor of a checkpoint is a buffer.

@@ -104,8 +104,8 @@ impl ModulePath {
         self.containers.pop();
     }
 
-    fn key(&self, map: &KeyMap) -> String {
-        map.key(&self.names.join("."))
+    fn keys(&self, map: &KeyMap) -> Vec<String> {
+        map.parts(&self.names.join("."))
     }
 
     /// Returns true for the weight of Burn's `Linear`, which is `[in, out]`; PyTorch's is `[out, in]`.
@@ -114,11 +114,14 @@ impl ModulePath {
             && self.names.last().is_some_and(|name| name == "weight")
     }
 
-    /// Returns the shape of the parameter in the checkpoint's layout.
-    fn file_shape(&self, shape: &[usize]) -> Vec<usize> {
+    /// Returns the shape of one of the `parts` tensors of the parameter in the checkpoint's layout.
+    fn file_shape(&self, shape: &[usize], parts: usize) -> Vec<usize> {
         let mut shape = shape.to_vec();
         if self.is_transposed() {
             shape.reverse();
+        }
+        if parts > 1 {
+            shape[0] /= parts;
         }
         shape
     }
@@ -154,17 +157,23 @@ impl ModuleVisitor for Comparer<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let key = self.path.key(self.map);
-        let expected = self.path.file_shape(&param.lazy_shape());
-        let is_buffer = self.map.is_buffer(&key);
-        match self.dict.shape(&key) {
-            Some(found) if found == expected => self.report.loaded.push(key.clone()),
-            None if is_buffer => {}
-            None => self.report.missing.push(key.clone()),
-            Some(_) if is_buffer => self.report.ignored.push(key.clone()),
-            Some(found) => self.report.mis_shaped.push(MisShaped { key: key.clone(), expected, found: found.to_vec() }),
+        let keys = self.path.keys(self.map);
+        let expected = self.path.file_shape(&param.lazy_shape(), keys.len());
+        for key in keys {
+            let is_buffer = self.map.is_buffer(&key);
+            match self.dict.shape(&key) {
+                Some(found) if found == expected => self.report.loaded.push(key.clone()),
+                None if is_buffer => {}
+                None => self.report.missing.push(key.clone()),
+                Some(_) if is_buffer => self.report.ignored.push(key.clone()),
+                Some(found) => self.report.mis_shaped.push(MisShaped {
+                    key: key.clone(),
+                    expected: expected.clone(),
+                    found: found.to_vec(),
+                }),
+            }
+            self.seen.insert(key);
         }
-        self.seen.insert(key);
     }
 }
 
@@ -178,7 +187,23 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn read(&self, key: &str) -> Result<TensorData> {
+    /// Reads a parameter, whose parts follow one another along its first axis.
+    fn read(&self, keys: &[String]) -> Result<TensorData> {
+        let mut parts = keys.iter().map(|key| self.read_part(key)).collect::<Result<Vec<_>>>()?;
+        let mut whole = parts.remove(0);
+        if !parts.is_empty() {
+            let mut shape = whole.shape().to_vec();
+            shape[0] *= keys.len();
+            let all: Vec<&[u8]> = std::iter::once(&whole).chain(&parts).map(TensorData::as_bytes).collect();
+            whole = TensorData::from_bytes_vec(all.concat(), shape, whole.dtype());
+        }
+        if !self.path.is_transposed() {
+            return Ok(whole);
+        }
+        transpose(whole).map_err(|reason| Error::format(self.dict.origin(), format!("`{}`: {reason}", keys[0])))
+    }
+
+    fn read_part(&self, key: &str) -> Result<TensorData> {
         let data = self.dict.tensor(key)?;
         let dtype = if self.path.is_transposed() { self.options.linear.dtype() } else { DType::F32 };
         let damaged = |reason: String| Error::format(self.dict.origin(), format!("tensor `{key}`: {reason}"));
@@ -190,7 +215,7 @@ impl Loader<'_> {
                  diverged, or a wider type is needed"
             )));
         }
-        if self.path.is_transposed() { transpose(data).map_err(damaged) } else { Ok(data) }
+        Ok(data)
     }
 }
 
@@ -204,11 +229,11 @@ impl ModuleMapper for Loader<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let key = self.path.key(self.map);
-        if self.failed.is_some() || !self.wanted.contains(key.as_str()) {
+        let keys = self.path.keys(self.map);
+        if self.failed.is_some() || !keys.iter().all(|key| self.wanted.contains(key.as_str())) {
             return param;
         }
-        match self.read(&key) {
+        match self.read(&keys) {
             Ok(data) => {
                 let dtype = data.dtype();
                 let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
@@ -239,18 +264,24 @@ impl ModuleVisitor for Exporter<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let key = self.path.key(self.map);
+        let keys = self.path.keys(self.map);
         let transposed = self.path.is_transposed();
-        let shape = self.path.file_shape(&param.lazy_shape());
+        let (count, shape) = (keys.len(), self.path.file_shape(&param.lazy_shape(), keys.len()));
         // A parameter that is not initialized yet stays so until it is read.
         let dtype = if param.is_initialized() { param.val().dtype() } else { DType::F32 };
-        let (param, name) = (param.clone(), key.clone());
-        let read = move || {
-            let data = param.transform_for_save().val().try_into_data();
-            let data = data.map_err(|error| format!("`{name}` cannot be read back: {error}"))?;
-            if transposed { transpose(data).map_err(|reason| format!("`{name}`: {reason}")) } else { Ok(data) }
-        };
-        self.entries.push((key, Entry { shape, dtype, read: Arc::new(read) }));
+        for (i, key) in keys.into_iter().enumerate() {
+            let (param, name) = (param.clone(), key.clone());
+            let read = move || {
+                let whole = param.transform_for_save().val();
+                // The file's first axis.
+                let axis = usize::from(transposed);
+                let share = whole.dims()[axis] / count;
+                let part = if count == 1 { whole } else { whole.narrow(axis, i * share, share) };
+                let data = part.try_into_data().map_err(|error| format!("`{name}` cannot be read back: {error}"))?;
+                if transposed { transpose(data).map_err(|reason| format!("`{name}`: {reason}")) } else { Ok(data) }
+            };
+            self.entries.push((key, Entry { shape: shape.clone(), dtype, read: Arc::new(read) }));
+        }
     }
 }
 
@@ -361,6 +392,43 @@ mod tests {
         assert!(net.pos.val().is_require_grad(), "still trained");
         assert_eq!(report.loaded.len(), 3, "{report:?}");
         assert_eq!(report.ignored, ["blocks.0.mask"], "{report:?}");
+    }
+
+    #[test]
+    fn parts_in_the_file_make_up_one_parameter() {
+        // The linear layer's rows, and those of the matrix, are two tensors each.
+        let halves = |key: &str| match key {
+            "fc.1.weight" | "pos" => Some(vec![format!("{key}.a"), format!("{key}.b")]),
+            _ => None,
+        };
+        let map = map().with_split(halves);
+        let shapes: [(&str, &[usize]); 5] = [
+            ("fc.1.weight.a", &[1, 3]),
+            ("fc.1.weight.b", &[1, 3]),
+            ("fc.1.bias", &[2]),
+            ("pos.a", &[1, 3]),
+            ("pos.b", &[1, 3]),
+        ];
+        let shapes = shapes.map(|(key, shape)| (key.to_owned(), shape.to_vec()));
+        let start = |key: &str| if key.ends_with(".b") { 3 } else { 0 };
+        let values_of = move |key: &str, shape: &[usize]| {
+            (0..shape.iter().product::<usize>()).map(|i| (start(key) + i) as f32).collect()
+        };
+        let dict = StateDict::generated("test", shapes, values_of).unwrap();
+        let (net, report) = load(lazy_net(&device()), &dict, &map, LoadOptions::default()).unwrap();
+        assert_eq!(values(&net.fc.weight), [0., 3., 1., 4., 2., 5.], "joined, then transposed");
+        assert_eq!(values(&net.pos), [0., 1., 2., 3., 4., 5.], "joined");
+        assert_eq!(report.loaded.len(), 5, "{report:?}");
+        let again = export(&net, &map).unwrap();
+        for key in dict.keys() {
+            assert_eq!(again.tensor(key).unwrap(), dict.tensor(key).unwrap(), "{key}");
+        }
+        let lacking = StateDict::generated("test", [("pos.a".to_owned(), vec![1, 3])], |_, _| vec![0.0; 3]).unwrap();
+        let Error::Weights(report) = load(lazy_net(&device()), &lacking, &map, LoadOptions::default()).unwrap_err()
+        else {
+            panic!("another error")
+        };
+        assert!(report.missing.contains(&"pos.b".to_owned()), "{report:?}");
     }
 
     #[test]

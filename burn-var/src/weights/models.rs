@@ -1,5 +1,6 @@
 //! The table of all models, for programs that read any checkpoint.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::models::classifier::Classifier;
 use crate::models::common::Lora;
 #[cfg(feature = "metrics")]
 use crate::models::dino::Vit;
+use crate::models::flexvar::{FlexVae, FlexVar};
 #[cfg(feature = "metrics")]
 use crate::models::inception::Inception;
 use crate::models::var::{Var, VqVae};
@@ -31,6 +33,9 @@ pub trait AnyModel: fmt::Debug + Send + Sync {
     /// # Errors
     /// The errors of [`Pretrained::config_of`].
     fn config(&self, dict: &StateDict, scales: Option<&Scales>) -> Result<Value>;
+
+    /// Returns true if a file without a configuration is of this kind; see [`Pretrained::recognizes`].
+    fn recognizes(&self, dict: &StateDict) -> bool;
 
     /// Loads the model strictly and writes it as safetensors with its configuration, the metadata that its kind keeps
     /// ([`Pretrained::notes`]), and the metadata in `options`, which takes precedence. Returns the configuration.
@@ -51,6 +56,8 @@ pub trait AnyModel: fmt::Debug + Send + Sync {
 pub static MODELS: &[&dyn AnyModel] = &[
     &Erased::<Var>(PhantomData),
     &Erased::<VqVae>(PhantomData),
+    &Erased::<FlexVar>(PhantomData),
+    &Erased::<FlexVae>(PhantomData),
     &Erased::<Injector>(PhantomData),
     #[cfg(feature = "training")]
     &Erased::<DiscriminatorHeads>(PhantomData),
@@ -83,6 +90,10 @@ impl<M: Pretrained> AnyModel for Erased<M> {
 
     fn config(&self, dict: &StateDict, scales: Option<&Scales>) -> Result<Value> {
         json(&M::config_of(dict, scales)?)
+    }
+
+    fn recognizes(&self, dict: &StateDict) -> bool {
+        M::recognizes(dict)
     }
 
     fn convert(
@@ -121,19 +132,24 @@ impl StateDict {
             return Ok(vec![model]);
         }
         let sections = self.sections();
-        let holds = |kind: Kind| match kind.landmark {
-            _ if sections.contains(&kind) => true,
-            Some(key) => self.contains(key),
-            None => false,
-        };
-        Ok(MODELS.iter().copied().filter(|model| holds(model.kind())).collect())
+        let holds = |model: &dyn AnyModel| sections.contains(&model.kind()) || model.recognizes(self);
+        Ok(MODELS.iter().copied().filter(|model| holds(*model)).collect())
     }
 
     /// Returns the kinds of models in a trainer's checkpoint; empty for the weights of one model.
+    ///
+    /// Trainers of several kinds use the same name for a section: its tensors then decide. If they fit none, the
+    /// section stands for each.
     pub fn sections(&self) -> Vec<Kind> {
-        let holds = |prefix: &str| self.keys().any(|key| key.starts_with(prefix));
-        let kinds = MODELS.iter().map(|model| model.kind());
-        kinds.filter(|kind| kind.sections.iter().any(|prefix| holds(prefix))).collect()
+        let prefixes: BTreeSet<&str> = MODELS.iter().flat_map(|model| model.kind().sections).copied().collect();
+        let mut found: Vec<Kind> = Vec::new();
+        for prefix in prefixes {
+            let Some(section) = self.strip_prefix(prefix) else { continue };
+            let users: Vec<_> = MODELS.iter().filter(|model| model.kind().sections.contains(&prefix)).collect();
+            let fits = users.iter().any(|model| model.recognizes(&section));
+            found.extend(users.iter().filter(|model| !fits || model.recognizes(&section)).map(|model| model.kind()));
+        }
+        MODELS.iter().map(|model| model.kind()).filter(|kind| found.contains(kind)).collect()
     }
 
     /// Returns the tensors of one model: its section of a trainer's checkpoint, else all.
@@ -170,24 +186,27 @@ mod tests {
     }
 
     #[test]
-    fn names_roles_and_prefixes_are_unique() {
+    fn names_and_landmarks_are_unique() {
         for (i, a) in MODELS.iter().enumerate() {
             for b in &MODELS[i + 1..] {
                 let (a, b) = (a.kind(), b.kind());
-                assert!(a.name != b.name && a.role != b.role && a.title != b.title, "{a} and {b}");
+                assert!(a.name != b.name && a.title != b.title, "{a} and {b}");
                 assert!(a.landmark.is_none() || a.landmark != b.landmark, "{a} and {b}");
-                assert!(a.sections.iter().all(|prefix| !b.sections.contains(prefix)), "{a} and {b}");
             }
         }
     }
 
     #[test]
     fn sections_of_trainers_are_found_and_bare_dicts_are_whole() {
-        let trainer = dict(&["trainer.var_wo_ddp.module.head.bias", "trainer.vae_local.quant_conv.bias", "trainer.x"]);
+        let trainer = dict(&[
+            "trainer.var_wo_ddp.module.lvl_embed.weight",
+            "trainer.vae_local.quantize.embedding.weight",
+            "trainer.x",
+        ]);
         assert_eq!(trainer.sections(), [Var::KIND, VqVae::KIND], "a VAR trainer's checkpoint");
         assert_eq!(kinds(&trainer), ["var", "vqvae"], "its models");
         let var = trainer.section(Var::KIND).unwrap();
-        assert_eq!(var.keys().collect::<Vec<_>>(), ["head.bias"], "the transformer alone");
+        assert_eq!(var.keys().collect::<Vec<_>>(), ["lvl_embed.weight"], "the transformer alone");
         let error = trainer.section(Injector::KIND).unwrap_err().to_string();
         assert!(error.contains("it holds: VAR transformer, VQ-VAE"), "{error}");
         for nested in ["planner_state_dict.a", "planner.a", "a"] {
@@ -198,8 +217,11 @@ mod tests {
 
     #[test]
     fn bare_checkpoints_are_recognized_by_a_tensor() {
-        assert_eq!(kinds(&dict(&["pos_start", "x"])), ["var"]);
-        assert_eq!(kinds(&dict(&["quantize.embedding.weight"])), ["vqvae"]);
+        assert_eq!(kinds(&dict(&["lvl_embed.weight", "pos_1LC", "x"])), ["var"]);
+        assert_eq!(kinds(&dict(&["pos_1LC", "x"])), ["flexvar"]);
+        assert_eq!(kinds(&dict(&["trainer.var_wo_ddp.pos_1LC", "trainer.x"])), ["flexvar"], "in a trainer's file");
+        assert_eq!(kinds(&dict(&["encoder.down.0.block.0.conv1.weight"])), ["vqvae"]);
+        assert_eq!(kinds(&dict(&["model.encoder.conv_blocks.0.res.0.conv1.weight"])), ["flexvae"]);
         assert_eq!(kinds(&dict(&["input_proj.weight"])), ["injector"]);
         assert_eq!(kinds(&dict(&["x"])), [""; 0]);
     }

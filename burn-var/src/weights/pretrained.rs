@@ -73,6 +73,11 @@ pub trait Pretrained: Module {
         dict.section(Self::KIND)
     }
 
+    /// Returns true if a file without a configuration is of this kind: by default, if it has the kind's landmark.
+    fn recognizes(dict: &StateDict) -> bool {
+        Self::KIND.landmark.is_some_and(|key| dict.contains(key))
+    }
+
     /// Returns the configuration of a file for the scale schedule `scales`. Models whose weights are valid for one
     /// schedule only return it unchanged, as is the default.
     fn with_scales(config: Self::Config, scales: &Scales) -> Self::Config {

@@ -5,7 +5,7 @@ use burn_var::models::aid::{DiscriminatorHeads, DiscriminatorHeadsConfig, Inject
 use burn_var::models::dino::{Vit, VitConfig};
 use burn_var::models::var::{Var, VarConfig, VqVae};
 use burn_var::weights::{LoadOptions, Pretrained, StateDict};
-use burn_var::{MapSize, Result, TokenPyramid, Tokenizer};
+use burn_var::{MapSize, Result, TeacherForced, TokenPyramid, Tokenizer};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 use serde_json::{Map, Value};
@@ -138,7 +138,7 @@ fn trainer(case: &Case, dict: &StateDict, about: &str, device: &Device, checks: 
     let transformer = Var::load_with(dict, &config, LoadOptions::default(), device)?;
     let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("trainer.gt_ids", device))?;
     let conditions = case.conditions("trainer.labels", config.num_classes);
-    let logits = transformer.teacher_forced(&conditions, tokenizer.teacher_input(&tokens), None)?;
+    let logits = transformer.teacher_forced(&conditions, tokenizer.teacher_input(&tokens), tokens.scales(), None)?;
     checks.floats("trainer.tf_logits", "floats", logits);
     Ok(())
 }

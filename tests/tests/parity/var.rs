@@ -9,7 +9,7 @@ use burn_var::guidance::{Cfg, Guidance};
 use burn_var::models::var::{Var, VarConfig, VqVae};
 use burn_var::sampling::Sampler;
 use burn_var::weights::{LoadOptions, Pretrained};
-use burn_var::{BatchRequest, Condition, Result, TokenPyramid, Tokenizer, generate};
+use burn_var::{BatchRequest, Condition, NextScale, Result, TeacherForced, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Case, Tolerance};
 use burn_var_tests::gradients::Gradients;
@@ -98,10 +98,15 @@ fn teacher_forced(
     let tokens = TokenPyramid::from_sequence(tokenizer.scales().clone(), case.ids("gt_ids", &device))?;
     let input = tokenizer.teacher_input(&tokens);
     checks.floats("var_input", "f_hat", input.clone());
-    checks.floats("tf_logits", "logits", transformer.teacher_forced(conditions, input.clone(), None)?);
+    checks.floats(
+        "tf_logits",
+        "logits",
+        transformer.teacher_forced(conditions, input.clone(), transformer.scales(), None)?,
+    );
     if case.has("tf_logits_uncond") {
         let first = case.array("tf_logits_uncond").shape[0];
-        let logits = transformer.teacher_forced(&vec![Condition::Null; first], input.narrow(0, 0, first), None)?;
+        let (conditions, input) = (vec![Condition::Null; first], input.narrow(0, 0, first));
+        let logits = transformer.teacher_forced(&conditions, input, transformer.scales(), None)?;
         checks.floats("tf_logits_uncond", "logits", logits);
     }
     Ok(())
@@ -110,7 +115,8 @@ fn teacher_forced(
 fn training(case: &Case, conditions: &[Condition], device: &Device, checks: &mut Checks<'_>) -> Result<()> {
     let device = device.clone().autodiff();
     let transformer = from_recipe(case, &device)?;
-    let logits = transformer.teacher_forced(conditions, case.tensor("var_input", &device), None)?;
+    let input = case.tensor("var_input", &device);
+    let logits = transformer.teacher_forced(conditions, input, transformer.scales(), None)?;
     let smoothing: f64 = case.find("/scalars/label_smoothing").unwrap_or(0.0);
     let log_probabilities = log_softmax(logits, 2);
     let target = case.ids::<2>("gt_ids", &device).unsqueeze_dim::<3>(2);

@@ -9,9 +9,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::attention::{Context, KvCache, SelfAttention};
 use super::lora::{BlockLora, Lora, adapted};
 use super::modulation::{BlockModulation, HeadModulation};
+use crate::error::require_positive;
 use crate::generation::State;
 use crate::rng::Rng;
-use crate::{nn, ops};
+use crate::{Error, Result, nn, ops};
 
 /// Sizes of the blocks of a transformer.
 #[derive(Debug, Clone)]
@@ -32,6 +33,31 @@ pub struct BlockSizes {
     pub attn_l2_norm: bool,
     /// Drop path rate of the last block, for training; it rises linearly from 0 at the first.
     pub drop_path_rate: f64,
+}
+
+impl BlockSizes {
+    /// Returns the hidden width of the feed-forward.
+    pub fn hidden(width: usize, mlp_ratio: f64) -> usize {
+        (width as f64 * mlp_ratio).round() as usize
+    }
+
+    /// Checks that the sizes fit each other; `mlp_ratio` is the one that the hidden width comes from.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field as in the configuration of a transformer.
+    pub fn validate(&self, mlp_ratio: f64) -> Result<()> {
+        require_positive(&[("depth", self.depth), ("embed_dim", self.width), ("num_heads", self.heads)])?;
+        if !self.width.is_multiple_of(self.heads) {
+            return Err(Error::config("num_heads", self.heads, format!("a divisor of embed_dim {}", self.width)));
+        }
+        if !(mlp_ratio.is_finite() && self.hidden > 0) {
+            return Err(Error::config("mlp_ratio", mlp_ratio, "a positive number"));
+        }
+        if !(0.0..1.0).contains(&self.drop_path_rate) {
+            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a fraction in 0..1"));
+        }
+        Ok(())
+    }
 }
 
 /// Two linear layers with GELU (tanh form) between.

@@ -6,6 +6,8 @@ mod detach_cache;
 mod lora;
 mod lora_weights;
 mod modulation;
+pub(crate) mod trunk;
+pub mod vq_model;
 pub mod vqgan;
 
 pub use attention::{KvCache, SelfAttention};
@@ -13,3 +15,4 @@ pub use block::{Block, BlockSizes, BlockStack, FeedForward, HeadNorm, StackState
 pub use detach_cache::DetachCache;
 pub use lora::{Lora, LoraConfig, LoraTarget, LowRankConfig, WithLora};
 pub use modulation::{BlockModulation, HeadModulation};
+pub use trunk::VarInit;

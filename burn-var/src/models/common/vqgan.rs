@@ -5,6 +5,7 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 
+use crate::init::{Init, ParamInfo, fan_in_bound};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::ops;
 
@@ -19,6 +20,14 @@ pub struct VqGanSizes {
     pub num_res_blocks: usize,
     /// Channels of the latent.
     pub z_channels: usize,
+}
+
+/// Returns the initial values of a parameter of these networks: PyTorch's defaults, with biases of zero.
+pub(crate) fn untrained(param: &ParamInfo<'_>) -> Init {
+    match param.shape {
+        [_, rest @ ..] if !rest.is_empty() => fan_in_bound(rest.iter().product()),
+        _ => Init::Keep,
+    }
 }
 
 /// Two 3x3 convolutions, each after group norm and SiLU, added to the input.

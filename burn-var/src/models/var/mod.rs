@@ -7,7 +7,8 @@ mod tokenizer_weights;
 mod transformer;
 mod weights;
 
+pub use crate::models::common::VarInit;
 pub use preset::VarPreset;
 pub use quantizer::{Quantized, Quantizer, phi_index};
 pub use tokenizer::{VqVae, VqVaeConfig};
-pub use transformer::{Var, VarConfig, VarInit, VarState, drop_labels};
+pub use transformer::{Var, VarConfig, VarState, drop_labels};

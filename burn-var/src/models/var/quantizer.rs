@@ -53,7 +53,7 @@ impl Quantizer {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();
         let found = if self.using_znorm {
-            normalize(residual).matmul(normalize(codes).transpose()).argmax(1)
+            nn::unit_rows(residual).matmul(nn::unit_rows(codes).transpose()).argmax(1)
         } else {
             let own = residual.clone().square().sum_dim(1); // [positions, 1]
             let theirs = codes.clone().square().sum_dim(1).transpose(); // [1, vocab]
@@ -128,12 +128,6 @@ impl Quantizer {
         let straight = latent + Tensor::from_inner(canvas.inner() - target);
         Quantized { canvas: straight, loss: loss / scales.len() as f64, tokens, residuals }
     }
-}
-
-/// Normalizes rows to unit length; a zero row stays zero (epsilon 1e-12, as PyTorch's `normalize`).
-fn normalize(rows: Tensor<2>) -> Tensor<2> {
-    let length = rows.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
-    rows / length
 }
 
 /// Returns the index of the convolution, of `phis`, that serves scale `k` of `scales`: the one whose tick is nearest to

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::quantizer::{Quantized, Quantizer};
 use crate::error::require_positive;
 use crate::generation::{Tokenizer, Vocabulary};
-use crate::init::{Init, fan_in_bound, initialize};
+use crate::init::{Init, initialize};
 use crate::math::Resize;
-use crate::models::common::vqgan::{Decoder, Encoder, VqGanSizes};
+use crate::models::common::vqgan::{Decoder, Encoder, VqGanSizes, untrained};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
@@ -161,10 +161,9 @@ impl VqVaeConfig {
     /// The errors of [`VqVaeConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<VqVae> {
         let vocab = self.vocab_size as f64;
-        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.shape {
-            _ if param.path == "quantize.embedding.weight" => Init::Uniform(1.0 / vocab),
-            [_, rest @ ..] if !rest.is_empty() => fan_in_bound(rest.iter().product()),
-            _ => Init::Keep,
+        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
+            "quantize.embedding.weight" => Init::Uniform(1.0 / vocab),
+            _ => untrained(param),
         }))
     }
 

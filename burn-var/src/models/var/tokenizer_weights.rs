@@ -14,7 +14,7 @@ impl Pretrained for VqVae {
         title: "VQ-VAE",
         source: "`vae_ch160v4096z32.pth` is the published one, `burn-var train tokenizer` trains one",
         sections: &["trainer.vae_local."],
-        landmark: Some("quantize.embedding.weight"),
+        landmark: Some("encoder.down.0.block.0.conv1.weight"),
     };
 
     type Config = VqVaeConfig;

@@ -7,12 +7,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
-use crate::generation::{Condition, NextScale, ScaleInput, State, Vocabulary};
-use crate::init::{Init, initialize};
-use crate::models::common::{Block, BlockSizes, BlockStack, HeadNorm, Lora, LoraTarget, StackState};
+use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, Vocabulary};
+use crate::init::initialize;
+use crate::models::common::trunk::{check_teacher_input, embed_classes};
+use crate::models::common::{Block, BlockSizes, BlockStack, HeadNorm, Lora, LoraTarget, StackState, VarInit};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
-use crate::{Error, Result, Scales, nn, ops};
+use crate::{Result, Scales, nn, ops};
 
 /// Sizes of a [`Var`]. Fields are named as in VAR's code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,58 +63,23 @@ fn default_attn_l2_norm() -> bool {
     true
 }
 
-/// Constants of the authors' initialization.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct VarInit {
-    /// Factor of the adaptive norms' scales and shifts.
-    pub aln: f64,
-    /// Factor of the gates: 1e-3 for d16 and d20, down to 5e-6 for d36.
-    pub alng: f64,
-    /// Factor of the head's weights.
-    pub head: f64,
-}
-
-impl Default for VarInit {
-    fn default() -> Self {
-        Self { aln: 0.5, alng: 1e-3, head: 0.02 }
-    }
-}
-
 impl VarConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field, what it is, and what would be accepted.
     pub fn validate(&self) -> Result<()> {
-        let positive = [
-            ("depth", self.depth),
-            ("embed_dim", self.embed_dim),
-            ("num_heads", self.num_heads),
+        require_positive(&[
             ("vocab_size", self.vocab_size),
             ("z_channels", self.z_channels),
             ("num_classes", self.num_classes),
-        ];
-        require_positive(&positive)?;
-        if !self.embed_dim.is_multiple_of(self.num_heads) {
-            return Err(Error::config(
-                "num_heads",
-                self.num_heads,
-                format!("a divisor of embed_dim {}", self.embed_dim),
-            ));
-        }
-        if !(self.mlp_ratio.is_finite() && self.hidden() > 0) {
-            return Err(Error::config("mlp_ratio", self.mlp_ratio, "a positive number"));
-        }
-        if !(0.0..1.0).contains(&self.drop_path_rate) {
-            return Err(Error::config("drop_path_rate", self.drop_path_rate, "a fraction in 0..1"));
-        }
-        Ok(())
+        ])?;
+        self.blocks().validate(self.mlp_ratio)
     }
 
     /// Returns the hidden width of the feed-forward.
     pub fn hidden(&self) -> usize {
-        (self.embed_dim as f64 * self.mlp_ratio).round() as usize
+        BlockSizes::hidden(self.embed_dim, self.mlp_ratio)
     }
 
     /// Creates a transformer with the authors' initial weights, drawn from `seed`.
@@ -121,21 +87,8 @@ impl VarConfig {
     /// # Errors
     /// The errors of [`VarConfig::validate`].
     pub fn init(&self, start: VarInit, seed: u64, device: &Device) -> Result<Var> {
-        let width = self.embed_dim;
-        let std = (1.0 / (3.0 * width as f64)).sqrt();
-        let branch = std / (2.0 * self.depth as f64).sqrt();
-        let packed = |std: f64| Init::NormalRuns(vec![(2 * width, std * start.alng), (4 * width, std * start.aln)]);
-        Ok(initialize(self.init_zeros(device)?, seed, |param| match param.path {
-            path if path.ends_with("scale_mul_1H11") => Init::Constant(4f64.ln()),
-            path if path.ends_with("ada_gss") => packed((1.0 / width as f64).sqrt()),
-            path if path.ends_with("bias") => Init::Keep,
-            "head.weight" => Init::Normal(std * start.head),
-            "head_nm.ada_lin.weight" => Init::Normal(std * start.aln),
-            "shared_ada_lin.weight" => Init::Normal(std),
-            path if path.ends_with("attn.proj.weight") || path.ends_with("ffn.fc2.weight") => Init::Normal(branch),
-            path if path.ends_with("ada_lin.weight") => packed(std),
-            _ => Init::Normal(std),
-        }))
+        let sizes = self.blocks();
+        Ok(initialize(self.init_zeros(device)?, seed, |param| start.of(&sizes, param)))
     }
 
     /// Creates a transformer whose weights take no memory until they are loaded.
@@ -205,38 +158,6 @@ impl Var {
         nn::apply(&self.word_embed, codes)
     }
 
-    /// Computes teacher-forced logits of all scales at once, `[batch, L, vocab_size]`.
-    ///
-    /// `input` is [`crate::Tokenizer::teacher_input`], `[batch, L - first, z_channels]`. With `noise`, one stream per
-    /// image, drop path is enabled. The caller drops conditions, see [`drop_labels`].
-    ///
-    /// # Errors
-    /// [`Error::Label`] for an unknown class, [`Error::Shape`] if conditions, input or noise do not fit each other.
-    pub fn teacher_forced(
-        &self,
-        conditions: &[Condition],
-        input: Tensor<3>,
-        noise: Option<&mut [Rng]>,
-    ) -> Result<Tensor<3>> {
-        let scales = &self.config.patch_nums;
-        let state = self.start(conditions, scales)?;
-        let first = scales.size(0).area();
-        let expected = [conditions.len(), scales.tokens() - first, self.config.z_channels];
-        if input.dims() != expected {
-            return Err(Error::shape("teacher input", format!("{expected:?}"), input.dims()));
-        }
-        if let Some(noise) = &noise
-            && noise.len() != conditions.len()
-        {
-            return Err(Error::shape("noise", format!("{} streams, one per image", conditions.len()), [noise.len()]));
-        }
-        let start = self.start_tokens(&state);
-        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.embed_codes(input)], 1) };
-        let x = x + state.positions.clone();
-        let mask = ops::block_causal_mask(scales, &x.device());
-        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
-    }
-
     /// Returns the first scale's tokens: class embedding plus start embedding, `[batch, tokens, width]`.
     fn start_tokens(&self, state: &VarState) -> Tensor<3> {
         state.stack.condition.clone().unsqueeze_dim(1) + self.pos_start.val()
@@ -296,18 +217,12 @@ impl NextScale for Var {
 
     fn start(&self, conditions: &[Condition], scales: &Scales) -> Result<VarState> {
         self.check_scales(scales)?;
-        if conditions.is_empty() {
-            return Err(Error::shape("conditions", "at least one image", [0]));
-        }
-        let rows = Condition::class_rows(conditions, self.config.num_classes)?;
-        let device = self.pos_start.val().device();
-        let row = |ids: Vec<usize>| {
-            let (count, ids) = (ids.len(), ids.into_iter().map(|id| id as i64).collect::<Vec<_>>());
-            Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), &device)
-        };
-        let condition = self.class_emb.forward(row(rows)).squeeze_dim::<2>(0); // [batch, width]
+        let condition = embed_classes(&self.class_emb, conditions, self.config.num_classes)?;
+        let levels: Vec<i64> = scales.levels().into_iter().map(|level| level as i64).collect();
+        let shape = [1, levels.len()];
+        let levels = Tensor::<2, Int>::from_data(TensorData::new(levels, shape), &condition.device());
         Ok(VarState {
-            positions: self.lvl_embed.forward(row(scales.levels())) + self.pos_1LC.val(),
+            positions: self.lvl_embed.forward(levels) + self.pos_1LC.val(),
             stack: self.stack().start(condition, scales.tokens()),
         })
     }
@@ -324,6 +239,24 @@ impl NextScale for Var {
 
     fn step(&self, state: &mut VarState, _at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
         self.stack().step(&mut state.stack, hidden)
+    }
+}
+
+impl TeacherForced for Var {
+    fn teacher_forced(
+        &self,
+        conditions: &[Condition],
+        input: Tensor<3>,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        let state = self.start(conditions, scales)?;
+        check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
+        let start = self.start_tokens(&state);
+        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.embed_codes(input)], 1) };
+        let x = x + state.positions.clone();
+        let mask = ops::block_causal_mask(scales, &x.device());
+        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
     }
 }
 

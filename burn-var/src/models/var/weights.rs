@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 
 use super::{Var, VarConfig};
-use crate::weights::shapes::{axes, count};
+use crate::models::common::trunk::{self, TrunkShapes};
+use crate::weights::shapes::axes;
 use crate::weights::{GenerationConfig, KeyMap, Kind, Pretrained, StateDict};
 use crate::{Error, Result, Scales};
-
-/// Width of a head in all published sizes.
-const HEAD_WIDTH: usize = 64;
 
 impl Pretrained for Var {
     const KIND: Kind = Kind {
@@ -19,7 +17,7 @@ impl Pretrained for Var {
         title: "VAR transformer",
         source: "`var_d16.pth` to `var_d36.pth` are published ones, `burn-var train var` trains one",
         sections: &["trainer.var_wo_ddp."],
-        landmark: Some("pos_start"),
+        landmark: Some("lvl_embed.weight"),
     };
 
     type Config = VarConfig;
@@ -30,11 +28,7 @@ impl Pretrained for Var {
 
     /// Returns the names of VAR, whose adaptive norms are the second part of a `Sequential`.
     fn keys(_: &VarConfig) -> KeyMap {
-        const BUFFERS: [&str; 3] = ["lvl_1L", "attn_bias_for_masking", "zero_k_bias"];
-        KeyMap::new(Self::KIND.title, &BUFFERS, |path| match path.rsplit_once("ada_lin.") {
-            Some((before, after)) => format!("{before}ada_lin.1.{after}"),
-            None => path.to_owned(),
-        })
+        trunk::keys(Self::KIND, &["lvl_1L", "attn_bias_for_masking", "zero_k_bias"])
     }
 
     fn init_zeros(config: &VarConfig, device: &Device) -> Result<Self> {
@@ -49,32 +43,20 @@ impl Pretrained for Var {
     /// # Errors
     /// [`Error::Format`] if this is not a VAR transformer; [`Error::Config`] if `scales` is needed.
     fn infer(dict: &StateDict, scales: Option<&Scales>) -> Result<VarConfig> {
-        let [vocab_size, embed_dim] = axes(dict, "head.weight", Self::KIND)?;
-        let [_, z_channels] = axes(dict, "word_embed.weight", Self::KIND)?;
-        let [labels, _] = axes(dict, "class_emb.weight", Self::KIND)?;
-        let [hidden, _] = axes(dict, "blocks.0.ffn.fc1.weight", Self::KIND)?;
-        let depth = count(dict, |i| format!("blocks.{i}.attn.mat_qkv.weight"));
-        let sharpness = "blocks.0.attn.scale_mul_1H11";
-        let attn_l2_norm = dict.contains(sharpness);
-        let num_heads = if attn_l2_norm {
-            let [_, heads, _, _] = axes(dict, sharpness, Self::KIND)?;
-            heads
-        } else {
-            embed_dim / HEAD_WIDTH
-        };
+        let shapes = TrunkShapes::of(dict, Self::KIND)?;
         let config = VarConfig {
-            depth,
-            embed_dim,
-            num_heads,
-            mlp_ratio: hidden as f64 / embed_dim as f64,
+            depth: shapes.depth,
+            embed_dim: shapes.embed_dim,
+            num_heads: shapes.num_heads,
+            mlp_ratio: shapes.mlp_ratio,
             norm_eps: 1e-6,
-            shared_aln: dict.contains("shared_ada_lin.1.weight"),
-            attn_l2_norm,
-            vocab_size,
-            z_channels,
-            num_classes: labels - 1,
+            shared_aln: shapes.shared_aln,
+            attn_l2_norm: shapes.attn_l2_norm,
+            vocab_size: shapes.vocab_size,
+            z_channels: shapes.z_channels,
+            num_classes: shapes.num_classes,
             patch_nums: scales.cloned().map_or_else(|| infer_scales(dict), Ok)?,
-            drop_path_rate: 0.1 * depth as f64 / 24.0,
+            drop_path_rate: shapes.drop_path_rate,
         };
         config.validate()?;
         Ok(config)
