@@ -110,17 +110,12 @@ impl Generator {
         plain: Plain,
         device: &Device,
     ) -> Result<Self> {
-        // The settings decide about the injector, so it is added below.
-        let builder = model.builder(files, device)?.without_injector();
-        let with_lora = match &settings.lora {
-            Some(file) => builder.clone().lora(file),
-            None => builder.clone(),
-        };
-        let mut generator = Self::with(with_lora.build()?, files.injector.as_ref(), settings)?;
+        let pipeline = Self::load(model, files, settings.lora.as_ref(), device)?;
+        let mut generator = Self::with(pipeline, files.injector.as_ref(), settings)?;
         if plain == Plain::Too {
             generator.plain = Some(match &settings.lora {
                 Some(_) => {
-                    let mut plain = builder.build()?;
+                    let mut plain = Self::load(model, files, None, device)?;
                     plain.configure(&settings.pipeline()).map_err(asked)?;
                     plain.plain()
                 }
@@ -128,6 +123,20 @@ impl Generator {
             });
         }
         Ok(generator)
+    }
+
+    /// Loads a pipeline without injector: the settings decide about it, see [`Generator::with`].
+    pub(crate) fn load(
+        model: &PairArgs,
+        files: &ModelFiles,
+        lora: Option<&PathBuf>,
+        device: &Device,
+    ) -> Result<Pipeline> {
+        let builder = model.builder(files, device)?.without_injector();
+        Ok(match lora {
+            Some(file) => builder.lora(file).build()?,
+            None => builder.build()?,
+        })
     }
 
     /// Adds an injector and settings to a pipeline, into which the LoRA of the settings is merged already.
@@ -275,7 +284,8 @@ fn lora_fingerprint(file: &PathBuf, device: &Device) -> Result<String> {
     Ok(Fingerprint::new().module(&Lora::load(&StateDict::open(file)?, device)?)?.finish())
 }
 
-/// A set of images that are generated when they are read.
+/// A set of images that are generated when they are read. Clones share the weights.
+#[derive(Clone)]
 pub(crate) struct GeneratedSet {
     generator: Generator,
     /// One per image.
@@ -289,6 +299,16 @@ impl GeneratedSet {
         let ModelPair { tokenizer, transformer } = generator.pair()?;
         let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
         Ok(Self { generator, labels, model })
+    }
+
+    /// Returns images of the same model and labels with another seed.
+    pub(crate) fn with_seed(self, seed: u64) -> Self {
+        Self { generator: self.generator.with_seed(seed), ..self }
+    }
+
+    /// Returns the number of the model's classes.
+    pub(crate) fn classes(&self) -> usize {
+        self.generator.pipeline.classes().count
     }
 
     fn pixels(&self, numbers: std::ops::Range<usize>) -> burn_var_train::Result<Vec<u8>> {

@@ -38,7 +38,7 @@ pub(crate) struct SamplingArgs {
     /// Strength of Scaled Spatial Guidance, which decays from scale to scale; 0.3 is a place to start.
     #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
     ssg: Option<f64>,
-    /// Whether Scaled Spatial Guidance comes before or after classifier-free guidance.
+    /// Order of Scaled Spatial Guidance and classifier-free guidance.
     #[arg(long, value_enum, value_name = "ORDER")]
     ssg_order: Option<Order>,
     /// Strength of visual prefix guidance, which runs the transformer twice. The paper: 3 for VAR-d16 to 1.3

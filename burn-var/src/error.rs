@@ -67,6 +67,12 @@ pub enum Error {
     /// A covariance matrix that is not symmetric and positive semidefinite.
     #[error("the covariance is not valid: {0}; compute the statistics again")]
     Covariance(String),
+    /// Class probabilities that are not a distribution.
+    #[error("row {row} of the class probabilities is not a distribution: expected numbers from 0 to 1 with the sum 1")]
+    Distribution {
+        /// Index of the row.
+        row: usize,
+    },
     /// A value that must be finite is not.
     #[error("{what} is not finite ({found}); {hint}")]
     NonFinite {

@@ -4,8 +4,8 @@ use super::{
     BatchLoader, BatchOrder, Fingerprint, HostBatch, ImageBatch, PrefetchedBatches, TokenBatch, TokenCache,
     TokenCacheSpec, VariantChoice, View,
 };
-use crate::engine::Piece;
 use crate::engine::run::RunConfig;
+use crate::engine::{Piece, TrainingData};
 use crate::{Error, Result};
 
 /// The images of a run by step, decoded ahead as long as steps follow one another.
@@ -26,18 +26,6 @@ impl ImageStream {
         let order = BatchOrder::new(loader.source().len(), run.batch_size, run.seed)?;
         let device = device.clone();
         Ok(Self { loader, order, seed: run.seed, mirror, device, ahead: None, current: None })
-    }
-
-    /// The fingerprint that the run is resumed by.
-    pub(crate) fn data(&self) -> String {
-        self.loader.source().run_fingerprint()
-    }
-
-    /// Returns [`ImageStream::data`] in the form of `recorded`.
-    pub(crate) fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        let source = self.loader.source();
-        let like = if Fingerprint::is_old(recorded) { source.fingerprint_like(recorded)? } else { self.data() };
-        Ok(Some(like))
     }
 
     /// Returns the images of a piece.
@@ -75,6 +63,19 @@ impl ImageStream {
     }
 }
 
+impl TrainingData for ImageStream {
+    fn fingerprint(&self) -> String {
+        self.loader.source().run_fingerprint()
+    }
+
+    fn fingerprint_like(&self, recorded: &str) -> Result<Option<String>> {
+        Ok(Some(match Fingerprint::is_old(recorded) {
+            true => self.loader.source().fingerprint_like(recorded)?,
+            false => self.fingerprint(),
+        }))
+    }
+}
+
 /// The tokens of a run by step.
 pub(crate) struct TokenStream {
     cache: TokenCache,
@@ -93,22 +94,24 @@ impl TokenStream {
         self.cache.spec()
     }
 
-    /// The fingerprints of images and tokenizer.
-    pub(crate) fn data(&self) -> String {
-        let TokenCacheSpec { data, tokenizer, .. } = self.cache.spec();
-        format!("{data} {tokenizer}")
-    }
-
-    /// Returns [`TokenStream::data`] if it has the form of `recorded`. A cache has the form of the version that made it.
-    pub(crate) fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        let data = self.data();
-        Ok((data.len() == recorded.len()).then_some(data))
-    }
-
     /// Returns the tokens of a piece.
     pub(crate) fn batch(&mut self, piece: &Piece) -> Result<TokenBatch> {
         let step = piece.step as usize;
         let images = &self.order.batch(step)[piece.images.clone()];
         self.cache.batch(images, VariantChoice::Random { seed: self.seed, epoch: self.order.epoch(step) })
+    }
+}
+
+impl TrainingData for TokenStream {
+    /// The fingerprints of images and tokenizer.
+    fn fingerprint(&self) -> String {
+        let TokenCacheSpec { data, tokenizer, .. } = self.cache.spec();
+        format!("{data} {tokenizer}")
+    }
+
+    /// A cache has the form of the version that made it.
+    fn fingerprint_like(&self, recorded: &str) -> Result<Option<String>> {
+        let data = self.fingerprint();
+        Ok((data.len() == recorded.len()).then_some(data))
     }
 }

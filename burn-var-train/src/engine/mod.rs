@@ -67,6 +67,21 @@ pub struct Round {
 /// Gradients of the mean loss over a piece, each with the index of its network in [`Method::networks`].
 pub type NetworkGradients = Vec<(usize, GradientsParams)>;
 
+/// The training data of a run, as its checkpoints record it.
+pub trait TrainingData {
+    /// Returns the fingerprint of the data.
+    fn fingerprint(&self) -> String;
+
+    /// Returns [`TrainingData::fingerprint`] in the form of `recorded`, which an earlier version may have recorded;
+    /// `None` if this version cannot compute that form.
+    ///
+    /// # Errors
+    /// If images must be read for it and cannot be.
+    fn fingerprint_like(&self, _recorded: &str) -> Result<Option<String>> {
+        Ok(Some(self.fingerprint()))
+    }
+}
+
 /// A training method. [`Trainer`] drives it.
 ///
 /// A step consists of one or more rounds. In every round each piece goes through [`Method::backward`] once; the engine
@@ -77,17 +92,8 @@ pub trait Method {
     /// Values that a piece reports besides its gradients: terms of the loss, statistics.
     type Record;
 
-    /// Identifies the training data. A checkpoint made with other data is refused.
-    fn data(&self) -> String;
-
-    /// Returns [`Method::data`] in the form of `recorded`, which an earlier version may have recorded; `None` if this
-    /// version cannot compute that form.
-    ///
-    /// # Errors
-    /// If images must be read for it and cannot be.
-    fn data_like(&self, _recorded: &str) -> Result<Option<String>> {
-        Ok(Some(self.data()))
-    }
+    /// The training data. A checkpoint made with other data is refused.
+    fn data(&self) -> &dyn TrainingData;
 
     /// The trained networks, always in the same order.
     fn networks(&self) -> Vec<&dyn Network>;
@@ -167,6 +173,15 @@ pub trait Method {
 
     /// The charts to draw of the log: title and names of the metrics.
     fn charts(&self) -> Vec<(&'static str, Vec<String>)>;
+}
+
+/// Returns the metrics of a measured round: the means over its pieces, and the rates of the updated networks.
+pub(crate) fn round_metrics(round: &Round, pieces: Vec<Metrics>, rates: &[Rates]) -> Metrics {
+    let mut metrics = mean_metrics(pieces);
+    if round.measure {
+        metrics.extend(rates.iter().flat_map(Rates::metrics));
+    }
+    metrics
 }
 
 /// Averages metrics of the pieces. All have the same names in the same order.

@@ -164,7 +164,11 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
         }
         if last || stop || done.is_multiple_of(config.save_every) {
             log.sync()?;
-            checkpoints.save(done, &State { data: trainer.method().data(), noise: NOISE }, trainer.parts())?;
+            checkpoints.save(
+                done,
+                &State { data: trainer.method().data().fingerprint(), noise: NOISE },
+                trainer.parts(),
+            )?;
             if !last {
                 trainer.method().export()?;
             }
@@ -189,9 +193,9 @@ fn check_state(
         let reason = format!("was made by a newer version (noise {noise}, this one has {NOISE}); resume with that one");
         return Err(Error::format(checkpoint, reason));
     }
-    let same = match data == method.data() {
+    let same = match data == method.data().fingerprint() {
         true => Some(true),
-        false => method.data_like(data)?.map(|like| like == data),
+        false => method.data().fingerprint_like(data)?.map(|like| like == data),
     };
     let changed = Error::DataChanged { checkpoint: checkpoint.to_path_buf() };
     if noise == NOISE {

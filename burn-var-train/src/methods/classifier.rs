@@ -13,8 +13,8 @@ use crate::data::{BatchLoader, ImageBatch, ImageShape, ImageStream, Split};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
-    train,
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
+    round_metrics, train,
 };
 use crate::eval::{ClassifierExtractor, DataImages, FeatureTable, ImageSet, Recognition};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
@@ -110,7 +110,7 @@ pub struct ClassifierSummary {
     /// Share of the test images that are classified correctly.
     pub test_accuracy: f64,
     /// Number of test images.
-    pub test_pictures: usize,
+    pub test_images: usize,
 }
 
 /// Trains a classifier in `folder`, or resumes what is there, and measures it on the test images. Returns `None` if
@@ -130,7 +130,7 @@ pub fn train_classifier(
     let network = ClassifierExtractor::new(trainer.method().average().clone(), device)?;
     let judged = FeatureTable::collect(&mut test, &network, None, TEST_BATCH, &mut |_| ())?;
     let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
-    Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_pictures: judged.count }))
+    Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_images: judged.count }))
 }
 
 /// Supervised training of a classifier by cross-entropy.
@@ -152,12 +152,8 @@ impl Method for ClassifierMethod {
     type Batch = ImageBatch;
     type Record = Metrics;
 
-    fn data(&self) -> String {
-        self.stream.data()
-    }
-
-    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        self.stream.data_like(recorded)
+    fn data(&self) -> &dyn TrainingData {
+        &self.stream
     }
 
     fn networks(&self) -> Vec<&dyn Network> {
@@ -188,11 +184,7 @@ impl Method for ClassifierMethod {
     }
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
-        let mut metrics = mean_metrics(records);
-        if round.measure {
-            metrics.extend(rates.iter().flat_map(Rates::metrics));
-        }
-        Ok(metrics)
+        Ok(round_metrics(round, records, rates))
     }
 
     fn export(&self) -> Result<PathBuf> {
@@ -249,7 +241,7 @@ mod tests {
             train_classifier(config.clone(), &run, &Device::default(), progress).expect("trains")
         };
         let whole = train("whole", &mut ()).expect("went to the end");
-        assert_eq!(whole.test_pictures, 21, "all test images were judged");
+        assert_eq!(whole.test_images, 21, "all test images were judged");
         assert!(whole.test_accuracy > 0.9, "stripes are easy, found {}", whole.test_accuracy);
 
         assert_eq!(train("broken", &mut StopAfter(9)), None, "stopped in the middle");

@@ -20,8 +20,8 @@ use crate::data::{ImageSource, Split, TokenBatch, TokenCache, TokenStream, cache
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
-    train,
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
+    round_metrics, train,
 };
 use crate::grid::Grid;
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_var};
@@ -294,12 +294,8 @@ impl Method for VarMethod {
     type Batch = TokenBatch;
     type Record = Metrics;
 
-    fn data(&self) -> String {
-        self.stream.data()
-    }
-
-    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        self.stream.data_like(recorded)
+    fn data(&self) -> &dyn TrainingData {
+        &self.stream
     }
 
     fn networks(&self) -> Vec<&dyn Network> {
@@ -333,11 +329,7 @@ impl Method for VarMethod {
     }
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
-        let mut metrics = mean_metrics(records);
-        if round.measure {
-            metrics.extend(rates.iter().flat_map(Rates::metrics));
-        }
-        Ok(metrics)
+        Ok(round_metrics(round, records, rates))
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {

@@ -119,7 +119,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     /// guidance.
     pub fn next_scale(&mut self) -> Result<Option<ScaleDone>> {
         let Some(logits) = self.logits()? else { return Ok(None) };
-        let values = logits.clone().try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
+        let values = read(logits.clone())?;
         self.draw(logits, values).map(Some)
     }
 
@@ -134,7 +134,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     }
 
     /// Computes the guided logits of the next scale, on the device.
-    pub(crate) fn logits(&mut self) -> Result<Option<Tensor<3>>> {
+    fn logits(&mut self) -> Result<Option<Tensor<3>>> {
         let k = self.maps.len();
         if k == self.scales.len() {
             return Ok(None);
@@ -142,6 +142,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let at = self.scales.at(k);
         let images = self.request.conditions.len();
         if k == self.null_scales && self.state.sequences() > images {
+            // The clone shares all tensors: what it costs is small, and `Option` would make every use fallible.
             self.state = self.state.clone().keep_first(images);
             self.corrupted = self.corrupted.take().map(|state| state.keep_first(images));
         }
@@ -181,7 +182,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     }
 
     /// Draws a scale's tokens from `values`, its logits as read back, and paints them.
-    pub(crate) fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone> {
+    fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone> {
         let at = self.scales.at(self.maps.len());
         let [batch, tokens, _] = logits.dims();
         let vocabulary = self.tokenizer.vocabulary();
@@ -218,8 +219,13 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     }
 }
 
+/// Reads a tensor back.
+fn read(tensor: Tensor<3>) -> Result<Vec<f32>> {
+    tensor.try_into_vec_as::<f32>().map_err(Error::device("read logits"))
+}
+
 /// Reads a tensor back without blocking.
-pub(crate) async fn read_async(tensor: Tensor<3>) -> Result<Vec<f32>> {
+async fn read_async(tensor: Tensor<3>) -> Result<Vec<f32>> {
     let data = tensor.into_data_async().await.map_err(Error::device("read logits"))?;
     let data = data.try_cast_as::<f32>().map_err(Error::device("read logits"))?;
     data.try_into_vec().map_err(Error::device("read logits"))

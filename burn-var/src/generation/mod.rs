@@ -16,8 +16,6 @@ mod teacher_forced;
 mod tokenizer;
 
 pub use condition::Condition;
-#[cfg(feature = "image")]
-pub(crate) use generate::read_async;
 pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
 pub use next_scale::{NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 pub use request::BatchRequest;

@@ -27,8 +27,8 @@ impl InceptionScore {
     /// sorted by class first, or every split sees few classes and its score is far too low.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a partial row or no rows; [`Error::NonFinite`] for NaN or infinity; [`Error::Config`] for 0
-    /// splits, or more splits than rows.
+    /// [`Error::Shape`] for a partial row, no rows, or fewer rows than splits; [`Error::NonFinite`] for NaN or infinity;
+    /// [`Error::Config`] for 0 splits, or splits of 0 rows.
     pub fn of(logits: &[f32], classes: usize, splits: Splits) -> Result<Self> {
         super::rows::check_rows("logits", logits, classes, 0)?;
         Self::of_probabilities(&logits.chunks_exact(classes).flat_map(softmax).collect::<Vec<f64>>(), classes, splits)
@@ -37,7 +37,7 @@ impl InceptionScore {
     /// Computes [`InceptionScore::of`] from probabilities, `[n, classes]`; `0 log 0` is 0.
     ///
     /// # Errors
-    /// The errors of [`InceptionScore::of`]; [`Error::Config`] for a row that is not a distribution.
+    /// The errors of [`InceptionScore::of`]; [`Error::Distribution`] for a row that is not a distribution.
     pub fn of_probabilities(probabilities: &[f64], classes: usize, splits: Splits) -> Result<Self> {
         if classes == 0 || probabilities.is_empty() || !probabilities.len().is_multiple_of(classes) {
             let expected = format!("rows of {classes} numbers, at least one");
@@ -46,16 +46,14 @@ impl InceptionScore {
         let is_distribution =
             |row: &&[f64]| row.iter().all(|p| *p >= 0.0) && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3;
         if let Some(row) = probabilities.chunks_exact(classes).position(|row| !is_distribution(&row)) {
-            return Err(Error::config(
-                format!("row {row} of the class probabilities"),
-                "not a distribution",
-                "numbers from 0 to 1 with the sum 1",
-            ));
+            return Err(Error::Distribution { row });
         }
         let count = probabilities.len() / classes;
         let borders: Vec<usize> = match splits {
-            Splits::Count(parts) if parts == 0 || parts > count => {
-                return Err(Error::config("number of splits", parts, format!("1 to {count}, the number of images")));
+            Splits::Count(0) => return Err(Error::config("number of splits", 0, "at least 1")),
+            Splits::Count(parts) if parts > count => {
+                let expected = format!("{parts} rows or more, one for each split");
+                return Err(Error::shape("class probabilities", expected, [count, classes]));
             }
             Splits::Size(0) => return Err(Error::config("size of a split", 0, "at least 1")),
             Splits::Count(parts) => (0..=parts).map(|i| i * count / parts).collect(),
@@ -121,12 +119,16 @@ mod tests {
     #[test]
     fn errors_name_the_input() {
         let error = |logits: &[f32], splits| InceptionScore::of(logits, 3, splits).unwrap_err().to_string();
-        assert!(error(&[0.0; 6], Splits::Count(3)).contains("number of splits"));
+        assert!(error(&[0.0; 6], Splits::Count(0)).contains("number of splits"));
+        assert!(error(&[0.0; 6], Splits::Count(3)).contains("3 rows or more"));
         assert!(error(&[0.0; 6], Splits::Size(0)).contains("size of a split"));
         assert!(error(&[0.0; 5], Splits::Count(1)).contains("rows of 3"));
         assert!(error(&[0.0, f32::NAN, 0.0], Splits::Count(1)).contains("not finite"));
         assert!(error(&[], Splits::Count(1)).contains("at least one"));
-        let rows = [0.5, 0.6, 0.2];
-        assert!(InceptionScore::of_probabilities(&rows, 3, Splits::Count(1)).is_err(), "the sum is 1.3");
+        let few = InceptionScore::of(&[0.0; 6], 3, Splits::Count(3)).unwrap_err();
+        assert!(matches!(few, Error::Shape { ref found, .. } if *found == [2, 3]), "{few}");
+        let rows = [0.5, 0.3, 0.2, 0.5, 0.6, 0.2];
+        let wrong = InceptionScore::of_probabilities(&rows, 3, Splits::Count(1)).unwrap_err();
+        assert!(matches!(wrong, Error::Distribution { row: 1 }), "the sum is 1.3: {wrong}");
     }
 }

@@ -39,18 +39,22 @@ impl Kid {
     /// `device`.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::NonFinite`] for invalid rows; [`Error::Config`] for 0 subsets, or subsets of fewer
-    /// than 2 rows or more than a set has; [`Error::Device`] if a product cannot be read back.
+    /// [`Error::Shape`] and [`Error::NonFinite`] for invalid rows; [`Error::Shape`] for a set with fewer rows than a
+    /// subset; [`Error::Config`] for 0 subsets, or subsets of fewer than 2 rows; [`Error::Device`] if a product cannot be
+    /// read back.
     pub fn of(a: &[f32], b: &[f32], dim: usize, subsets: Subsets, device: &Device) -> Result<Self> {
         check_rows("first features", a, dim, 0)?;
         check_rows("second features", b, dim, 0)?;
         let fewest = a.len().min(b.len()) / dim;
-        if subsets.size < 2 || subsets.size > fewest {
-            let expected = format!("2 to {fewest}, the rows of the smaller set");
-            return Err(Error::config("size of a subset", subsets.size, expected));
+        if subsets.size < 2 {
+            return Err(Error::config("size of a subset", subsets.size, "at least 2"));
         }
         if subsets.count == 0 {
             return Err(Error::config("number of subsets", 0, "at least 1"));
+        }
+        if subsets.size > fewest {
+            let expected = format!("{} rows or more in both sets, the size of a subset", subsets.size);
+            return Err(Error::shape("features", expected, [fewest, dim]));
         }
         let distance = |i: usize| {
             let draw = |rows: &[f32], which: &str| {
@@ -140,10 +144,12 @@ mod tests {
     #[test]
     fn errors_name_the_input() {
         let a = rows(5, "a", 0.0);
-        for subsets in [Subsets { size: 6, ..Default::default() }, Subsets { size: 1, ..Default::default() }] {
-            let message = Kid::of(&a, &a, DIM, subsets, &Device::default()).unwrap_err().to_string();
-            assert!(message.contains("size of a subset"), "{message}");
-        }
+        let error = |size| {
+            let subsets = Subsets { size, ..Default::default() };
+            Kid::of(&a, &a, DIM, subsets, &Device::default()).unwrap_err()
+        };
+        assert!(matches!(error(1), Error::Config { ref name, .. } if name == "size of a subset"), "{}", error(1));
+        assert!(matches!(error(6), Error::Shape { ref found, .. } if *found == [5, DIM]), "{}", error(6));
         let none = Subsets { count: 0, size: 3, seed: 0 };
         assert!(Kid::of(&a, &a, DIM, none, &Device::default()).is_err(), "no subset");
     }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::neighbors::{Block, NeighborIndex};
 use super::rows::check_rows;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Distances in single precision within this fraction of a radius are recomputed in double precision.
 const DOUBT: f32 = 1e-4;
@@ -32,13 +32,10 @@ impl<'a> Manifold<'a> {
     /// Creates the balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
-    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or not below the number of rows.
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0; [`Error::Shape`] for `k` rows or fewer.
     pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let index = NeighborIndex::new(rows, dim, device)?;
-        if k == 0 || k >= index.len() {
-            let expected = format!("at least 1 and less than {}, the number of rows", index.len());
-            return Err(Error::config("number of neighbors", k, expected));
-        }
+        index.check_count(k, k + 1)?;
         // The nearest neighbor of a row is the row itself.
         let nearest = index.nearest_own(k + 1)?;
         let radii = (0..nearest.count()).map(|i| nearest.distances(i)[k].powi(2)).collect();
@@ -151,6 +148,7 @@ impl PrecisionRecall {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use crate::rng::Rng;
 
     const DIM: usize = 4;
@@ -217,10 +215,11 @@ mod tests {
     fn errors_name_the_input() {
         let real = rows(5, "real", 1.0);
         let device = Device::default();
-        for k in [0, 5] {
-            let message = PrecisionRecall::of(&real, &real, DIM, k, &device).expect_err("impossible").to_string();
-            assert!(message.contains("number of neighbors"), "{message}");
-        }
+        let error = |k| PrecisionRecall::of(&real, &real, DIM, k, &device).expect_err("impossible");
+        assert!(matches!(error(0), Error::Config { ref name, .. } if name == "number of neighbors"), "{}", error(0));
+        let few = error(5);
+        assert!(matches!(few, Error::Shape { ref found, .. } if *found == [5, DIM]), "{few}");
+        assert!(few.to_string().contains("6 rows or more, for 5 neighbors"), "{few}");
         let mut broken = real.clone();
         broken[7] = f32::NAN;
         assert!(PrecisionRecall::of(&real, &broken, DIM, 3, &device).is_err(), "a NaN");

@@ -53,11 +53,11 @@ impl<'a> NeighborIndex<'a> {
     /// Candidates come from products in single precision; their distances are recomputed in double precision.
     ///
     /// # Errors
-    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0 or exceeds the number of rows;
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0; [`Error::Shape`] for fewer than `k` rows;
     /// [`Error::Device`] if a product cannot be read back.
     pub fn nearest(&self, queries: &[f32], k: usize) -> Result<Neighbors> {
         check_rows("queries", queries, self.dim, 0)?;
-        self.check_count(k)?;
+        self.check_count(k, k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); queries.len() / self.dim];
         self.scores(queries, &mut |Block { first_query, first_row, rows, scores }| {
             let pairs = candidates[first_query..].par_iter_mut().zip(scores.par_chunks_exact(rows));
@@ -74,7 +74,7 @@ impl<'a> NeighborIndex<'a> {
     /// # Errors
     /// The errors of [`NeighborIndex::nearest`].
     pub fn nearest_own(&self, k: usize) -> Result<Neighbors> {
-        self.check_count(k)?;
+        self.check_count(k, k)?;
         let mut candidates = vec![Candidates::new(k + SPARE); self.len()];
         let blocks = self.centered_blocks(self.rows, OWN_BLOCK);
         for (i, (queries, own_squares)) in blocks.iter().enumerate() {
@@ -120,12 +120,16 @@ impl<'a> NeighborIndex<'a> {
         neighbors
     }
 
-    fn check_count(&self, k: usize) -> Result<()> {
-        let count = self.len();
-        match (1..=count).contains(&k) {
-            true => Ok(()),
-            false => Err(Error::config("number of neighbors", k, format!("1 to {count}, the number of rows"))),
+    /// Checks that `k` neighbors can be found, which needs `rows` rows.
+    pub(super) fn check_count(&self, k: usize, rows: usize) -> Result<()> {
+        if k == 0 {
+            return Err(Error::config("number of neighbors", 0, "at least 1"));
         }
+        if self.len() < rows {
+            let expected = format!("{rows} rows or more, for {k} neighbors");
+            return Err(Error::shape("features", expected, [self.len(), self.dim]));
+        }
+        Ok(())
     }
 
     /// Computes `|r|^2 - 2 q r` of centered rows r and queries q, in single precision and block by block.
@@ -390,7 +394,8 @@ mod tests {
         broken[2 * DIM + 4] = f32::INFINITY;
         let message = index.nearest(&broken, 1).expect_err("infinite").to_string();
         assert!(message.contains("number 4 of row 2 of the queries"), "{message}");
-        assert!(index.nearest(&reference, 11).is_err(), "more neighbors than rows");
+        let few = index.nearest(&reference, 11).expect_err("more neighbors than rows");
+        assert!(matches!(few, Error::Shape { ref found, .. } if *found == [10, DIM]), "{few}");
         assert!(NeighborIndex::new(&[], DIM, &device).is_err(), "no rows");
         assert!(NeighborIndex::new(&reference[1..], DIM, &device).is_err(), "a part of a row");
     }

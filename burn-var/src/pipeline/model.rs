@@ -1,7 +1,7 @@
 use std::any::Any;
+use std::pin::Pin;
 
 use burn::nn::Linear;
-use burn::tensor::Tensor;
 
 use crate::generation::{BatchRequest, Generated, Generation, NextScale, ScaleDone, Tokenizer, check_pair};
 use crate::guidance::Guidance;
@@ -75,20 +75,23 @@ where
     }
 }
 
-/// A [`Generation`] of any model, in two halves around the read-back of its logits.
+/// The future of the next scale. It may not be sent to another thread, since guidance may not.
+pub(super) type NextScaleFuture<'a> = Pin<Box<dyn Future<Output = Result<Option<ScaleDone>>> + 'a>>;
+
+/// A [`Generation`] of any model.
 pub(super) trait AnyGeneration {
-    fn logits(&mut self) -> Result<Option<Tensor<3>>>;
-    fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone>;
+    fn next_scale(&mut self) -> Result<Option<ScaleDone>>;
+    fn next_scale_async(&mut self) -> NextScaleFuture<'_>;
     fn finish(self: Box<Self>) -> Result<Generated>;
 }
 
 impl<T: Tokenizer + ?Sized, M: NextScale + ?Sized> AnyGeneration for Generation<'_, T, M> {
-    fn logits(&mut self) -> Result<Option<Tensor<3>>> {
-        Generation::logits(self)
+    fn next_scale(&mut self) -> Result<Option<ScaleDone>> {
+        Generation::next_scale(self)
     }
 
-    fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone> {
-        Generation::draw(self, logits, values)
+    fn next_scale_async(&mut self) -> NextScaleFuture<'_> {
+        Box::pin(Generation::next_scale_async(self))
     }
 
     fn finish(self: Box<Self>) -> Result<Generated> {

@@ -6,7 +6,7 @@ use image::RgbImage;
 use super::classes::ClassNames;
 use super::model::{AnyGeneration, AnyPair, ModelPair};
 use super::{PipelineBuilder, Request, Settings};
-use crate::generation::{BatchRequest, Generated, NextScale, ScaleDone, Tokenizer, read_async};
+use crate::generation::{BatchRequest, Generated, NextScale, ScaleDone, Tokenizer};
 use crate::guidance::{Aid, AidWeight, BatchInfo, Guidance, GuidanceConfig, Schedule};
 use crate::image::{ValueRange, from_image, to_images, to_images_async};
 use crate::models::aid::Injector;
@@ -314,10 +314,8 @@ impl<'a> Steps<'a> {
     /// # Errors
     /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read.
     pub async fn next_async(&mut self) -> Result<Option<Step<'a>>> {
-        let Some(logits) = self.generation.logits()? else { return Ok(None) };
-        let values = read_async(logits.clone()).await?;
-        let done = self.generation.draw(logits, values)?;
-        Ok(Some(Step { pipeline: self.pipeline, done }))
+        let done = self.generation.next_scale_async().await?;
+        Ok(done.map(|done| Step { pipeline: self.pipeline, done }))
     }
 
     /// Generates the remaining scales, and returns tokens and canvas.
@@ -332,10 +330,8 @@ impl<'a> Steps<'a> {
     }
 
     fn step(&mut self) -> Result<Option<Step<'a>>> {
-        let Some(logits) = self.generation.logits()? else { return Ok(None) };
-        let values = logits.clone().try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
-        let done = self.generation.draw(logits, values)?;
-        Ok(Some(Step { pipeline: self.pipeline, done }))
+        let done = self.generation.next_scale()?;
+        Ok(done.map(|done| Step { pipeline: self.pipeline, done }))
     }
 }
 

@@ -28,9 +28,9 @@ use crate::settings::SamplingArgs;
 /// Measure speed and memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; several with commas. [default: sample,train-tokenizer,train-var; with --preset sample]
-    #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<What>,
+    /// Measurements to run, separated by commas. [default: sample,train-tokenizer,train-var; with --preset sample]
+    #[arg(long, value_enum, value_name = "MEASUREMENTS", value_delimiter = ',')]
+    only: Vec<Measurement>,
     /// A published size, d16 to d36, with random weights, in place of a model; minutes per run on a CPU.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "tokenizer", "transformer"])]
     preset: Option<VarPreset>,
@@ -50,7 +50,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
+enum Measurement {
     /// Images per second, by stage.
     Sample,
     /// Images to tokens.
@@ -116,8 +116,8 @@ impl Measured {
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let wanted = match (&args.only[..], args.preset) {
-        ([], None) => &[What::Sample, What::TrainTokenizer, What::TrainVar][..],
-        ([], Some(_)) => &[What::Sample],
+        ([], None) => &[Measurement::Sample, Measurement::TrainTokenizer, Measurement::TrainVar][..],
+        ([], Some(_)) => &[Measurement::Sample],
         (only, _) => only,
     };
     let (name, generator) = match args.preset {
@@ -146,34 +146,34 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let mut bench = Bench { runs: args.runs, profile: args.profile, device, output, results: Vec::new() };
     for what in wanted {
         match what {
-            What::Sample => bench.sample(&generator)?,
-            What::Encode => {
+            Measurement::Sample => bench.sample(&generator)?,
+            Measurement::Encode => {
                 let images = random([batch, channels, height, width]);
                 bench.rate("images to tokens", "images/s", batch as f64, batch, |_| {
                     Ok(tokenizer.encode(images.clone(), tokenizer.scales())?)
                 })?;
             }
-            What::Decode => {
+            Measurement::Decode => {
                 let MapSize { height, width } = tokenizer.scales().finest();
                 let canvas = random([batch, tokenizer.z_channels(), height, width]);
                 bench.rate("canvas to images", "images/s", batch as f64, batch, |_| {
                     Ok(tokenizer.decode(canvas.clone()))
                 })?;
             }
-            What::TrainTokenizer => {
+            Measurement::TrainTokenizer => {
                 let trainer = made_up::tokenizer_trainer(tokenizer, folder.path(), train_batch, device)?;
                 bench.steps("tokenizer training", trainer, train_batch)?;
             }
-            What::TrainVar => {
+            Measurement::TrainVar => {
                 let trainer = made_up::var_trainer(pair, folder.path(), train_batch, device)?;
                 bench.steps("transformer training", trainer, train_batch)?;
             }
-            What::Dino => {
+            Measurement::Dino => {
                 let vit = VitConfig::dino_small_16().init(1, device)?;
                 let images = random([batch, 3, 224, 224]);
                 bench.rate("DINO ViT-S/16", "images/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))?;
             }
-            What::DinoBackward => {
+            Measurement::DinoBackward => {
                 let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
                 let images = random([batch, 3, 224, 224]);
                 bench.rate("DINO ViT-S/16, gradients", "images/s", batch as f64, batch, |_| {
@@ -181,12 +181,12 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                     Ok(vit.forward(images)?.sum().backward())
                 })?;
             }
-            What::Injector => bench.injector(pair, batch)?,
-            What::Ssg => bench.ssg(pair, batch)?,
-            What::Inception => bench.inception(batch)?,
-            What::Frechet => bench.frechet()?,
-            What::Coverage => bench.coverage()?,
-            What::Matmul => {
+            Measurement::Injector => bench.injector(pair, batch)?,
+            Measurement::Ssg => bench.ssg(pair, batch)?,
+            Measurement::Inception => bench.inception(batch)?,
+            Measurement::Frechet => bench.frechet()?,
+            Measurement::Coverage => bench.coverage()?,
+            Measurement::Matmul => {
                 let size = 2048;
                 let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
                 bench.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {

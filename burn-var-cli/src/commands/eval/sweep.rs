@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var::pipeline::ModelFiles;
+use burn_var::pipeline::{ModelFiles, Pipeline};
 use burn_var_train::config::{put, read_toml};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{Fingerprint, ImageOptions, ImageShape, Split, open_images};
@@ -18,7 +18,7 @@ use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
 
 use super::network::NetworkArgs;
-use crate::generator::{GeneratedSet, Generator, Plain};
+use crate::generator::{GeneratedSet, Generator};
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
 use crate::settings::FileSettings;
@@ -142,10 +142,11 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         sweep.method.iter().map(|method| Ok((method, method.variants()?))).collect::<Result<_>>()?;
     let network = args.network.require(device)?;
     let files = args.model.open()?;
-    let [channels, height, width] = args.model.builder(&files, device)?.without_injector().build()?.image_shape();
+    let mut pipelines = Pipelines { model: &args.model, files: &files, device, loaded: BTreeMap::new() };
+    let [channels, height, width] = pipelines.get(None)?.image_shape();
     let test = open_images(&args.data, Split::Test, &ImageOptions::default())?;
     let mut test = DataImages::new(test, ImageShape::new(height, width, channels)?);
-    let inputs = SweepInputs { args, network: &*network, files: &files, count: sweep.count, device };
+    let inputs = SweepInputs { args, network: &*network, device };
     let bar = output.bar(test.count(), "test images");
     let reference = inputs.features(&mut test, &args.out.join("test"), &bar)?;
     bar.finish_and_clear();
@@ -159,10 +160,12 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
                 Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
                 Err(error) => error.context(format!("the method `{name}`")),
             };
-            let generator = inputs.generator(&settings).map_err(named)?;
+            let generator = pipelines.generator(&settings).map_err(named)?.with_batch(Some(args.batch));
+            let labels = generator.labels_in_turn(sweep.count);
+            let set = GeneratedSet::new(generator.clone(), labels)?;
             let figures = sweep.seeds.iter().map(|seed| {
                 let bar = output.bar(sweep.count, &format!("{name}, seed {seed}"));
-                let figures = inputs.measure(generator.clone(), *seed, &reference, &bar);
+                let figures = inputs.measure(set.clone().with_seed(*seed), *seed, &reference, &bar);
                 bar.finish_and_clear();
                 figures
             });
@@ -182,21 +185,38 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     output.result(&report, || text(&report))
 }
 
+/// The pipelines of a sweep by the file of their LoRA, each loaded once.
+struct Pipelines<'a> {
+    model: &'a PairArgs,
+    files: &'a ModelFiles,
+    device: &'a Device,
+    loaded: BTreeMap<Option<PathBuf>, Pipeline>,
+}
+
+impl Pipelines<'_> {
+    /// Returns a pipeline without injector. Clones share the weights.
+    fn get(&mut self, lora: Option<&PathBuf>) -> Result<Pipeline> {
+        if let Some(pipeline) = self.loaded.get(&lora.cloned()) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Generator::load(self.model, self.files, lora, self.device)?;
+        self.loaded.insert(lora.cloned(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn generator(&mut self, settings: &FileSettings) -> Result<Generator> {
+        Generator::with(self.get(settings.lora.as_ref())?, self.files.injector.as_ref(), settings)
+    }
+}
+
 /// The inputs that all measurements share.
 struct SweepInputs<'a> {
     args: &'a Args,
     network: &'a dyn FeatureExtractor,
-    files: &'a ModelFiles,
-    count: usize,
     device: &'a Device,
 }
 
 impl SweepInputs<'_> {
-    fn generator(&self, settings: &FileSettings) -> Result<Generator> {
-        let generator = Generator::build(&self.args.model, self.files, settings, Plain::Never, self.device)?;
-        Ok(generator.with_batch(Some(self.args.batch)))
-    }
-
     fn features(&self, set: &mut dyn ImageSet, folder: &Path, bar: &indicatif::ProgressBar) -> Result<FeatureTable> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
         let done = &mut |done| bar.set_position(done as u64);
@@ -205,14 +225,11 @@ impl SweepInputs<'_> {
 
     fn measure(
         &self,
-        generator: Generator,
+        mut set: GeneratedSet,
         seed: u64,
         reference: &Reference,
         bar: &indicatif::ProgressBar,
     ) -> Result<Figures> {
-        let labels = generator.labels_in_turn(self.count);
-        let classes = generator.pipeline.classes().count;
-        let mut set = GeneratedSet::new(generator.with_seed(seed), labels.clone())?;
         // Named by its content, so that a changed file of settings measures only what it changed.
         let network = self.network.identity();
         let key = Fingerprint::new().field(set.identity()?.as_bytes());
@@ -236,15 +253,16 @@ impl SweepInputs<'_> {
         let start = Instant::now();
         let table = self.features(&mut set, &folder, bar)?;
         let seconds = start.elapsed().as_secs_f64();
-        let known = self.args.network.classifier.is_some() && classes <= table.dims[2];
-        let recognized = known.then(|| Recognition::of(&table, &labels)).transpose()?;
+        let known = self.args.network.classifier.is_some() && set.classes() <= table.dims[2];
+        let labels = set.labels().unwrap_or_default();
+        let recognized = known.then(|| Recognition::of(&table, labels)).transpose()?;
         let options = Options { splits: self.network.splits(), seed, ..Default::default() };
         let figures = Figures {
             network: network.clone(),
             seed,
             scores: score(&table, reference, &options, self.device)?,
             recognized: recognized.map(|found| found.share),
-            seconds_per_image: seconds / self.count as f64,
+            seconds_per_image: seconds / set.count() as f64,
         };
         atomic_write(&file, &serde_json::to_vec_pretty(&figures).context("measures as JSON")?)?;
         Ok(figures)
@@ -329,6 +347,19 @@ mod tests {
         let wrong = Method { vary: [("temprature".to_owned(), vec![1.0.into()])].into(), ..method };
         let error = wrong.variants().expect_err("a misspelled setting").to_string();
         assert!(error.contains("SSG") && error.contains("temprature"), "{error}");
+    }
+
+    #[test]
+    fn settings_share_one_loaded_model() {
+        let (model, device) = (PairArgs::default(), Device::default());
+        let files = model.open().expect("compiled in");
+        let mut pipelines = Pipelines { model: &model, files: &files, device: &device, loaded: BTreeMap::new() };
+        let mut generator =
+            |settings: &str| pipelines.generator(&toml::from_str(settings).expect("settings")).expect("a generator");
+        let (plain, guided) = (generator("temperature = 0.5"), generator("aid = { weight = { constant = 0.1 } }"));
+        let pair = |generator: &Generator| std::ptr::from_ref(generator.pair().expect("VAR"));
+        assert_eq!(pair(&plain), pair(&guided), "one transformer for both");
+        assert!(plain.pipeline.injector().is_none() && guided.pipeline.injector().is_some(), "each with its settings");
     }
 
     #[test]

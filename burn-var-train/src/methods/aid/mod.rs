@@ -44,7 +44,8 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, train,
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
+    train,
 };
 use crate::grid::Grid;
 use crate::optim::no_decay_1d;
@@ -638,12 +639,8 @@ impl Method for AidMethod {
     type Batch = AidBatch;
     type Record = AidRecord;
 
-    fn data(&self) -> String {
-        self.stream.data()
-    }
-
-    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        self.stream.data_like(recorded)
+    fn data(&self) -> &dyn TrainingData {
+        &self.stream
     }
 
     fn networks(&self) -> Vec<&dyn Network> {

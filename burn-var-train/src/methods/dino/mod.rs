@@ -25,10 +25,10 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
-    train,
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
+    round_metrics, train,
 };
-use crate::eval::{DataImages, FeatureTable, ImageSet, VitExtractor};
+use crate::eval::{DataImages, FeatureTable, ImageSet, NetworkIdentity, VitExtractor};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::{mean, scalar};
 use crate::{Error, Result};
@@ -209,7 +209,7 @@ pub struct DinoSummary {
     /// Share of the test images whose class their nearest training images have.
     pub knn_accuracy: f64,
     /// Number of test images.
-    pub test_pictures: usize,
+    pub test_images: usize,
 }
 
 /// Trains a vision transformer in `folder`, or resumes what is there, and probes it on the test images. Returns `None` if
@@ -232,19 +232,27 @@ pub fn train_dino(
     let tables = [features(&mut known)?, features(&mut asked)?];
     let labels = [&known, &asked].map(|set| set.labels().unwrap_or_default());
     let knn_accuracy = knn_accuracy([&tables[0], &tables[1]], labels, &config.probe, device)?;
-    Ok(Some(DinoSummary { file, knn_accuracy, test_pictures: tables[1].count }))
+    Ok(Some(DinoSummary { file, knn_accuracy, test_images: tables[1].count }))
 }
 
 /// Returns the share of the second set whose class wins the vote of its nearest in the first set.
 ///
 /// # Errors
-/// If a feature is not finite, or there are fewer images than neighbors.
+/// [`Error::Network`] for features of two networks; [`burn_var::Error::Shape`] if there is not one label per image, or
+/// the first set has fewer images than neighbors vote; [`burn_var::Error::NonFinite`] for a feature that is not finite.
 pub fn knn_accuracy(
     [known, asked]: [&FeatureTable; 2],
     [known_labels, asked_labels]: [&[usize]; 2],
     probe: &ProbeConfig,
     device: &Device,
 ) -> Result<f64> {
+    NetworkIdentity::check_same(("the images that vote", &known.network), ("the others", &asked.network))?;
+    for (table, labels) in [(known, known_labels), (asked, asked_labels)] {
+        if labels.len() != table.count {
+            let expected = format!("{} numbers, one per image", table.count);
+            return Err(burn_var::Error::shape("labels", expected, [labels.len()]).into());
+        }
+    }
     let dim = known.dims[0];
     let [known, asked] = [known, asked].map(|table| unit_rows(&table.features.features, dim));
     let neighbours = NeighborIndex::new(&known, dim, device)?.nearest(&asked, probe.neighbours)?;
@@ -321,12 +329,8 @@ impl Method for DinoMethod {
     type Batch = Tensor<4>;
     type Record = DinoRecord;
 
-    fn data(&self) -> String {
-        self.stream.data()
-    }
-
-    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        self.stream.data_like(recorded)
+    fn data(&self) -> &dyn TrainingData {
+        &self.stream
     }
 
     fn networks(&self) -> Vec<&dyn Network> {
@@ -386,11 +390,7 @@ impl Method for DinoMethod {
             let moved = self.centre.value.val() * momentum + output * (1.0 - momentum);
             self.centre.value = Param::initialized(self.centre.value.id, moved).set_require_grad(false);
         }
-        let mut metrics = mean_metrics(metrics);
-        if round.measure {
-            metrics.extend(rates.iter().flat_map(Rates::metrics));
-        }
-        Ok(metrics)
+        Ok(round_metrics(round, metrics, rates))
     }
 
     fn parts(&self) -> Vec<Part<'_>> {
@@ -421,7 +421,7 @@ mod tests {
     use super::*;
     use crate::engine::progress::StopAfter;
     use crate::engine::report::read_log;
-    use crate::eval::{Features, NetworkIdentity};
+    use crate::eval::Features;
 
     /// IDX files of 8x8 images of two classes: fine chequers and wide stripes, of any phase and brightness.
     fn patterns(folder: &Path) {
@@ -462,7 +462,7 @@ mod tests {
             train_dino(config.clone(), &folder.path().join(name), &Device::default(), progress).expect("trains")
         };
         let whole = train("whole", &mut ()).expect("went to the end");
-        assert_eq!(whole.test_pictures, 20, "all test images were asked for");
+        assert_eq!(whole.test_images, 20, "all test images were asked for");
         assert!(whole.knn_accuracy > 0.8, "chequers are no stripes, found {}", whole.knn_accuracy);
         assert_eq!(train("broken", &mut StopAfter(8)), None, "stopped in the middle");
         let broken = train("broken", &mut ()).expect("went to the end");
@@ -488,6 +488,14 @@ mod tests {
             knn_accuracy([&known, &asked], [&[0, 0, 1, 1], &labels], &probe, &Device::default()).unwrap()
         };
         assert_eq!((of([0, 1]), of([0, 0]), of([1, 0])), (1.0, 0.5, 0.0));
+
+        let error = |asked: &FeatureTable, labels: &[usize]| {
+            knn_accuracy([&known, asked], [&[0, 0, 1, 1], labels], &probe, &Device::default()).unwrap_err()
+        };
+        let other = FeatureTable { network: NetworkIdentity::new("test", "02", "none"), ..asked.clone() };
+        assert!(matches!(error(&other, &[0, 1]), Error::Network { .. }), "other weights");
+        let few = error(&asked, &[0]);
+        assert!(matches!(few, Error::Model(burn_var::Error::Shape { .. })), "{few}");
     }
 
     #[test]

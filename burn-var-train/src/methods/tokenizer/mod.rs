@@ -25,8 +25,8 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, mean_metrics,
-    train,
+    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
+    mean_metrics, train,
 };
 use crate::grid::Grid;
 use crate::losses::Criterion;
@@ -304,12 +304,8 @@ impl Method for TokenizerMethod {
     type Batch = TokenizerBatch;
     type Record = TokenizerRecord;
 
-    fn data(&self) -> String {
-        self.stream.data()
-    }
-
-    fn data_like(&self, recorded: &str) -> Result<Option<String>> {
-        self.stream.data_like(recorded)
+    fn data(&self) -> &dyn TrainingData {
+        &self.stream
     }
 
     fn networks(&self) -> Vec<&dyn Network> {
