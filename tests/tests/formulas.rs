@@ -64,7 +64,7 @@ fn more_smooth_mixes_codes_by_a_gumbel_softmax() {
     let codebook = tensor(&codes, [vocab, 2], &device);
     let streams = || [0, 1].map(|image| Rng::new(3, "sample", image));
     for (ratio, tau) in [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)] {
-        let sampler = Sampler { top_k: 3, top_p: 0.0, temperature: 0.8, more_smooth: true };
+        let sampler = Sampler { top_k: 3, top_p: 0.0, temperature: 0.8, more_smooth: true, ..Sampler::default() };
         let drawn = sampler.draw(values.clone(), SHAPE, &mut streams(), ratio, &codebook).expect("draws");
         let mut expected = Vec::new();
         for (image, rng) in logits.chunks(tokens * vocab).zip(&mut streams()) {
