@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
+use burn_var::models::flexvar::FlexVaeConfig;
 use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
-use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
+use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +23,8 @@ use crate::progress::TrainProgress;
 pub(crate) enum Command {
     /// The tokenizer: images to tokens and back.
     Tokenizer(Args),
+    /// FlexVAR's tokenizer, whose every scale is a whole image.
+    Flexvae(Args),
     /// The transformer, on the tokens of a tokenizer.
     Var(Args),
     /// The classifier that judges generated images.
@@ -83,6 +86,7 @@ struct Report {
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
     let mut progress = TrainProgress::new(output.quiet)?;
     let (Command::Tokenizer(args)
+    | Command::Flexvae(args)
     | Command::Var(args)
     | Command::Classifier(args)
     | Command::Dino(args)
@@ -92,6 +96,10 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let file = match command {
         Command::Tokenizer(_) => {
             train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
+        }
+        Command::Flexvae(_) => {
+            let config = args.config::<TokenizerTrainConfig<FlexVaeConfig>>(&[])?;
+            train_flexvae(config, out, device, &mut progress)?
         }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {

@@ -95,8 +95,19 @@ impl Criterion {
         Ok(Self { weights, lpips })
     }
 
+    /// Compares reconstructions of any size with images as [`Criterion::distance`] does. Images that are too small for LPIPS
+    /// are compared without it.
+    pub(crate) fn distance_at_any_size(&self, reconstruction: Tensor<4>, images: Tensor<4>) -> Result<Distance> {
+        let [_, _, height, width] = images.dims();
+        self.compare(reconstruction, images, height.min(width) >= LPIPS_LEAST)
+    }
+
     /// Compares reconstructions with images, on the graph of the reconstructions.
     pub(crate) fn distance(&self, reconstruction: Tensor<4>, images: Tensor<4>) -> Result<Distance> {
+        self.compare(reconstruction, images, true)
+    }
+
+    fn compare(&self, reconstruction: Tensor<4>, images: Tensor<4>, perceptual: bool) -> Result<Distance> {
         let difference = reconstruction.clone() - images.clone();
         let l2 = difference.clone().square().mean();
         let mut distance = Distance { total: l2.clone() * self.weights.l2, l2, l1: None, perceptual: None };
@@ -105,12 +116,25 @@ impl Criterion {
             distance.total = distance.total + l1.clone() * self.weights.l1;
             distance.l1 = Some(l1);
         }
-        if let Some(lpips) = &self.lpips {
+        if let Some(lpips) = self.lpips.as_ref().filter(|_| perceptual) {
             let perceptual = lpips.distance(reconstruction, images)?.mean();
             distance.total = distance.total + perceptual.clone() * self.weights.perceptual;
             distance.perceptual = Some(perceptual);
         }
         Ok(distance)
+    }
+}
+
+impl Distance {
+    /// Takes the terms off the graph.
+    pub(crate) fn inner(self) -> Self {
+        let inner = |value: Tensor<1>| value.inner();
+        Self {
+            l2: inner(self.l2),
+            l1: self.l1.map(inner),
+            perceptual: self.perceptual.map(inner),
+            total: inner(self.total),
+        }
     }
 }
 

@@ -1,6 +1,12 @@
-//! Training of VAR's multi-scale tokenizer, which its authors never released.
+//! Training of the tokenizers of VAR and FlexVAR, which their authors never released.
+//!
+//! VAR's tokenizer adds up all scales and reconstructs one image. FlexVAR's decodes each scale by itself, so a step trains
+//! the last scale and some of the others ([`TokenizerTrainConfig::extra_scales`]): their images are compared with the image
+//! resized to the same size. The terms that need larger images leave the small ones out: LPIPS counts from 16 pixels, and
+//! the discriminator sees the images of the last scale alone.
 
 mod adversary;
+mod family;
 mod pass;
 pub mod patch_gan;
 #[cfg(test)]
@@ -10,10 +16,11 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::Tokenizer;
 use burn_var::image::{ValueRange, to_images};
-use burn_var::models::var::{VqVae, VqVaeConfig};
+use burn_var::models::flexvar::FlexVaeConfig;
+use burn_var::models::var::VqVaeConfig;
 use burn_var::rng::Rng;
 use burn_var::weights::{Pretrained, SaveOptions};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -35,18 +42,23 @@ use crate::tensor::mean;
 use crate::{Error, Result};
 
 pub use self::adversary::GanConfig;
+pub use self::family::{Reconstruction, TokenizerSizes, TrainedScale, TrainedTokenizer};
 pub use crate::losses::TokenizerLoss;
 
 /// The configuration of a tokenizer's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerTrainConfig {
+#[serde(deny_unknown_fields, bound = "")]
+pub struct TokenizerTrainConfig<C: TokenizerSizes = VqVaeConfig> {
     /// Length, batch, seed, intervals.
     pub run: RunConfig,
     /// The images.
     pub data: DataConfig,
     /// The tokenizer.
-    pub model: VqVaeConfig,
+    pub model: C,
+    /// Scales that a step trains besides the last, drawn from the tokenizer's schedule; for FlexVAR's tokenizer, 2 by
+    /// default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra_scales: Option<usize>,
     /// AdamW.
     #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
     pub optimizer: OptimConfig,
@@ -98,7 +110,7 @@ impl Default for Revival {
 /// Share of the old average of uses that a step keeps.
 const USAGE_DECAY: f64 = 0.98;
 
-impl TokenizerTrainConfig {
+impl<C: TokenizerSizes> TokenizerTrainConfig<C> {
     /// Checks the settings.
     ///
     /// # Errors
@@ -111,14 +123,30 @@ impl TokenizerTrainConfig {
         self.ema.validate()?;
         let image = self.model.image_shape();
         self.loss.validate(image)?;
-        self.gan.validate(self.run.steps, image)
+        self.gan.validate(self.run.steps, image)?;
+        match self.extra_scales {
+            Some(extra) if C::EXTRA_SCALES == 0 && extra > 0 => {
+                Err(Error::config("extra_scales", extra, "absent: every step trains all scales of this tokenizer"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-impl TrainConfig for TokenizerTrainConfig {
+impl<C: TokenizerSizes> TokenizerTrainConfig<C> {
+    /// Returns the scales, of a schedule of `scales`, that a step trains besides the last: drawn without replacement.
+    fn drawn_scales(&self, step: u64, scales: usize) -> Vec<usize> {
+        let mut others: Vec<usize> = (0..scales - 1).collect();
+        let count = self.extra_scales.unwrap_or(C::EXTRA_SCALES).min(others.len());
+        let mut rng = Rng::new(self.run.seed, "scales", step);
+        (0..count).map(|_| others.swap_remove(rng.below(others.len()))).collect()
+    }
+}
+
+impl<C: TokenizerSizes> TrainConfig for TokenizerTrainConfig<C> {
     /// Loaders of the training and of the test images.
     type Inputs = [BatchLoader; 2];
-    type Method = TokenizerMethod;
+    type Method = TokenizerMethod<C>;
 
     fn run(&self) -> &RunConfig {
         &self.run
@@ -138,7 +166,7 @@ impl TrainConfig for TokenizerTrainConfig {
         folder: &Path,
         device: &Device,
         _progress: &mut dyn Progress,
-    ) -> Result<TokenizerMethod> {
+    ) -> Result<TokenizerMethod<C>> {
         let stream = ImageStream::new(train, &self.run, self.data.mirror, device)?;
         let indices: Vec<usize> = (0..test.source().len().min(SHOWN)).collect();
         let shown = test.load(&indices, View::Fixed { mirrored: false }, device)?.images;
@@ -153,7 +181,7 @@ impl TrainConfig for TokenizerTrainConfig {
             true => Some(Adversary::new(self.gan.clone(), image, seed, steps, &autodiff)?),
             false => None,
         };
-        let usage = vec![0.0; self.model.vocab_size];
+        let usage = vec![0.0; learner.model.vocabulary().size];
         let folder = folder.to_path_buf();
         Ok(TokenizerMethod {
             config: self,
@@ -170,10 +198,10 @@ impl TrainConfig for TokenizerTrainConfig {
 }
 
 /// Training of a tokenizer by reconstruction, with an optional discriminator.
-pub struct TokenizerMethod {
-    config: TokenizerTrainConfig,
+pub struct TokenizerMethod<C: TokenizerSizes = VqVaeConfig> {
+    config: TokenizerTrainConfig<C>,
     folder: PathBuf,
-    learner: Learner<VqVae>,
+    learner: Learner<C::Model>,
     criterion: Criterion,
     /// Present if the adversarial term has a weight.
     adversary: Option<Adversary>,
@@ -205,24 +233,22 @@ pub enum TokenizerRecord {
 pub struct LossRecord {
     terms: Terms,
     judgement: Option<Judgement>,
-    /// Per scale.
-    tokens: Vec<Tensor<2, Int>>,
-    /// Per scale, if codes are revived.
-    residuals: Vec<Tensor<2>>,
+    /// The trained scales, the same in all pieces.
+    scales: Vec<TrainedScale>,
 }
 
-impl TokenizerMethod {
+impl<C: TokenizerSizes> TokenizerMethod<C> {
     /// Creates the method of a run in `folder`, on `device` (without autodiff), at its first step.
     ///
     /// # Errors
     /// Settings and images that do not fit each other.
-    pub fn new(config: TokenizerTrainConfig, folder: &Path, device: &Device) -> Result<Self> {
+    pub fn new(config: TokenizerTrainConfig<C>, folder: &Path, device: &Device) -> Result<Self> {
         let loaders = config.open(device)?;
         config.start(loaders, folder, device, &mut ())
     }
 
     /// The result of the run: the moving average of the weights.
-    pub fn average(&self) -> &VqVae {
+    pub fn average(&self) -> &C::Model {
         self.learner.average()
     }
 
@@ -243,12 +269,13 @@ impl TokenizerMethod {
         every > 0 && done.is_multiple_of(every) && (done as f64) < until * self.config.run.steps as f64
     }
 
-    /// Counts the uses of each code, `[scale][code]`.
-    fn count(&self, records: &[LossRecord]) -> Result<Vec<Vec<u32>>> {
-        let mut counts = vec![vec![0; self.usage.len()]; self.config.model.patch_nums.len()];
+    /// Counts the uses of each code at each trained scale: the scale's index, and the uses by code.
+    fn count(&self, records: &[LossRecord]) -> Result<Vec<(usize, Vec<u32>)>> {
+        let trained = records.first().map_or(&[][..], |record| &record.scales);
+        let mut counts: Vec<_> = trained.iter().map(|scale| (scale.k, vec![0; self.usage.len()])).collect();
         for record in records {
-            for (counts, ids) in counts.iter_mut().zip(&record.tokens) {
-                let ids = ids.try_to_vec_as::<i64>().map_err(burn_var::Error::device("read token ids"))?;
+            for ((_, counts), scale) in counts.iter_mut().zip(&record.scales) {
+                let ids = scale.ids.try_to_vec_as::<i64>().map_err(burn_var::Error::device("read token ids"))?;
                 ids.into_iter().for_each(|id| counts[id as usize] += 1);
             }
         }
@@ -264,8 +291,8 @@ impl TokenizerMethod {
             return Ok(0);
         }
         // Scale by scale and in each image by image, however the batch is cut.
-        let scales = 0..self.config.model.patch_nums.len();
-        let all = scales.flat_map(|k| records.iter().map(move |record| record.residuals[k].clone()));
+        let scales = 0..records[0].scales.len();
+        let all = scales.flat_map(|i| records.iter().map(move |record| record.scales[i].rows.clone()));
         let all = Tensor::cat(all.collect(), 0);
         let channels = all.dims()[1];
         let all = all.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read residuals"))?;
@@ -285,8 +312,8 @@ impl TokenizerMethod {
 const SHOWN: usize = 16;
 
 /// Overwrites rows of the codebook.
-fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<()> {
-    let weight = &mut model.quantize.embedding.weight;
+fn replace_codes(model: &mut impl TrainedTokenizer, codes: &[usize], rows: &[&[f32]]) -> Result<()> {
+    let weight = model.codes_mut();
     let table = weight.val();
     let shape = table.dims();
     let device = table.device();
@@ -300,7 +327,7 @@ fn replace_codes(model: &mut VqVae, codes: &[usize], rows: &[&[f32]]) -> Result<
     Ok(())
 }
 
-impl Method for TokenizerMethod {
+impl<C: TokenizerSizes> Method for TokenizerMethod<C> {
     type Batch = TokenizerBatch;
     type Record = TokenizerRecord;
 
@@ -340,14 +367,15 @@ impl Method for TokenizerMethod {
         let (pass, sides) = match batch.kept.take() {
             Some((pass, sides)) => (pass, Some(sides)),
             None => {
-                let pass = Pass::new(model, batch.images.clone())?;
+                let extra = self.config.drawn_scales(round.step, model.scales().len());
+                let pass = Pass::new(model, batch.images.clone(), &extra)?;
                 let sides = adversary.map(|adversary| pass.sides(&self.criterion, adversary)).transpose()?;
                 (pass, sides)
             }
         };
         let sides = match sides {
             Some(sides) if self.finds_weight(round) => {
-                let gradients = pass.at_last_convolution(model.decoder.conv_out(), &sides);
+                let gradients = pass.at_last_convolution(model.last_convolution(), &sides);
                 // Several pieces are there to save the memory of the graph, which is then made again.
                 batch.kept = piece.is_whole().then_some((pass, sides));
                 return Ok((Vec::new(), TokenizerRecord::Weight(Box::new(gradients))));
@@ -359,7 +387,7 @@ impl Method for TokenizerMethod {
             (Some(adversary), Some(sides)) => {
                 let constant = || adversary.constant_weight(&batch.images.device());
                 let weight = self.gan_weight.clone().unwrap_or_else(constant);
-                pass.backward_against(&self.criterion, sides, weight)
+                pass.backward_against(&self.criterion, sides, weight)?
             }
             _ => pass.backward(&self.criterion)?,
         };
@@ -370,9 +398,7 @@ impl Method for TokenizerMethod {
             gradients.push((1, discriminator_gradients));
             judgement = Some(judged);
         }
-        let quantized = pass.quantized;
-        let residuals = if self.revives(round.step) { quantized.residuals } else { Vec::new() };
-        let record = LossRecord { terms, judgement, tokens: quantized.tokens, residuals };
+        let record = LossRecord { terms, judgement, scales: pass.made.scales };
         Ok((gradients, TokenizerRecord::Loss(Box::new(record))))
     }
 
@@ -401,7 +427,7 @@ impl Method for TokenizerMethod {
 
         let counts = self.count(&losses)?;
         for (code, usage) in self.usage.iter_mut().enumerate() {
-            let used: u32 = counts.iter().map(|scale| scale[code]).sum();
+            let used: u32 = counts.iter().map(|(_, scale)| scale[code]).sum();
             *usage = *usage * USAGE_DECAY + f64::from(used) * (1.0 - USAGE_DECAY);
         }
         let revived = if self.revives(round.step) { Some(self.revive(round.step, &losses)?) } else { None };
@@ -409,7 +435,7 @@ impl Method for TokenizerMethod {
         if round.measure {
             metrics.extend(loss_metrics(&losses)?);
             metrics.extend(rates.first().map(Rates::metrics).into_iter().flatten());
-            for (k, scale) in counts.iter().enumerate() {
+            for (k, scale) in &counts {
                 let used = scale.iter().filter(|&&count| count > 0).count();
                 metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));
             }
@@ -450,7 +476,7 @@ impl Method for TokenizerMethod {
         let tokens = model.encode(self.shown.clone(), model.scales())?;
         // The originals, then each image as it grows scale by scale.
         let mut rows = vec![self.shown.clone()];
-        rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.decode(canvas)));
+        rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.preview(canvas, model.scales())));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &to_images(Tensor::cat(rows, 0), ValueRange::Signed)?)?;
@@ -465,7 +491,7 @@ impl Method for TokenizerMethod {
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let usage = (0..self.config.model.patch_nums.len()).map(|k| format!("usage_{k}")).collect();
+        let usage = (0..self.learner.model.scales().len()).map(|k| format!("usage_{k}")).collect();
         let mut terms = own(&["loss", "l2", "vq"]);
         for (name, weight) in [("l1", self.config.loss.l1), ("perceptual", self.config.loss.perceptual)] {
             terms.extend((weight > 0.0).then(|| name.to_owned()));
@@ -501,6 +527,19 @@ fn loss_metrics(records: &[LossRecord]) -> Result<Metrics> {
 /// The errors of [`train`].
 pub fn train_tokenizer(
     config: TokenizerTrainConfig,
+    folder: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<Option<PathBuf>> {
+    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+}
+
+/// Trains FlexVAR's tokenizer as [`train_tokenizer`] does VAR's.
+///
+/// # Errors
+/// The errors of [`train`].
+pub fn train_flexvae(
+    config: TokenizerTrainConfig<FlexVaeConfig>,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,

@@ -1,10 +1,10 @@
 //! One pass of the tokenizer over images, and the backward pass of its loss.
 
 use burn::tensor::{Gradients, Tensor};
-use burn_var::models::var::{Quantized, VqVae};
 use burn_var::nn::Conv2d;
 
 use super::adversary::{Adversary, weight_gradient};
+use super::family::{Reconstruction, TrainedTokenizer};
 use crate::engine::run::Metrics;
 use crate::losses::{Criterion, Distance};
 use crate::tensor::{gradient, scalar};
@@ -14,10 +14,7 @@ use crate::{Error, Result};
 pub(super) struct Pass {
     /// Constants.
     images: Tensor<4>,
-    /// The input of the decoder's last convolution.
-    trunk: Tensor<4>,
-    reconstruction: Tensor<4>,
-    pub(super) quantized: Quantized,
+    pub(super) made: Reconstruction,
 }
 
 /// Both sides of the adversarial game at the reconstruction, off the graph.
@@ -31,18 +28,16 @@ pub(super) struct Sides {
 }
 
 impl Pass {
-    /// Encodes and decodes images, which are off the graph.
-    pub(super) fn new(model: &VqVae, images: Tensor<4>) -> Result<Self> {
+    /// Encodes and decodes images, which are off the graph, at the last scale and at the `extra` ones.
+    pub(super) fn new<M: TrainedTokenizer>(model: &M, images: Tensor<4>, extra: &[usize]) -> Result<Self> {
         let images = Tensor::from_inner(images);
-        let quantized = model.quantize.forward_train(model.latent(images.clone())?, &model.config().patch_nums);
-        let features = model.post_quant_conv.forward(quantized.canvas.clone());
-        let (trunk, reconstruction) = model.decoder.forward_with_trunk(features);
-        Ok(Self { images, trunk, reconstruction, quantized })
+        let made = model.reconstruct(&images, extra)?;
+        Ok(Self { images, made })
     }
 
     /// Returns images and their reconstructions, off the graph.
     pub(super) fn images(&self) -> [Tensor<4>; 2] {
-        [self.images.clone().inner(), self.reconstruction.clone().inner()]
+        [self.images.clone().inner(), self.made.image.clone().inner()]
     }
 
     /// Computes the gradients of both sides at the reconstruction.
@@ -54,28 +49,57 @@ impl Pass {
         let leaf = Tensor::from_inner(reconstruction.clone()).require_grad();
         let distance = criterion.distance(leaf.clone(), self.images.clone())?;
         let pull = gradient(&leaf, distance.total.clone());
-        let inner = |value: Tensor<1>| value.inner();
-        let distance = Distance {
-            l2: inner(distance.l2),
-            l1: distance.l1.map(inner),
-            perceptual: distance.perceptual.map(inner),
-            total: inner(distance.total),
-        };
+        let distance = distance.inner();
         let (opposition, push) = adversary.oppose(reconstruction);
         Ok(Sides { distance, pull, opposition, push })
     }
 
     /// Returns the gradients of both sides at the weight of the decoder's last convolution.
     pub(super) fn at_last_convolution(&self, last: &Conv2d, sides: &Sides) -> [Tensor<4>; 2] {
-        let input = self.trunk.clone().inner();
+        let input = self.made.trunk.clone().inner();
         [&sides.pull, &sides.push].map(|side| weight_gradient(last, &input, side))
     }
 
     /// Returns the gradients of the loss without an adversarial term, and its terms.
     pub(super) fn backward(&self, criterion: &Criterion) -> Result<(Gradients, Terms)> {
-        let distance = criterion.distance(self.reconstruction.clone(), self.images.clone())?;
-        let loss = self.quantized.loss.clone() * criterion.weights.vq + distance.total.clone();
-        Ok((loss.backward(), Terms::new(&self.quantized, distance, loss.inner(), None)))
+        let distance = criterion.distance(self.made.image.clone(), self.images.clone())?;
+        let (rest, smaller) = self.rest(criterion)?;
+        let loss = rest + distance.total.clone();
+        Ok((loss.backward(), self.terms(distance, smaller, loss.inner(), None)))
+    }
+
+    /// Returns the part of the loss that no adversary judges: that of the quantizer, and the mean distance of the extra
+    /// scales; and that distance by itself.
+    fn rest(&self, criterion: &Criterion) -> Result<(Tensor<1>, Option<Tensor<1>>)> {
+        let vq = self.made.vq_loss.clone() * criterion.weights.vq;
+        let distances = self
+            .made
+            .extra
+            .iter()
+            .map(|[image, target]| Ok(criterion.distance_at_any_size(image.clone(), target.clone())?.total));
+        let distances = distances.collect::<Result<Vec<_>>>()?;
+        let count = distances.len() as f64;
+        let Some(smaller) = distances.into_iter().reduce(|sum, distance| sum + distance) else {
+            return Ok((vq, None));
+        };
+        let smaller = smaller / count;
+        Ok((vq + smaller.clone(), Some(smaller)))
+    }
+
+    fn terms(
+        &self,
+        distance: Distance,
+        smaller: Option<Tensor<1>>,
+        loss: Tensor<1>,
+        gan: Option<[Tensor<1>; 2]>,
+    ) -> Terms {
+        let Distance { l2, l1, perceptual, .. } = distance.inner();
+        let mut terms = vec![("loss", loss)];
+        let vq = Some(self.made.vq_loss.clone());
+        let own = [("l2", Some(l2)), ("l1", l1), ("perceptual", perceptual), ("smaller", smaller), ("vq", vq)];
+        terms.extend(own.into_iter().filter_map(|(name, value)| Some((name, value?.inner()))));
+        terms.extend(gan.into_iter().flat_map(|gan| Terms::GAN.into_iter().zip(gan)));
+        Terms(terms)
     }
 
     /// Returns the gradients of the whole loss, and its terms; `weight` is that of the adversarial term, `[1]`.
@@ -84,13 +108,13 @@ impl Pass {
         criterion: &Criterion,
         sides: Sides,
         weight: Tensor<1>,
-    ) -> (Gradients, Terms) {
+    ) -> Result<(Gradients, Terms)> {
         let Sides { distance, pull, opposition, push } = sides;
         let along = pull + push * weight.clone().reshape([1, 1, 1, 1]);
-        let vq = self.quantized.loss.clone() * criterion.weights.vq;
-        let loss = vq.clone().inner() + distance.total.clone() + opposition.clone() * weight.clone();
-        let gradients = (vq + (self.reconstruction.clone() * Tensor::from_inner(along)).sum()).backward();
-        (gradients, Terms::new(&self.quantized, distance, loss, Some([opposition, weight])))
+        let (rest, smaller) = self.rest(criterion)?;
+        let loss = rest.clone().inner() + distance.total.clone() + opposition.clone() * weight.clone();
+        let gradients = (rest + (self.made.image.clone() * Tensor::from_inner(along)).sum()).backward();
+        Ok((gradients, self.terms(distance, smaller, loss, Some([opposition, weight]))))
     }
 }
 
@@ -98,16 +122,6 @@ impl Pass {
 pub(super) struct Terms(Vec<(&'static str, Tensor<1>)>);
 
 impl Terms {
-    fn new(quantized: &Quantized, distance: Distance, loss: Tensor<1>, gan: Option<[Tensor<1>; 2]>) -> Self {
-        let inner = |value: Tensor<1>| if value.is_autodiff() { value.inner() } else { value };
-        let own = [("l2", Some(distance.l2)), ("l1", distance.l1), ("perceptual", distance.perceptual)];
-        let mut terms = vec![("loss", loss)];
-        let own = own.into_iter().chain([("vq", Some(quantized.loss.clone()))]);
-        terms.extend(own.filter_map(|(name, value)| Some((name, inner(value?)))));
-        terms.extend(gan.into_iter().flat_map(|gan| Self::GAN.into_iter().zip(gan)));
-        Self(terms)
-    }
-
     /// The adversarial term before it is weighted, and its weight.
     const GAN: [&str; 2] = ["g_loss", "gan_weight"];
 

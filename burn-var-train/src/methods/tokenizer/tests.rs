@@ -1,6 +1,10 @@
 use burn::module::{Module, ModuleVisitor};
 use burn::tensor::Gradients;
+use burn_var::MapSize;
+use burn_var::math::Resize;
 use burn_var::metrics::Lpips;
+use burn_var::models::flexvar::FlexVae;
+use burn_var::models::var::VqVae;
 use burn_var::weights::StateDict;
 
 use super::patch_gan::PatchGanConfig;
@@ -82,7 +86,7 @@ impl ModuleVisitor for Flatten<'_> {
     }
 }
 
-fn flat(model: &VqVae, grads: Gradients) -> Vec<f32> {
+fn flat(model: &impl Module, grads: Gradients) -> Vec<f32> {
     let grads = GradientsParams::from_grads(grads, model);
     let mut flatten = Flatten(&grads, Vec::new());
     model.visit(&mut flatten);
@@ -98,12 +102,13 @@ fn metric(terms: &Terms, name: &str) -> f64 {
 fn gradients_are_those_of_one_backward_pass() {
     let (model, criterion) = (model(), criterion());
     for adversary in [None, Some(adversary(false))] {
-        let pass = Pass::new(&model, images()).expect("fits");
+        let pass = Pass::new(&model, images(), &[]).expect("fits");
         let (grads, terms) = match &adversary {
             None => pass.backward(&criterion).expect("a backward pass"),
             Some(adversary) => {
                 let sides = pass.sides(&criterion, adversary).expect("both sides");
                 pass.backward_against(&criterion, sides, adversary.constant_weight(&Device::default()))
+                    .expect("backward")
             }
         };
         let [own, against] = plain_loss(&model, &criterion);
@@ -131,10 +136,10 @@ fn the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_convolution() {
     let pull = strength(&plain_loss(&model, &criterion)[0]);
     let push = strength(&plain_loss(&model, &criterion)[1]);
     let expected = 0.3 * pull / (push + 1e-4);
-    let pass = Pass::new(&model, images()).expect("fits");
+    let pass = Pass::new(&model, images(), &[]).expect("fits");
     let sides = pass.sides(&criterion, &adversary).expect("both sides");
     let weight = adversary.adaptive_weight(pass.at_last_convolution(model.decoder.conv_out(), &sides));
-    let (_, terms) = pass.backward_against(&criterion, sides, weight);
+    let (_, terms) = pass.backward_against(&criterion, sides, weight).expect("backward");
     let found = metric(&terms, "gan_weight");
     assert!((found - expected).abs() < 1e-4 * expected, "weight {found}, expected {expected}");
 }
@@ -143,7 +148,7 @@ fn the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_convolution() {
 fn a_term_that_is_not_finite_is_named() {
     let (model, criterion) = (model(), Criterion { lpips: None, ..criterion() });
     let error = |images: Tensor<4>| {
-        let pass = Pass::new(&model, images).expect("fits");
+        let pass = Pass::new(&model, images, &[]).expect("fits");
         let (_, terms) = pass.backward(&criterion).expect("backward");
         Terms::explain(&[&terms], 17, Error::config("a", "b", "c")).to_string()
     };
@@ -163,4 +168,68 @@ fn what_the_perceptual_term_lacks_is_named() {
     assert!(error.contains("3 of 12x16"), "{error}");
     let error = Criterion::new(weights, &device()).err().expect("no such files").to_string();
     assert!(error.contains("vgg.pth"), "{error}");
+}
+
+fn flexvae() -> FlexVae {
+    let config: FlexVaeConfig = toml::from_str(
+        "patch_nums = [1, [2, 3], [4, 5], [8, 10]]\n[vq]\nimage_channels = 1\nch = 32\nch_mult = [1, 2]\n\
+         num_res_blocks = 1\nz_channels = 8\ncodebook_size = 24\ncodebook_embed_dim = 6",
+    )
+    .expect("a configuration");
+    config.init(SEED, &device()).expect("valid")
+}
+
+#[test]
+fn extra_scales_are_compared_with_the_image_of_their_size() {
+    let (model, criterion) = (flexvae(), criterion());
+    let pass = Pass::new(&model, images(), &[2, 0]).expect("fits");
+    assert_eq!(pass.made.scales.iter().map(|scale| scale.k).collect::<Vec<_>>(), [3, 2, 0], "the last one first");
+    let (grads, terms) = pass.backward(&criterion).expect("a backward pass");
+
+    // The same, written down scale by scale. Only the last is large enough for LPIPS.
+    let real = Tensor::from_inner(images());
+    let latent = model.latent(real.clone()).expect("fits");
+    let mut vq = Tensor::<1>::zeros([1], &device());
+    let mut distances = Vec::new();
+    for size in [3, 2, 0].map(|k| model.scales().size(k)) {
+        let quantized = model.quantize_train(latent.clone(), size);
+        vq = vq + quantized.loss();
+        let made = model.decode_raw(quantized.codes);
+        let size = MapSize { height: 2 * size.height, width: 2 * size.width };
+        let target = Resize::Area.apply(real.clone(), size);
+        let difference = made.clone() - target.clone();
+        let mut distance = difference.clone().square().mean() * 1.5 + difference.abs().mean() * 0.5;
+        if size.height == 16 {
+            let lpips = criterion.lpips.as_ref().expect("given");
+            distance = distance + lpips.distance(made, target).expect("fits").mean() * 0.4;
+        }
+        distances.push(distance);
+    }
+    let smaller = (distances[1].clone() + distances[2].clone()) / 2.0;
+    let whole = vq / 3.0 * 0.7 + distances[0].clone() + smaller;
+    let value = scalar(&whole.clone().inner(), "test").expect("readable");
+    assert!((metric(&terms, "loss") - value).abs() < 1e-5 * value.abs(), "the loss is {value}");
+    let (found, expected) = (flat(&model, grads), flat(&model, whole.backward()));
+    let size = expected.iter().fold(0.0f32, |most, grad| most.max(grad.abs()));
+    let error = found.iter().zip(&expected).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(size > 0.0 && error <= 2.4e-5 * size, "off by {error} of {size}");
+}
+
+#[test]
+fn a_step_draws_distinct_scales_besides_the_last() {
+    let text = include_str!("../../../../models/fashion-mnist-flexvar/tokenizer.toml");
+    let config: TokenizerTrainConfig<FlexVaeConfig> = toml::from_str(text).expect("a configuration");
+    config.validate().expect("valid");
+    let drawn: Vec<Vec<usize>> = (0..50).map(|step| config.drawn_scales(step, 8)).collect();
+    assert!(drawn.iter().all(|scales| scales.len() == 2 && scales[0] != scales[1]), "{drawn:?}");
+    let mut all: Vec<usize> = drawn.concat();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all, [0, 1, 2, 3, 4, 5, 6], "every scale but the last gets its turn");
+    assert!(config.drawn_scales(0, 1).is_empty(), "there is no other scale");
+    let text = include_str!("../../../../models/fashion-mnist/tokenizer.toml");
+    let config: TokenizerTrainConfig = toml::from_str(text).expect("a configuration");
+    assert!(config.drawn_scales(0, 6).is_empty(), "VAR's tokenizer trains all scales together");
+    let config = TokenizerTrainConfig { extra_scales: Some(1), ..config };
+    assert!(config.validate().expect_err("not VAR's").to_string().contains("extra_scales"));
 }
