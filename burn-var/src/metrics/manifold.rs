@@ -32,7 +32,8 @@ impl<'a> Manifold<'a> {
     /// Creates the balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
-    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0; [`Error::Shape`] for `k` rows or fewer.
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`](crate::Error::Config) if `k` is 0;
+    /// [`Error::Shape`](crate::Error::Shape) for `k` rows or fewer.
     pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let index = NeighborIndex::new(rows, dim, device)?;
         index.check_count(k, k + 1)?;
