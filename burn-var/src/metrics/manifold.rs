@@ -51,7 +51,7 @@ impl<'a> Manifold<'a> {
     /// Locates `queries`, `[m, dim]`, in the balls.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`], as for [`NeighborIndex::nearest`].
+    /// The errors of [`NeighborIndex::nearest`], except for those of `k`.
     pub fn locate(&self, queries: &[f32]) -> Result<Membership> {
         check_rows("queries", queries, self.dim, 0)?;
         let [located, _] = self.meet(queries, None)?;
