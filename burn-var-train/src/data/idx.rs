@@ -45,7 +45,7 @@ impl IdxImages {
             return Err(Error::format(images, format!("it holds {pictures} images of {height}x{width} pixels")));
         }
         if pictures != label_count {
-            let reason = format!("it holds {label_count} labels, and `{}` holds {pictures} pictures", images.display());
+            let reason = format!("it holds {label_count} labels, and `{}` holds {pictures} images", images.display());
             return Err(Error::format(labels, reason));
         }
         let found = label_bytes.iter().max().map_or(0, |&highest| usize::from(highest) + 1);
@@ -122,7 +122,7 @@ impl ImageSource for IdxImages {
     }
 
     fn describe(&self, index: usize) -> String {
-        format!("picture {index} of `{}`", self.images.display())
+        format!("image {index} of `{}`", self.images.display())
     }
 
     fn path(&self) -> &Path {
@@ -313,7 +313,7 @@ mod tests {
     fn labels_must_fit_the_pictures_and_the_names() {
         let other_count = folder(None, Some(&idx(&[3], &[0, 1, 0])));
         let message = open(other_count.path()).unwrap_err().to_string();
-        assert!(message.contains("3 labels") && message.contains("2 pictures"), "{message}");
+        assert!(message.contains("3 labels") && message.contains("2 images"), "{message}");
 
         let sound = folder(None, None);
         let names = |names: &[&str]| ImageOptions {

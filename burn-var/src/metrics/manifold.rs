@@ -32,7 +32,8 @@ impl<'a> Manifold<'a> {
     /// Creates the balls of `rows`, `[n, dim]` in row-major order; matrix products run on `device`.
     ///
     /// # Errors
-    /// The errors of [`NeighborIndex::new`]; [`Error::Config`] if `k` is 0; [`Error::Shape`] for `k` rows or fewer.
+    /// The errors of [`NeighborIndex::new`]; [`Error::Config`](crate::Error::Config) if `k` is 0;
+    /// [`Error::Shape`](crate::Error::Shape) for `k` rows or fewer.
     pub fn new(rows: &'a [f32], dim: usize, k: usize, device: &Device) -> Result<Self> {
         let index = NeighborIndex::new(rows, dim, device)?;
         index.check_count(k, k + 1)?;
@@ -50,7 +51,7 @@ impl<'a> Manifold<'a> {
     /// Locates `queries`, `[m, dim]`, in the balls.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Device`], as for [`NeighborIndex::nearest`].
+    /// The errors of [`NeighborIndex::nearest`], except for those of `k`.
     pub fn locate(&self, queries: &[f32]) -> Result<Membership> {
         check_rows("queries", queries, self.dim, 0)?;
         let [located, _] = self.meet(queries, None)?;

@@ -49,7 +49,7 @@ impl PatchGanConfig {
         let most = (height.min(width) / 3).checked_ilog2().unwrap_or(0) as usize;
         if !(1..=most).contains(&self.layers) {
             let expected = match most {
-                0 => format!("pictures of at least 6x6, these have {height}x{width}"),
+                0 => format!("images of at least 6x6, these have {height}x{width}"),
                 _ => format!("1 to {most}, for images of {height}x{width}"),
             };
             return Err(Error::config("gan.discriminator.layers", self.layers, expected));
