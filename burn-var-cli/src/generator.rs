@@ -133,9 +133,13 @@ impl Generator {
         device: &Device,
     ) -> Result<Pipeline> {
         let builder = model.builder(files, device)?.without_injector();
-        Ok(match lora {
+        let pipeline = match lora {
             Some(file) => builder.lora(file).build()?,
             None => builder.build()?,
+        };
+        Ok(match model.size {
+            Some([width, height]) => pipeline.with_size(width, height).map_err(asked)?,
+            None => pipeline,
         })
     }
 
@@ -243,7 +247,7 @@ impl Generator {
         let images = tokenizer.decode(generated.canvas);
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
-        let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
+        let stages = canvases.into_iter().map(|canvas| tokenizer.preview(canvas, self.pipeline.scales())).collect();
         Ok(BatchOutput { images, stages, logits, tokens: generated.tokens, time })
     }
 

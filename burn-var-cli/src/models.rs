@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
-use burn_var::Scales;
-use burn_var::models::var::VqVae;
-use burn_var::pipeline::{ModelFiles, Pipeline, PipelineBuilder, resolve};
-use burn_var::weights::{FloatType, LoadOptions, Pretrained, StateDict};
+use burn_var::pipeline::{ModelFiles, Pipeline, PipelineBuilder, load_tokenizer, resolve};
+use burn_var::weights::{FloatType, StateDict};
+use burn_var::{MapSize, Scales, Tokenizer};
 use clap::{Args, ValueEnum};
 
 use crate::output::usage;
@@ -23,10 +22,27 @@ pub(crate) struct ModelArgs {
     /// The tokenizer: a safetensors file of this project, or a public `.pth` file.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// The scale schedule of a file that does not record it: sides of the token maps, such as
-    /// `1,2,3,4,5,6,8,10,13,16`.
-    #[arg(long, value_name = "SIDES", value_delimiter = ',')]
-    pub(crate) patch_nums: Option<Vec<usize>>,
+    /// The scale schedule: sizes of the token maps, such as `1,2,3,4,5,6,8,10,13,16`, or `1,2x3,4x6` for 2 rows of 3
+    /// tokens. FlexVAR generates over any; other models have one, which a public file does not record.
+    #[arg(long, value_name = "SIZES", alias = "patch-nums", value_parser = schedule)]
+    pub(crate) scales: Option<Scales>,
+}
+
+/// Parses a scale schedule.
+pub(crate) fn schedule(text: &str) -> Result<Scales, String> {
+    let side = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is not a number of tokens"));
+    let size = |text: &str| match text.split_once('x') {
+        Some((height, width)) => Ok(MapSize { height: side(height)?, width: side(width)? }),
+        None => side(text).map(MapSize::square),
+    };
+    let sizes = text.split(',').map(size).collect::<Result<Vec<_>, String>>()?;
+    Scales::new(sizes).map_err(|error| error.to_string())
+}
+
+/// Parses a size in pixels, `48x32` for 48 columns and 32 rows.
+fn pixels(text: &str) -> Result<[u32; 2], String> {
+    let parts = text.split_once('x').and_then(|(width, height)| Some([width.parse().ok()?, height.parse().ok()?]));
+    parts.ok_or_else(|| "expected WIDTHxHEIGHT in pixels, `48x32` for instance".to_owned())
 }
 
 /// Which transformer to use with the tokenizer.
@@ -41,6 +57,9 @@ pub(crate) struct PairArgs {
     /// slightly.
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub(crate) weights: Weights,
+    /// The size of the images in pixels, for FlexVAR, which generates any: its schedule is cut or continued to fit.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = pixels, conflicts_with = "scales")]
+    pub(crate) size: Option<[u32; 2]>,
 }
 
 /// [`FloatType`], as the command line names it.
@@ -63,21 +82,15 @@ impl From<Weights> for FloatType {
 }
 
 impl ModelArgs {
-    /// Returns the scale schedule, if it is named.
-    pub(crate) fn scales(&self) -> Result<Option<Scales>> {
-        Ok(self.patch_nums.as_deref().map(Scales::square).transpose()?)
-    }
-
     /// Loads the tokenizer alone.
-    pub(crate) fn load_tokenizer(&self, device: &Device) -> Result<VqVae> {
+    pub(crate) fn load_tokenizer(&self, device: &Device) -> Result<Box<dyn Tokenizer + Send + Sync>> {
         self.check_folder(self.tokenizer.as_ref(), ModelFiles::TOKENIZER)?;
         let dict = match (&self.tokenizer, &self.model) {
             (Some(file), _) => StateDict::open(resolve(file)?)?,
             (None, Some(model)) => ModelFiles::open_part(&resolve(model)?, ModelFiles::TOKENIZER)?,
             (None, None) => compiled_in()?.tokenizer,
         };
-        let config = VqVae::config_of(&dict, self.scales()?.as_ref())?;
-        Ok(VqVae::load_with(&dict, &config, LoadOptions::default(), device)?)
+        Ok(load_tokenizer(&dict, self.scales.as_ref(), device)?)
     }
 
     /// Refuses a folder without a part that no flag names.
@@ -120,8 +133,8 @@ impl PairArgs {
     /// Returns a builder that loads the files of [`PairArgs::open`].
     pub(crate) fn builder(&self, files: &ModelFiles, device: &Device) -> Result<PipelineBuilder> {
         let builder = Pipeline::builder().files(files.clone()).weights(self.weights.into()).device(device);
-        Ok(match self.model.scales()? {
-            Some(scales) => builder.scales(scales),
+        Ok(match &self.model.scales {
+            Some(scales) => builder.scales(scales.clone()),
             None => builder,
         })
     }

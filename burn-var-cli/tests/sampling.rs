@@ -54,7 +54,7 @@ fn classes_by_name_in_equal_parts() {
     let folder = folder();
     let at = folder.path();
     let report =
-        json(at, &["sample", "--model", ".", "--class", "NEWT", "--class", "0,red p", "--count", "7", "--scales"]);
+        json(at, &["sample", "--model", ".", "--class", "NEWT", "--class", "0,red p", "--count", "7", "--stages"]);
     assert_eq!(report["pictures"], 7, "{report}");
     let found: Vec<_> = report["classes"].as_array().expect("list").iter().map(|class| &class["pictures"]).collect();
     assert_eq!(found, [2, 2, 3], "classes 0, 1, 2: the first asked for has the odd one; {report}");
@@ -347,7 +347,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
     assert!(fails(at, 2, &["sample", "--model", ".", "--aid-adaptive", "margin"]).contains("--aid"));
 
     let [alone, both] = [&[][..], &["--compare"]].map(|more| {
-        ok(at, &[&["sample", "--model", ".", "--count", "3", "--aid", "aid.safetensors", "--scales"], more].concat());
+        ok(at, &[&["sample", "--model", ".", "--count", "3", "--aid", "aid.safetensors", "--stages"], more].concat());
         image::open(at.join("burn-var-sample.png")).expect("a sheet").height()
     });
     assert!(both > alone + alone / 2, "every image twice: {alone} and {both} pixels high");
@@ -493,7 +493,7 @@ fn reconstructs_and_measures() {
     let at = folder.path();
     picture(40, 1).save(at.join("one.png")).expect("written");
     picture(23, 2).save(at.join("two.webp")).expect("written");
-    let report = json(at, &["reconstruct", "one.png", "two.webp", "--tokenizer", "tokenizer.safetensors", "--scales"]);
+    let report = json(at, &["reconstruct", "one.png", "two.webp", "--tokenizer", "tokenizer.safetensors", "--stages"]);
     for picture in report["pictures"].as_array().expect("list") {
         let (psnr, ssim) = (picture["psnr"].as_f64().expect("dB"), picture["ssim"].as_f64().expect("a number"));
         assert!(psnr > 0.0 && psnr < 60.0 && ssim.abs() <= 1.0, "{picture}");

@@ -130,6 +130,30 @@ impl Scales {
         Self { sizes: sides.iter().copied().map(MapSize::square).collect() }
     }
 
+    /// Returns this schedule for another size of the last map, for models that accept any (FlexVAR).
+    ///
+    /// Every map gets the new shape, its longer side being that of the old map. A smaller size ends the schedule early;
+    /// a larger one continues it in steps of at most half as much again: from 16 to 32 by 23, as FlexVAR's authors do.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the size is empty.
+    pub fn for_size(&self, size: MapSize) -> Result<Self> {
+        let longer = |size: MapSize| size.height.max(size.width);
+        let (target, own) = (longer(size), longer(self.finest()));
+        let mut sides: Vec<usize> = self.sizes.iter().map(|size| longer(*size)).filter(|side| *side < target).collect();
+        if own < target {
+            let steps = ((target as f64 / own as f64).ln() / 1.5f64.ln()).ceil();
+            let between = (1..steps as usize).map(|i| own as f64 * (target as f64 / own as f64).powf(i as f64 / steps));
+            sides.extend(between.map(|side| side.round() as usize));
+        }
+        let side = |of: usize, longer: usize| ((of * longer) as f64 / target as f64).round().max(1.0) as usize;
+        let map = |longer| MapSize { height: side(size.height, longer), width: side(size.width, longer) };
+        let mut sizes: Vec<MapSize> = if target == 0 { Vec::new() } else { sides.into_iter().map(map).collect() };
+        sizes.push(size);
+        sizes.dedup();
+        Self::new(sizes)
+    }
+
     /// Creates the schedule of a next-token model: one step of a single token for each position of a map of `size`,
     /// row by row.
     ///
@@ -270,6 +294,18 @@ impl std::fmt::Display for Scales {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_schedule_for_another_size_keeps_its_steps() {
+        let scales = Scales::published(&Scales::VAR_256);
+        let found = |height: usize, width: usize| scales.for_size(MapSize { height, width }).unwrap().to_string();
+        assert_eq!(found(16, 16), scales.to_string(), "its own size");
+        assert_eq!(found(32, 32), "1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 32", "the steps of FlexVAR's 512 pixels");
+        assert_eq!(found(6, 6), "1, 2, 3, 4, 5, 6");
+        assert_eq!(found(8, 16), "1, 1x2, 2x3, 2x4, 3x5, 3x6, 4x8, 5x10, 7x13, 8x16");
+        assert_eq!(found(1, 1), "1");
+        assert!(scales.for_size(MapSize { height: 0, width: 0 }).is_err(), "no image");
+    }
 
     #[test]
     fn var_256_has_680_tokens() {

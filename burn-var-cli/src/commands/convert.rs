@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use burn_var::Scales;
-use burn_var::models::common::Lora;
+use burn_var::models::common::{Lora, LoraTarget};
+use burn_var::models::flexvar::{FlexVar, FlexVarPreset};
 use burn_var::models::var::Var;
 use burn_var::weights::{
     AnyModel, FloatType, GenerationConfig, LoadOptions, MODELS, Pretrained, SaveOptions, StateDict,
@@ -14,7 +15,7 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::models::check_target;
+use crate::models::{check_target, schedule};
 use crate::output::{Output, bytes, usage};
 
 /// Write any readable checkpoint as safetensors.
@@ -36,9 +37,9 @@ pub(crate) struct Args {
     /// A LoRA to merge into a transformer.
     #[arg(long, value_name = "FILE")]
     lora: Option<PathBuf>,
-    /// The scale schedule of a file that does not record it: sides of the token maps.
-    #[arg(long, value_name = "SIDES", value_delimiter = ',')]
-    patch_nums: Option<Vec<usize>>,
+    /// The scale schedule of a file that does not record it: sizes of the token maps.
+    #[arg(long, value_name = "SIZES", alias = "patch-nums", value_parser = schedule)]
+    scales: Option<Scales>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,13 +58,13 @@ fn roles() -> PossibleValuesParser {
 pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     check_target(&args.output)?;
     let dict = StateDict::open(&args.input)?;
-    let scales = args.patch_nums.as_deref().map(Scales::square).transpose()?;
     let model = choose(&dict, args.part.as_deref())?;
     let kind = model.kind();
-    if args.class_names.is_some() && kind != Var::KIND {
+    let is_transformer = [Var::KIND, FlexVar::KIND].contains(&kind);
+    if args.class_names.is_some() && !is_transformer {
         return Err(usage("--class-names is for transformers: other models have no classes by name"));
     }
-    if args.lora.is_some() && kind != Var::KIND {
+    if args.lora.is_some() && !is_transformer {
         return Err(usage("--lora is for transformers: it changes the weights of one"));
     }
     let device = Device::default();
@@ -71,14 +72,17 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     let precision = args.half.then_some(FloatType::F16);
     let mut options = SaveOptions { precision, ..Default::default() };
     if let Some(file) = &args.class_names {
-        let config = Var::config_of(&dict, scales.as_ref())?;
-        let class_names = class_names(file, config.num_classes)?;
-        let generation = GenerationConfig { class_names, ..GenerationConfig::of(&dict)?.unwrap_or_default() };
+        let config = model.config(&dict, args.scales.as_ref())?;
+        let classes = config["num_classes"].as_u64().unwrap_or_default() as usize;
+        let evaluation = if kind == FlexVar::KIND { FlexVarPreset::evaluation() } else { GenerationConfig::default() };
+        let own = GenerationConfig::of(&dict)?.unwrap_or(evaluation);
+        let generation = GenerationConfig { class_names: class_names(file, classes)?, ..own };
         generation.insert(&mut options.metadata)?;
     }
     let config = match &args.lora {
-        Some(lora) => merged(&dict, scales.as_ref(), lora, path, options, &device)?,
-        None => model.convert(&dict, scales.as_ref(), path, &options, &device)?,
+        Some(lora) if kind == FlexVar::KIND => merged::<FlexVar>(args, &dict, lora, options, &device)?,
+        Some(lora) => merged::<Var>(args, &dict, lora, options, &device)?,
+        None => model.convert(&dict, args.scales.as_ref(), path, &options, &device)?,
     };
     let bytes_written = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?.len();
     let config = serde_json::json!({ kind.name: config });
@@ -89,8 +93,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
 /// Returns the model of a role, or the only one in the file.
 fn choose(dict: &StateDict, role: Option<&str>) -> Result<&'static dyn AnyModel> {
     if let Some(role) = role {
-        let model = MODELS.iter().copied().find(|model| model.kind().role == role);
-        return model.with_context(|| format!("there is no model `{role}`"));
+        // Families share roles: the file decides, and if it holds none, the first says what is missing.
+        let found = dict.models()?.into_iter().chain(MODELS.iter().copied()).find(|model| model.kind().role == role);
+        return found.with_context(|| format!("there is no model `{role}`"));
     }
     match dict.models()?[..] {
         [model] => Ok(model),
@@ -100,20 +105,19 @@ fn choose(dict: &StateDict, role: Option<&str>) -> Result<&'static dyn AnyModel>
 }
 
 /// Writes a transformer with a LoRA merged into it, and returns its configuration.
-fn merged(
+fn merged<M: Pretrained + LoraTarget>(
+    args: &Args,
     dict: &StateDict,
-    scales: Option<&Scales>,
     lora: &Path,
-    path: &Path,
     mut options: SaveOptions,
     device: &Device,
 ) -> Result<Value> {
-    let config = Var::config_of(dict, scales)?;
-    let transformer = Var::load_with(dict, &config, LoadOptions::default(), device)?;
+    let config = M::config_of(dict, args.scales.as_ref())?;
+    let transformer = M::load_with(dict, &config, LoadOptions::default(), device)?;
     let transformer = Lora::load(&StateDict::open(lora)?, device)?.merge(transformer)?;
-    let mut metadata = Var::notes(dict)?;
+    let mut metadata = M::notes(dict)?;
     metadata.append(&mut options.metadata);
-    Pretrained::save(&transformer, path, &SaveOptions { metadata, ..options })?;
+    Pretrained::save(&transformer, &args.output, &SaveOptions { metadata, ..options })?;
     serde_json::to_value(&config).context("configuration as JSON")
 }
 

@@ -10,6 +10,7 @@ use burn_var_train::checkpoint::Checkpoint;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::models::schedule;
 use crate::output::{Output, bytes, count};
 
 /// Show what is in a checkpoint or a folder.
@@ -20,9 +21,9 @@ pub(crate) struct Args {
     /// List every tensor with its shape and type.
     #[arg(long)]
     tensors: bool,
-    /// The scale schedule of a file that does not record it: sides of the token maps.
-    #[arg(long, value_name = "SIDES", value_delimiter = ',')]
-    patch_nums: Option<Vec<usize>>,
+    /// The scale schedule of a file that does not record it: sizes of the token maps.
+    #[arg(long, value_name = "SIZES", alias = "patch-nums", value_parser = schedule)]
+    scales: Option<Scales>,
 }
 
 /// A checkpoint file.
@@ -80,12 +81,11 @@ struct CheckpointInfo {
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
-    let scales = args.patch_nums.as_deref().map(Scales::square).transpose()?;
     if args.path.is_dir() {
-        let folder = folder(&args.path, args.tensors, scales.as_ref())?;
+        let folder = folder(&args.path, args.tensors, args.scales.as_ref())?;
         return output.result(&folder, || folder_text(&folder));
     }
-    let file = file(&args.path, args.tensors, scales.as_ref())?;
+    let file = file(&args.path, args.tensors, args.scales.as_ref())?;
     output.result(&file, || file_text(&file))
 }
 

@@ -7,7 +7,6 @@ use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::Tokenizer;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::metrics::{MeanPsnr, psnr, ssim};
-use burn_var::models::var::VqVae;
 use burn_var_train::data::{ImageShape, load_image};
 use burn_var_train::grid::write_png;
 use image::RgbImage;
@@ -32,7 +31,7 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
     /// Show each image after every scale of tokens.
     #[arg(long)]
-    scales: bool,
+    stages: bool,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -59,14 +58,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-reconstruction.png");
     check_target(&png)?;
     let tokenizer = args.model.load_tokenizer(device)?;
-    let [channels, height, width] = tokenizer.config().image_shape();
+    let [channels, height, width] = tokenizer.image_shape(tokenizer.scales());
     let shape = ImageShape::new(height, width, channels)?;
     let bar = output.bar(args.images.len(), "images");
     let (mut rows, mut found, mut mean) = (Vec::new(), Vec::new(), MeanPsnr::default());
     for path in &args.images {
         let values = load_image(path, shape)?;
         let original = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
-        let stages = stages(&tokenizer, original, args.scales)?;
+        let stages = stages(&*tokenizer, original, args.stages)?;
         let row: Vec<RgbImage> = stages
             .iter()
             .map(|stage| Ok(to_images(stage.clone(), ValueRange::Signed)?.remove(0)))
@@ -81,7 +80,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    write_png(&png, &sheet(&rows, &headings(&tokenizer, args.scales))?)?;
+    write_png(&png, &sheet(&rows, &headings(&*tokenizer, args.stages))?)?;
     let report = Report { png, images: found, mean_psnr: mean.mean() };
     output.result(&report, || {
         let line = |image: &Measured| {
@@ -94,12 +93,12 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 }
 
 /// Returns the original, then the image after every scale, or after the last only.
-fn stages(tokenizer: &VqVae, original: Tensor<4>, all: bool) -> Result<Vec<Tensor<4>>> {
+fn stages(tokenizer: &dyn Tokenizer, original: Tensor<4>, all: bool) -> Result<Vec<Tensor<4>>> {
     let mut canvases = tokenizer.canvases(&tokenizer.encode(original.clone(), tokenizer.scales())?);
     if !all {
         canvases.drain(..canvases.len() - 1);
     }
-    let decoded = canvases.into_iter().map(|canvas| tokenizer.decode(canvas));
+    let decoded = canvases.into_iter().map(|canvas| tokenizer.preview(canvas, tokenizer.scales()));
     Ok(std::iter::once(original).chain(decoded).collect())
 }
 
@@ -108,9 +107,9 @@ pub(crate) fn planes(image: &RgbImage, channels: usize) -> Vec<f32> {
     (0..channels).flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel[channel]))).collect()
 }
 
-fn headings(tokenizer: &VqVae, scales: bool) -> Vec<String> {
+fn headings(tokenizer: &dyn Tokenizer, stages: bool) -> Vec<String> {
     let mut headings = vec!["original".to_owned()];
-    if scales {
+    if stages {
         headings.extend(tokenizer.scales().sizes().iter().map(|size| format!("{}x{}", size.height, size.width)));
     } else {
         headings.push("tokens".to_owned());

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     npz: Option<PathBuf>,
     /// Show how each image grows, one column per scale.
     #[arg(long)]
-    scales: bool,
+    stages: bool,
     /// The sheet as it grows scale by scale, an animated GIF file.
     #[arg(long, value_name = "FILE", conflicts_with = "npz")]
     animate: Option<PathBuf>,
@@ -76,7 +76,7 @@ struct Class {
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = match (&args.out, &args.npz) {
-        (None, Some(_)) if args.scales => return Err(usage("--scales draws a sheet: give it a name with --out")),
+        (None, Some(_)) if args.stages => return Err(usage("--stages draws a sheet: give it a name with --out")),
         (None, Some(_)) => None,
         (out, _) => Some(or_default(out.as_ref(), "burn-var-sample.png")),
     };
@@ -92,13 +92,13 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let most = if args.npz.is_some() { classes.count } else { MOST_CLASSES };
         chosen = (0..classes.count.min(most)).collect();
     }
-    let count = args.count.map_or(chosen.len() * if args.scales { 1 } else { PER_CLASS }, |count| count as usize);
+    let count = args.count.map_or(chosen.len() * if args.stages { 1 } else { PER_CLASS }, |count| count as usize);
     // A sheet shows class by class; evaluation tools compute metrics over parts of a file.
     let labels = if args.npz.is_some() { in_turn(&chosen, count) } else { equal_parts(&chosen, count) };
 
     let start = Instant::now();
     let bar = output.bar(if args.compare { 2 * count } else { count }, "images");
-    let wanted = Wanted { stages: args.scales || args.animate.is_some(), ..Default::default() };
+    let wanted = Wanted { stages: args.stages || args.animate.is_some(), ..Default::default() };
     let make = |sheets: &mut Sheets, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
         generator.run(&labels, Wanted { plain, ..wanted }, |batch| {
             let images = to_images(batch.output.images.clone(), ValueRange::Signed)?;
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     let empty = || Sheets {
         png: png.as_ref().map(|_| Rows::default()),
-        stages_in_rows: args.scales,
+        stages_in_rows: args.stages,
         frames: args.animate.as_ref().map(|_| Vec::new()),
     };
     let mut sheets = empty();
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     bar.finish_and_clear();
     if let (Some(path), Some(rows)) = (&png, sheets.png) {
-        write_png(path, &sheet(&rows.finish(), &headings(&generator, args.scales))?)?;
+        write_png(path, &sheet(&rows.finish(), &headings(&generator, args.stages))?)?;
     }
     if let (Some(path), Some(frames)) = (&args.animate, sheets.frames) {
         let frames: Result<Vec<RgbImage>> = frames.into_iter().map(|rows| sheet(&rows.finish(), &[])).collect();
@@ -229,7 +229,7 @@ impl Rows {
 }
 
 /// Returns the headings of the columns: the sizes of the token maps, if every scale is shown.
-fn headings(generator: &Generator, scales: bool) -> Vec<String> {
+fn headings(generator: &Generator, stages: bool) -> Vec<String> {
     let sizes = generator.pipeline.scales().sizes();
-    if scales { sizes.iter().map(|size| format!("{}x{}", size.height, size.width)).collect() } else { Vec::new() }
+    if stages { sizes.iter().map(|size| format!("{}x{}", size.height, size.width)).collect() } else { Vec::new() }
 }

@@ -26,6 +26,7 @@ mod settings;
 
 pub use builder::PipelineBuilder;
 pub use classes::ClassNames;
+pub use family::load_tokenizer;
 pub use files::ModelFiles;
 pub use hub::resolve;
 pub use model::ModelPair;

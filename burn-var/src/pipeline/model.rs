@@ -31,6 +31,7 @@ impl<T: Tokenizer, M: NextScale> ModelPair<T, M> {
 pub(super) trait AnyPair: Send + Sync {
     fn tokenizer(&self) -> &dyn Tokenizer;
     fn scales(&self) -> &Scales;
+    fn check_scales(&self, scales: &Scales) -> Result<()>;
     fn num_classes(&self) -> usize;
     fn code_embedding(&self) -> Option<&Linear>;
     fn start<'a>(
@@ -52,6 +53,10 @@ where
 
     fn scales(&self) -> &Scales {
         self.transformer.scales()
+    }
+
+    fn check_scales(&self, scales: &Scales) -> Result<()> {
+        self.transformer.check_scales(scales)
     }
 
     fn num_classes(&self) -> usize {

@@ -12,7 +12,7 @@ use crate::image::{ValueRange, from_image, to_images, to_images_async};
 use crate::models::aid::Injector;
 use crate::sampling::Sampler;
 use crate::weights::GenerationConfig;
-use crate::{Condition, Error, Result, Scales, TokenPyramid};
+use crate::{Condition, Error, MapSize, Result, Scales, TokenPyramid};
 
 /// A model with its settings: generates, previews and edits images.
 ///
@@ -38,6 +38,8 @@ pub struct Pipeline {
     sampler: Sampler,
     aid: Option<Aid>,
     batch_size: usize,
+    /// Default schedule in place of the model's own.
+    scales: Option<Scales>,
 }
 
 impl Pipeline {
@@ -75,6 +77,7 @@ impl Pipeline {
             sampler: settings.sampler(&config),
             aid: None,
             batch_size: if height > 64 { 8 } else { 32 },
+            scales: None,
             config,
         };
         pipeline.configure(&settings)?;
@@ -113,11 +116,20 @@ impl Pipeline {
             }
             (Some((injector, own)), weight) => Some(self.guidance_by(injector, weight.unwrap_or_else(|| own.clone()))?),
         };
-        let (scales, device) = (self.scales().clone(), self.device());
-        let info = BatchInfo { scales: &scales, images: 1, seed: 0, first: 0, device: &device };
-        guidance.chain(aid.clone())?.iter_mut().try_for_each(|part| part.begin(&info))?;
+        self.check_parts(&guidance, aid.clone())?;
         (self.guidance, self.sampler, self.aid) = (guidance, sampler, aid);
         Ok(())
+    }
+
+    fn check_guidance(&self) -> Result<()> {
+        self.check_parts(&self.guidance, self.aid.clone())
+    }
+
+    /// Checks that guidance fits the schedule.
+    fn check_parts(&self, guidance: &GuidanceConfig, aid: Option<Aid>) -> Result<()> {
+        let device = self.device();
+        let info = BatchInfo { scales: self.scales(), images: 1, seed: 0, first: 0, device: &device };
+        guidance.chain(aid)?.iter_mut().try_for_each(|part| part.begin(&info))
     }
 
     /// Returns this pipeline without injector, Scaled Spatial Guidance and visual prefix guidance, to compare with.
@@ -133,6 +145,33 @@ impl Pipeline {
         Self { batch_size: batch_size.max(1), ..self }
     }
 
+    /// Sets the default scale schedule, for models that accept any (FlexVAR); [`Request::scales`] sets that of one request.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model accepts only its own, or a guidance setting does not fit the schedule.
+    pub fn with_scales(mut self, scales: Scales) -> Result<Self> {
+        self.model.check_scales(&scales)?;
+        self.scales = Some(scales);
+        self.check_guidance()?;
+        Ok(self)
+    }
+
+    /// Sets the default size of the images in pixels, over the schedule [`Scales::for_size`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a size that no map of tokens has; those of [`Pipeline::with_scales`].
+    pub fn with_size(self, width: u32, height: u32) -> Result<Self> {
+        let finest = self.scales().finest();
+        let factor = self.image_shape()[1] / finest.height;
+        let (columns, rows) = (width as usize / factor, height as usize / factor);
+        if [columns * factor, rows * factor] != [width as usize, height as usize] || columns * rows == 0 {
+            let expected = format!("multiples of {factor}, the pixels per token");
+            return Err(Error::config("size of the images", format!("{width}x{height}"), expected));
+        }
+        let scales = self.scales().for_size(MapSize { height: rows, width: columns })?;
+        self.with_scales(scales)
+    }
+
     /// Returns the number of images per batch.
     pub fn batch_size(&self) -> usize {
         self.batch_size
@@ -140,7 +179,7 @@ impl Pipeline {
 
     /// Returns the default scale schedule.
     pub fn scales(&self) -> &Scales {
-        self.model.scales()
+        self.scales.as_ref().unwrap_or_else(|| self.model.scales())
     }
 
     /// Returns the shape of the images of the default schedule, `[channels, height, width]`.
@@ -260,8 +299,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// The errors of [`Pipeline::generate`].
-    pub fn start_with<'a>(&'a self, guidance: Vec<Box<dyn Guidance + 'a>>, batch: BatchRequest) -> Result<Steps<'a>> {
-        Ok(Steps { pipeline: self, generation: self.model.start(guidance, batch)? })
+    pub fn start_with<'a>(
+        &'a self,
+        guidance: Vec<Box<dyn Guidance + 'a>>,
+        mut batch: BatchRequest,
+    ) -> Result<Steps<'a>> {
+        let scales = batch.scales.get_or_insert_with(|| self.scales().clone()).clone();
+        Ok(Steps { pipeline: self, scales, generation: self.model.start(guidance, batch)? })
     }
 
     /// Decodes a canvas to images.
@@ -305,6 +349,7 @@ impl Pipeline {
 /// ```
 pub struct Steps<'a> {
     pipeline: &'a Pipeline,
+    scales: Scales,
     generation: Box<dyn AnyGeneration + 'a>,
 }
 
@@ -315,7 +360,7 @@ impl<'a> Steps<'a> {
     /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read.
     pub async fn next_async(&mut self) -> Result<Option<Step<'a>>> {
         let done = self.generation.next_scale_async().await?;
-        Ok(done.map(|done| Step { pipeline: self.pipeline, done }))
+        Ok(done.map(|done| Step { pipeline: self.pipeline, scales: self.scales.clone(), done }))
     }
 
     /// Generates the remaining scales, and returns tokens and canvas.
@@ -331,7 +376,7 @@ impl<'a> Steps<'a> {
 
     fn step(&mut self) -> Result<Option<Step<'a>>> {
         let done = self.generation.next_scale()?;
-        Ok(done.map(|done| Step { pipeline: self.pipeline, done }))
+        Ok(done.map(|done| Step { pipeline: self.pipeline, scales: self.scales.clone(), done }))
     }
 }
 
@@ -346,6 +391,7 @@ impl<'a> Iterator for Steps<'a> {
 /// A finished scale.
 pub struct Step<'a> {
     pipeline: &'a Pipeline,
+    scales: Scales,
     done: ScaleDone,
 }
 
@@ -365,7 +411,7 @@ impl Step<'_> {
     /// # Errors
     /// The errors of [`to_images`].
     pub fn images(&self) -> Result<Vec<RgbImage>> {
-        self.pipeline.images(self.done.canvas.clone())
+        to_images(self.preview(self.done.canvas.clone()), ValueRange::Signed)
     }
 
     /// Decodes a preview of the first image.
@@ -373,7 +419,7 @@ impl Step<'_> {
     /// # Errors
     /// The errors of [`to_images`].
     pub fn image(&self) -> Result<RgbImage> {
-        Ok(self.pipeline.images(self.done.canvas.clone().narrow(0, 0, 1))?.remove(0))
+        Ok(to_images(self.preview(self.done.canvas.clone().narrow(0, 0, 1)), ValueRange::Signed)?.remove(0))
     }
 
     /// Decodes previews without blocking while they are read back.
@@ -381,6 +427,11 @@ impl Step<'_> {
     /// # Errors
     /// The errors of [`to_images`].
     pub async fn images_async(&self) -> Result<Vec<RgbImage>> {
-        to_images_async(self.pipeline.tokenizer().decode(self.done.canvas.clone()), ValueRange::Signed).await
+        to_images_async(self.preview(self.done.canvas.clone()), ValueRange::Signed).await
+    }
+
+    /// Decodes a canvas to images of the final size.
+    fn preview(&self, canvas: Tensor<4>) -> Tensor<4> {
+        self.pipeline.tokenizer().preview(canvas, &self.scales)
     }
 }

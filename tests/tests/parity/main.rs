@@ -10,6 +10,8 @@ mod aid_train_forward;
 mod checkpoints;
 mod dino;
 mod disc;
+mod flexvae;
+mod flexvar;
 mod frechet;
 mod inception_fid;
 mod inception_score;
@@ -44,6 +46,8 @@ macro_rules! every_kind {
             parity_phi_select phi_select,
             parity_vqvae vqvae,
             parity_var var,
+            parity_flexvae flexvae,
+            parity_flexvar flexvar,
             parity_checkpoints checkpoints,
             parity_frechet frechet,
             parity_lpips lpips,

@@ -126,7 +126,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             let settings = args.sampling.settings()?;
             let lora = settings.lora.as_deref();
             let pipeline =
-                made_up::pipeline(preset, args.model.model.scales()?, args.model.weights.into(), lora, device)?;
+                made_up::pipeline(preset, args.model.model.scales.clone(), args.model.weights.into(), lora, device)?;
             let generator = Generator::with(pipeline, None, &settings)?;
             let generator = generator.with_seed(args.sampling.seed).with_batch(args.sampling.batch);
             (format!("{} with random weights", preset.name()), generator)

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::image::{ValueRange, to_images};
 use burn_var::metrics::{Lpips, MeanPsnr, psnr, ssim};
 use burn_var::weights::StateDict;
-use burn_var::{MapSize, TokenPyramid, Tokenizer};
+use burn_var::{MapSize, TokenPyramid};
 use burn_var_train::data::{BatchLoader, ImageOptions, ImageShape, Split, View, open_images};
 use burn_var_train::eval::{FeatureTable, Options, Reference, score};
 use image::RgbImage;
@@ -64,14 +64,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         Some(file) => Some(Lpips::load(&StateDict::open(file)?, &Lpips::published_heads()?, device)?),
         None => None,
     };
-    let shape @ [channels, height, width] = tokenizer.config().image_shape();
+    let shape @ [channels, height, width] = tokenizer.image_shape(tokenizer.scales());
     let size = MapSize { height, width };
     let source = open_images(&args.data, Split::Test, &ImageOptions::default())?;
     let loader = BatchLoader::new(source, ImageShape::new(height, width, channels)?);
     let all: Vec<usize> = (0..loader.source().len()).collect();
     let bar = output.bar(all.len(), "images");
     let scales = tokenizer.scales();
-    let mut used = vec![vec![0_usize; tokenizer.config().vocab_size]; scales.len()];
+    let mut used = vec![vec![0_usize; tokenizer.vocabulary().size]; scales.len()];
     let (mut mean, mut similarity, mut distance) = (MeanPsnr::default(), 0.0, 0.0);
     let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(&**network)));
     for indices in all.chunks(BATCH) {
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     };
     let share = |counts: &[usize]| counts.iter().filter(|count| **count > 0).count() as f64 / counts.len() as f64;
     let anywhere: Vec<usize> =
-        (0..tokenizer.config().vocab_size).map(|code| used.iter().map(|used| used[code]).sum()).collect();
+        (0..tokenizer.vocabulary().size).map(|code| used.iter().map(|used| used[code]).sum()).collect();
     let report = Report {
         images: all.len(),
         psnr: mean.mean(),
