@@ -200,7 +200,7 @@ mod tests {
     fn sections_of_trainers_are_found_and_bare_dicts_are_whole() {
         let trainer = dict(&[
             "trainer.var_wo_ddp.module.lvl_embed.weight",
-            "trainer.vae_local.quantize.embedding.weight",
+            "trainer.vae_local.encoder.down.0.block.0.conv1.weight",
             "trainer.x",
         ]);
         assert_eq!(trainer.sections(), [Var::KIND, VqVae::KIND], "a VAR trainer's checkpoint");
