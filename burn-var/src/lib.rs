@@ -35,6 +35,7 @@
 //! # Where each paper lives
 //!
 //! - VAR (arXiv 2404.02905): [`models::var`]; its guidance, [`guidance::Cfg`]; its editing, [`editing`].
+//! - FlexVAR (arXiv 2502.20313): [`models::flexvar`].
 //! - AID-VAR: [`models::aid`]; its measure ISCS, [`metrics`].
 //! - Scaled Spatial Guidance: [`guidance::Ssg`]. Visual prefix guidance: [`guidance::Vpg`].
 //! - DINO (arXiv 2104.14294): [`models::dino`]. Inception v3 of FID: [`models::inception`].
