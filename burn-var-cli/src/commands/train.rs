@@ -8,6 +8,7 @@ use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
+use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     Tokenizer(Args),
     /// The transformer, on the tokens of a tokenizer.
     Var(Args),
+    /// FlexVAR's transformer, on the tokens of a FlexVAE, over random scale schedules.
+    #[command(name = "flexvar")]
+    FlexVar(Args),
     /// The classifier that judges generated images.
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
@@ -84,6 +88,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let mut progress = TrainProgress::new(output.quiet)?;
     let (Command::Tokenizer(args)
     | Command::Var(args)
+    | Command::FlexVar(args)
     | Command::Classifier(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
@@ -94,6 +99,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
         }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);

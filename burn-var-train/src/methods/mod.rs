@@ -3,5 +3,7 @@
 pub mod aid;
 pub mod classifier;
 pub mod dino;
+pub mod flexvar;
 pub mod tokenizer;
+pub mod transformer;
 pub mod var;
