@@ -9,8 +9,10 @@ use burn::tensor::{Device, Tensor};
 use burn_var::Scales;
 use burn_var::guidance::AidWeight;
 use burn_var::models::aid::{Augment, DiscriminatorHeads, Injector};
+use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::common::{Lora, LowRankConfig};
 use burn_var::models::dino::VitConfig;
+use burn_var::models::flexvar::{FlexVae, FlexVaeConfig};
 use burn_var::models::var::VqVae;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{Pretrained, SaveOptions, StateDict};
@@ -22,6 +24,7 @@ use burn_var_train::aid::{
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
 use burn_var_train::engine::{Method, TrainConfig, Trainer};
+use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, train_flexvar};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
@@ -385,6 +388,92 @@ fn a_transformer_resumes_to_the_bit() {
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
         train_var(config.clone(), run, &Device::default(), progress).expect("trains")
     });
+}
+
+/// An untrained FlexVAE in `folder`, and how to train a transformer on it over random schedules.
+fn flexvar_config(folder: &Path) -> FlexVarTrainConfig {
+    let data = pictures(folder);
+    let path = folder.join("flexvae.safetensors");
+    let vq = VqModelConfig {
+        image_channels: 1,
+        ch: 32,
+        ch_mult: vec![1, 1],
+        num_res_blocks: 1,
+        z_channels: 8,
+        ..VqModelConfig::vq16(24, 6)
+    };
+    let tokenizer = FlexVaeConfig { vq, patch_nums: Scales::square(&[1, 3, 8]).expect("a schedule") };
+    let tokenizer = tokenizer.init(2, &Device::default()).expect("valid");
+    tokenizer.save(&path, &SaveOptions::default()).expect("written");
+    let text = format!("tokenizer = {path:?}\npositions = 4\nclass_dropout = 0.3\n{}", run_section(&data))
+        + "[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\ndrop_path_rate = 0.2\n\
+           [scales]\ndefault_share = 0.3\nfirst = [1]\nlast = 8\nmax_tokens = 90\n\
+           groups = [{ count = 2, from = 2, to = 5 }]\n\
+           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[preview]\nper_class = 1\nclasses = 2\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_flexvar_transformer_resumes_to_the_bit_over_random_schedules() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+        train_flexvar(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+    let log = read_log(whole.join("log.jsonl")).expect("a log");
+    let sides = |record: &serde_json::Value| -> Vec<usize> {
+        (1..9).filter(|side| record.get(format!("loss_{side}")).is_some()).collect()
+    };
+    let schedules: std::collections::BTreeSet<Vec<usize>> = log.iter().map(sides).collect();
+    assert!(schedules.len() > 1, "steps have schedules of their own: {schedules:?}");
+    let union: Vec<usize> = TokenCache::open(&caches(folder.path())[0])
+        .expect("a cache")
+        .spec()
+        .scales
+        .sizes()
+        .iter()
+        .map(|s| s.width)
+        .collect();
+    assert_eq!(union, [1, 2, 3, 4, 5, 8], "an image is encoded once, at every side of a schedule");
+}
+
+#[test]
+fn a_flexvar_transformer_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let device = Device::default();
+    train_flexvar(config.clone(), &folder.path().join("first"), &device, &mut StopAfter(1)).expect("makes the tokens");
+    let train = |accumulate: usize| -> Vec<f64> {
+        let mut config = config.clone();
+        config.run.accumulate = accumulate;
+        let run = config.run.clone();
+        let tokenizer = FlexVae::load(&StateDict::open(&config.tokenizer).expect("written"), &device).expect("fits");
+        let method = FlexVarMethod::new(config, tokenizer, tokens(folder.path()), folder.path(), &device);
+        let mut trainer = Trainer::new(method.expect("valid"), &run).expect("valid");
+        // Further steps would differ by more than rounding: Adam divides gradients by their own size.
+        trainer.step(0, true).expect("finite").into_iter().map(|(_, value)| value).collect()
+    };
+    let whole = train(1);
+    for pieces in [2, 4] {
+        let found = train(pieces);
+        assert_eq!(found.len(), whole.len(), "the same schedule in {pieces} pieces");
+        for (found, expected) in found.iter().zip(&whole) {
+            assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{pieces}: {found}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn flexvar_refuses_schedules_beyond_the_latent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let train = |config| train_flexvar(config, &folder.path().join("run"), &Device::default(), &mut ());
+    let mut larger = config.clone();
+    larger.scales.last = 9;
+    let error = train(larger).expect_err("a latent of 8x8").to_string();
+    assert!(error.contains("scales.last") && error.contains("at most 8"), "{error}");
+    let error = train(FlexVarTrainConfig { image_size: Some(15), ..config }).expect_err("odd").to_string();
+    assert!(error.contains("image_size") && error.contains("multiple of 2"), "{error}");
 }
 
 #[test]

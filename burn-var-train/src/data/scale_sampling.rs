@@ -220,7 +220,8 @@ mod tests {
             drop_above: drop_above.to_vec(),
             ..ScaleSampling::default()
         };
-        for (drop_above, length) in [(vec![], 10), (vec![0.0], 9), (vec![0.0; 3], 7), (vec![1.0], 10), (vec![0.0; 9], 3)]
+        for (drop_above, length) in
+            [(vec![], 10), (vec![0.0], 9), (vec![0.0; 3], 7), (vec![1.0], 10), (vec![0.0; 9], 3)]
         {
             for sides in drawn(&rules(&drop_above)) {
                 assert_eq!(sides.len(), length, "{drop_above:?}: {sides:?}");

@@ -168,12 +168,7 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
     }
 
     /// Returns loss and accuracy, of all tokens and of each scale.
-    pub(super) fn per_scale(
-        &self,
-        logits: &Tensor<3>,
-        targets: &Tensor<2, Int>,
-        scales: &Scales,
-    ) -> Result<Metrics> {
+    pub(super) fn per_scale(&self, logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> Result<Metrics> {
         let read = |values: Tensor<2>| -> Result<Vec<f64>> {
             Ok(values.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
         };
@@ -242,7 +237,12 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
         Ok(ScheduledBatch { scales, tokens: TokenBatch { tokens, labels } })
     }
 
-    fn backward(&self, round: &Round, piece: &Piece, batch: &mut ScheduledBatch) -> Result<(NetworkGradients, Metrics)> {
+    fn backward(
+        &self,
+        round: &Round,
+        piece: &Piece,
+        batch: &mut ScheduledBatch,
+    ) -> Result<(NetworkGradients, Metrics)> {
         let (tokens, conditions) = self.truth(piece, batch)?;
         let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
         let noise = &mut piece.noise("drop path");
