@@ -9,6 +9,7 @@ use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
+use burn_var_train::sar::{SarTrainConfig, train_sar};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     /// FlexVAR's transformer, on the tokens of a FlexVAE, over random scale schedules.
     #[command(name = "flexvar")]
     FlexVar(Args),
+    /// SAR or student forcing: a trained transformer of FlexVAR or VAR, on its own outputs.
+    Sar(Args),
     /// The classifier that judges generated images.
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
@@ -89,6 +92,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let (Command::Tokenizer(args)
     | Command::Var(args)
     | Command::FlexVar(args)
+    | Command::Sar(args)
     | Command::Classifier(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
@@ -100,6 +104,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);

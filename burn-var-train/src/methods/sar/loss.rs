@@ -66,13 +66,7 @@ impl SarFamily for Var {
 
     const RESIDUAL: bool = true;
 
-    fn class_and_scale(
-        &self,
-        _: &[Condition],
-        _: Tensor<3>,
-        _: MapSize,
-        _: Option<&mut [Rng]>,
-    ) -> Result<Tensor<3>> {
+    fn class_and_scale(&self, _: &[Condition], _: Tensor<3>, _: MapSize, _: Option<&mut [Rng]>) -> Result<Tensor<3>> {
         Err(no_class_only())
     }
 
@@ -399,7 +393,8 @@ pub fn sar_loss<M: SarFamily>(
         }
     };
 
-    let passes = student_passes(config.context, tokenizer, model, conditions, &own, chosen, student_noise.as_deref_mut())?;
+    let passes =
+        student_passes(config.context, tokenizer, model, conditions, &own, chosen, student_noise.as_deref_mut())?;
     let requantized = match config.target {
         Target::GtRequantised => Some(M::requantized(tokenizer, tokens, &own)?),
         _ => None,
@@ -453,7 +448,8 @@ fn student_passes<M: SarFamily>(
         StudentContext::ClassOnly => {
             for &k in chosen {
                 let on_graph = Tensor::from_inner(input(k));
-                let logits = SarFamily::class_and_scale(model, conditions, on_graph, scales.size(k), noise.as_deref_mut())?;
+                let logits =
+                    SarFamily::class_and_scale(model, conditions, on_graph, scales.size(k), noise.as_deref_mut())?;
                 passes.push(StudentPass { k, input: input(k), logits });
             }
         }
