@@ -28,6 +28,7 @@ use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, train_flexvar};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
+use burn_var_train::sar::{ForcingSchedule, Sampling, SarConfig, SarTrainConfig, StudentForcing, Target, train_sar};
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
@@ -461,6 +462,91 @@ fn a_flexvar_transformer_does_not_depend_on_the_number_of_pieces() {
             assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{pieces}: {found}, not {expected}");
         }
     }
+}
+
+/// Post-training of a transformer of a few steps.
+fn sar_config(tokenizer: &Path, init: &Path, data: &Path, more: &str) -> SarTrainConfig {
+    let text = format!("tokenizer = {tokenizer:?}\ninit = {init:?}\nclass_dropout = 0.3\n{}", run_section(data))
+        + "[learning_rate]\npeak = 0.001\n[preview]\nper_class = 1\nclasses = 2\n"
+        + more;
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Post-training of a FlexVAR of a few steps.
+fn flexvar_sar_config(folder: &Path, more: &str) -> SarTrainConfig {
+    let base = flexvar_config(folder);
+    let init = train_flexvar(base.clone(), &folder.join("base"), &Device::default(), &mut ());
+    let init = init.expect("trains").expect("to the end");
+    SarTrainConfig { scales: Some(base.scales), ..sar_config(&base.tokenizer, &init, &base.data.path, more) }
+}
+
+#[test]
+fn sar_resumes_to_the_bit_and_measures_the_student() {
+    for more in ["", "[sar]\npreset = \"paper\"\nscales = \"random-one\"\nweight = 0.5\nreduction = \"scale-sum\"\n"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = flexvar_sar_config(folder.path(), more);
+        let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+            train_sar(config.clone(), run, &Device::default(), progress).expect("trains")
+        });
+        for record in read_log(whole.join("log.jsonl")).expect("a log") {
+            assert!(record["student_loss"].as_f64() > Some(0.0), "{record:?}");
+        }
+    }
+}
+
+#[test]
+fn student_forcing_resumes_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = flexvar_sar_config(folder.path(), "[student_forcing]\nschedule = \"alternate\"\n");
+    config.run.accumulate = 2;
+    compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+        train_sar(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+}
+
+/// Loss terms and norm of the gradient of the first step.
+fn first_step(config: &SarTrainConfig, folder: &Path) -> [f64; 3] {
+    let mut config = config.clone();
+    config.run.steps = 1;
+    train_sar(config, folder, &Device::default(), &mut ()).expect("trains").expect("to the end");
+    let log = read_log(folder.join("log.jsonl")).expect("a log");
+    ["loss", "student_loss", "grad_norm"].map(|name| log[0].get(name).and_then(|value| value.as_f64()).unwrap_or(0.0))
+}
+
+#[test]
+fn var_is_post_trained_with_the_full_context() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = pictures(folder.path());
+    let base = transformer_config(folder.path(), &data);
+    let init = train_var(base.clone(), &folder.path().join("base"), &Device::default(), &mut ());
+    let init = init.expect("trains").expect("to the end");
+    let config = |more: &str| sar_config(&base.tokenizer, &init, &data, more);
+    let run = |name: &str, config: &SarTrainConfig| first_step(config, &folder.path().join(name));
+
+    let error = train_sar(config(""), &folder.path().join("refused"), &Device::default(), &mut ()).expect_err("VAR");
+    assert!(error.to_string().contains("sar.context"), "{error}");
+    let mut paper = config("[sar]\npreset = \"paper\"\nweight = 1.0\n");
+    let hard = run("hard", &paper);
+    let sar = SarConfig { weight: 1.0, sampling: Sampling::Argmax, ..SarConfig::paper() };
+    paper.sar = Some(SarConfig { target: Target::GtRequantised, ..sar.clone() });
+    let requantized = run("requantized", &paper);
+    paper.sar = Some(SarConfig { target: Target::Gt, ..sar });
+    let truth = run("truth", &paper);
+    assert_eq!((hard[0], requantized[0]), (truth[0], truth[0]), "the same teacher-forced loss");
+    assert!(requantized[1] != truth[1], "other coarse tokens call for other fine ones");
+    assert!([hard, requantized, truth].iter().all(|[_, student, norm]| *student > 0.0 && *norm > 0.0));
+
+    let forced = |name: &str, forcing: StudentForcing| {
+        run(name, &SarTrainConfig { student_forcing: Some(forcing), ..config("") })
+    };
+    let plain = forced("plain", StudentForcing::new(ForcingSchedule::TeacherForcing));
+    assert!((plain[0] - truth[0]).abs() < 1e-5, "teacher forcing is the teacher's pass");
+    let full = forced("full", StudentForcing::new(ForcingSchedule::Full));
+    assert!(full[0] != plain[0], "inputs of its own");
+    forced(
+        "full-requantized",
+        StudentForcing { target: Target::GtRequantised, ..StudentForcing::new(ForcingSchedule::Full) },
+    );
 }
 
 #[test]
