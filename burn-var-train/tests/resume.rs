@@ -9,8 +9,10 @@ use burn::tensor::{Device, Tensor};
 use burn_var::Scales;
 use burn_var::guidance::AidWeight;
 use burn_var::models::aid::{Augment, DiscriminatorHeads, Injector};
+use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::common::{Lora, LowRankConfig};
 use burn_var::models::dino::VitConfig;
+use burn_var::models::flexvar::{FlexVae, FlexVaeConfig};
 use burn_var::models::var::VqVae;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{Pretrained, SaveOptions, StateDict};
@@ -22,9 +24,11 @@ use burn_var_train::aid::{
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::TokenCache;
 use burn_var_train::engine::{Method, TrainConfig, Trainer};
+use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, train_flexvar};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
+use burn_var_train::sar::{ForcingSchedule, Sampling, SarConfig, SarTrainConfig, StudentForcing, Target, train_sar};
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
@@ -385,6 +389,177 @@ fn a_transformer_resumes_to_the_bit() {
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
         train_var(config.clone(), run, &Device::default(), progress).expect("trains")
     });
+}
+
+/// An untrained FlexVAE in `folder`, and how to train a transformer on it over random schedules.
+fn flexvar_config(folder: &Path) -> FlexVarTrainConfig {
+    let data = pictures(folder);
+    let path = folder.join("flexvae.safetensors");
+    let vq = VqModelConfig {
+        image_channels: 1,
+        ch: 32,
+        ch_mult: vec![1, 1],
+        num_res_blocks: 1,
+        z_channels: 8,
+        ..VqModelConfig::vq16(24, 6)
+    };
+    let tokenizer = FlexVaeConfig { vq, patch_nums: Scales::square(&[1, 3, 8]).expect("a schedule") };
+    let tokenizer = tokenizer.init(2, &Device::default()).expect("valid");
+    tokenizer.save(&path, &SaveOptions::default()).expect("written");
+    let text = format!("tokenizer = {path:?}\npositions = 4\nclass_dropout = 0.3\n{}", run_section(&data))
+        + "[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\ndrop_path_rate = 0.2\n\
+           [scales]\ndefault_share = 0.3\nfirst = [1]\nlast = 8\nmax_tokens = 90\n\
+           groups = [{ count = 2, from = 2, to = 5 }]\n\
+           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[preview]\nper_class = 1\nclasses = 2\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_flexvar_transformer_resumes_to_the_bit_over_random_schedules() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+        train_flexvar(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+    let log = read_log(whole.join("log.jsonl")).expect("a log");
+    let sides = |record: &serde_json::Value| -> Vec<usize> {
+        (1..9).filter(|side| record.get(format!("loss_{side}")).is_some()).collect()
+    };
+    let schedules: std::collections::BTreeSet<Vec<usize>> = log.iter().map(sides).collect();
+    assert!(schedules.len() > 1, "steps have schedules of their own: {schedules:?}");
+    let union: Vec<usize> = TokenCache::open(&caches(folder.path())[0])
+        .expect("a cache")
+        .spec()
+        .scales
+        .sizes()
+        .iter()
+        .map(|s| s.width)
+        .collect();
+    assert_eq!(union, [1, 2, 3, 4, 5, 8], "an image is encoded once, at every side of a schedule");
+}
+
+#[test]
+fn a_flexvar_transformer_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let device = Device::default();
+    train_flexvar(config.clone(), &folder.path().join("first"), &device, &mut StopAfter(1)).expect("makes the tokens");
+    let train = |accumulate: usize| -> Vec<f64> {
+        let mut config = config.clone();
+        config.run.accumulate = accumulate;
+        let run = config.run.clone();
+        let tokenizer = FlexVae::load(&StateDict::open(&config.tokenizer).expect("written"), &device).expect("fits");
+        let method = FlexVarMethod::new(config, tokenizer, tokens(folder.path()), folder.path(), &device);
+        let mut trainer = Trainer::new(method.expect("valid"), &run).expect("valid");
+        // Further steps would differ by more than rounding: Adam divides gradients by their own size.
+        trainer.step(0, true).expect("finite").into_iter().map(|(_, value)| value).collect()
+    };
+    let whole = train(1);
+    for pieces in [2, 4] {
+        let found = train(pieces);
+        assert_eq!(found.len(), whole.len(), "the same schedule in {pieces} pieces");
+        for (found, expected) in found.iter().zip(&whole) {
+            assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{pieces}: {found}, not {expected}");
+        }
+    }
+}
+
+/// Post-training of a transformer of a few steps.
+fn sar_config(tokenizer: &Path, init: &Path, data: &Path, more: &str) -> SarTrainConfig {
+    let text = format!("tokenizer = {tokenizer:?}\ninit = {init:?}\nclass_dropout = 0.3\n{}", run_section(data))
+        + "[learning_rate]\npeak = 0.001\n[preview]\nper_class = 1\nclasses = 2\n"
+        + more;
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Post-training of a FlexVAR of a few steps.
+fn flexvar_sar_config(folder: &Path, more: &str) -> SarTrainConfig {
+    let base = flexvar_config(folder);
+    let init = train_flexvar(base.clone(), &folder.join("base"), &Device::default(), &mut ());
+    let init = init.expect("trains").expect("to the end");
+    SarTrainConfig { scales: Some(base.scales), ..sar_config(&base.tokenizer, &init, &base.data.path, more) }
+}
+
+#[test]
+fn sar_resumes_to_the_bit_and_measures_the_student() {
+    for more in ["", "[sar]\npreset = \"paper\"\nscales = \"random-one\"\nweight = 0.5\nreduction = \"scale-sum\"\n"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = flexvar_sar_config(folder.path(), more);
+        let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+            train_sar(config.clone(), run, &Device::default(), progress).expect("trains")
+        });
+        for record in read_log(whole.join("log.jsonl")).expect("a log") {
+            assert!(record["student_loss"].as_f64() > Some(0.0), "{record:?}");
+        }
+    }
+}
+
+#[test]
+fn student_forcing_resumes_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = flexvar_sar_config(folder.path(), "[student_forcing]\nschedule = \"alternate\"\n");
+    config.run.accumulate = 2;
+    compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+        train_sar(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+}
+
+/// Loss terms and norm of the gradient of the first step.
+fn first_step(config: &SarTrainConfig, folder: &Path) -> [f64; 3] {
+    let mut config = config.clone();
+    config.run.steps = 1;
+    train_sar(config, folder, &Device::default(), &mut ()).expect("trains").expect("to the end");
+    let log = read_log(folder.join("log.jsonl")).expect("a log");
+    ["loss", "student_loss", "grad_norm"].map(|name| log[0].get(name).and_then(|value| value.as_f64()).unwrap_or(0.0))
+}
+
+#[test]
+fn var_is_post_trained_with_the_full_context() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = pictures(folder.path());
+    let base = transformer_config(folder.path(), &data);
+    let init = train_var(base.clone(), &folder.path().join("base"), &Device::default(), &mut ());
+    let init = init.expect("trains").expect("to the end");
+    let config = |more: &str| sar_config(&base.tokenizer, &init, &data, more);
+    let run = |name: &str, config: &SarTrainConfig| first_step(config, &folder.path().join(name));
+
+    let error = train_sar(config(""), &folder.path().join("refused"), &Device::default(), &mut ()).expect_err("VAR");
+    assert!(error.to_string().contains("sar.context"), "{error}");
+    let mut paper = config("[sar]\npreset = \"paper\"\nweight = 1.0\n");
+    let hard = run("hard", &paper);
+    let sar = SarConfig { weight: 1.0, sampling: Sampling::Argmax, ..SarConfig::paper() };
+    paper.sar = Some(SarConfig { target: Target::GtRequantised, ..sar.clone() });
+    let requantized = run("requantized", &paper);
+    paper.sar = Some(SarConfig { target: Target::Gt, ..sar });
+    let truth = run("truth", &paper);
+    assert_eq!((hard[0], requantized[0]), (truth[0], truth[0]), "the same teacher-forced loss");
+    assert!(requantized[1] != truth[1], "other coarse tokens call for other fine ones");
+    assert!([hard, requantized, truth].iter().all(|[_, student, norm]| *student > 0.0 && *norm > 0.0));
+
+    let forced = |name: &str, forcing: StudentForcing| {
+        run(name, &SarTrainConfig { student_forcing: Some(forcing), ..config("") })
+    };
+    let plain = forced("plain", StudentForcing::new(ForcingSchedule::TeacherForcing));
+    assert!((plain[0] - truth[0]).abs() < 1e-5, "teacher forcing is the teacher's pass");
+    let full = forced("full", StudentForcing::new(ForcingSchedule::Full));
+    assert!(full[0] != plain[0], "inputs of its own");
+    forced(
+        "full-requantized",
+        StudentForcing { target: Target::GtRequantised, ..StudentForcing::new(ForcingSchedule::Full) },
+    );
+}
+
+#[test]
+fn flexvar_refuses_schedules_beyond_the_latent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let train = |config| train_flexvar(config, &folder.path().join("run"), &Device::default(), &mut ());
+    let mut larger = config.clone();
+    larger.scales.last = 9;
+    let error = train(larger).expect_err("a latent of 8x8").to_string();
+    assert!(error.contains("scales.last") && error.contains("at most 8"), "{error}");
+    let error = train(FlexVarTrainConfig { image_size: Some(15), ..config }).expect_err("odd").to_string();
+    assert!(error.contains("image_size") && error.contains("multiple of 2"), "{error}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
+use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
+use burn_var_train::sar::{SarTrainConfig, train_sar};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
@@ -24,9 +26,15 @@ pub(crate) enum Command {
     /// The tokenizer: images to tokens and back.
     Tokenizer(Args),
     /// FlexVAR's tokenizer, whose every scale is a whole image.
-    Flexvae(Args),
+    #[command(name = "flexvae")]
+    FlexVae(Args),
     /// The transformer, on the tokens of a tokenizer.
     Var(Args),
+    /// FlexVAR's transformer, on the tokens of a FlexVAE, over random scale schedules.
+    #[command(name = "flexvar")]
+    FlexVar(Args),
+    /// SAR or student forcing: a trained transformer of FlexVAR or VAR, on its own outputs.
+    Sar(Args),
     /// The classifier that judges generated images.
     Classifier(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
@@ -86,8 +94,10 @@ struct Report {
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
     let mut progress = TrainProgress::new(output.quiet)?;
     let (Command::Tokenizer(args)
-    | Command::Flexvae(args)
+    | Command::FlexVae(args)
     | Command::Var(args)
+    | Command::FlexVar(args)
+    | Command::Sar(args)
     | Command::Classifier(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
@@ -97,11 +107,13 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         Command::Tokenizer(_) => {
             train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
         }
-        Command::Flexvae(_) => {
+        Command::FlexVae(_) => {
             let config = args.config::<TokenizerTrainConfig<FlexVaeConfig>>(&[])?;
             train_flexvae(config, out, device, &mut progress)?
         }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);

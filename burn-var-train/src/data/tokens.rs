@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use burn_var::Tokenizer;
-use burn_var::models::var::VqVae;
+use burn_var::weights::Pretrained;
+use burn_var::{Scales, Tokenizer};
 
 use super::{BatchLoader, Fingerprint, ImageShape, ImageSource, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use crate::engine::progress::Progress;
@@ -20,26 +20,42 @@ const ENCODE_BATCH: usize = 64;
 /// The cache of older versions, in the folder of the run.
 const OWN: &str = "tokens.safetensors";
 
+/// The part of an image that is encoded, and the maps of its tokens.
+pub(crate) struct Encoding {
+    /// The maps. A tokenizer whose maps do not depend on one another serves any schedule of these.
+    pub(crate) scales: Scales,
+    /// Shape of the images.
+    pub(crate) shape: ImageShape,
+}
+
+impl Encoding {
+    /// Returns the maps and images of a tokenizer's default schedule.
+    pub(crate) fn default_of(tokenizer: &impl Tokenizer) -> Result<Self> {
+        let scales = tokenizer.scales().clone();
+        let [channels, height, width] = tokenizer.image_shape(&scales);
+        Ok(Self { scales, shape: ImageShape::new(height, width, channels)? })
+    }
+}
+
 /// Returns the tokens of all images of `source`, and of their mirror images if the run mirrors.
 ///
 /// They come from the cache in the run's folder that older versions made, if it fits, else from the shared cache
 /// ([`DataConfig::cache`]), which is made first if it is not there. A cache belongs to images, tokenizer and views: its
 /// name has their fingerprint. Of two runs that need the same one at once, one waits for the other.
-pub(crate) fn cached_tokens(
+pub(crate) fn cached_tokens<T: Tokenizer + Pretrained>(
     source: Arc<dyn ImageSource>,
     data: &DataConfig,
-    tokenizer: &VqVae,
+    tokenizer: &T,
+    Encoding { scales, shape }: Encoding,
     run: &Path,
     device: &Device,
     progress: &mut dyn Progress,
 ) -> Result<TokenCache> {
-    let [channels, height, width] = tokenizer.config().image_shape();
-    let shape = ImageShape::new(height, width, channels)?;
     let sizes = serde_json::to_vec(tokenizer.config())
         .map_err(|e| Error::config("tokenizer", e, "sizes that JSON can hold"))?;
     let views: &[bool] = if data.mirror { &[false, true] } else { &[false] };
     let variants: Vec<View> = views.iter().map(|&mirrored| View::Fixed { mirrored }).collect();
-    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocabulary().size);
+    let vocab = tokenizer.vocabulary().size;
     // The fingerprints in a spec have the form of `recorded`, or that of this version.
     let spec_like = |recorded: &str| -> Result<TokenCacheSpec> {
         let fingerprint = Fingerprint::like(recorded).field(&sizes).module(tokenizer)?.finish();
@@ -97,12 +113,12 @@ fn wait_for_lock(cache: &Path, progress: &mut dyn Progress) -> Result<Option<Fil
 /// Encodes all images, which are decoded ahead, and writes their tokens.
 fn encode(
     loader: &BatchLoader,
-    tokenizer: &VqVae,
+    tokenizer: &impl Tokenizer,
     spec: TokenCacheSpec,
     path: &Path,
     device: &Device,
 ) -> Result<TokenCache> {
-    let variants = spec.variants.clone();
+    let (variants, scales) = (spec.variants.clone(), spec.scales.clone());
     let mut writer = TokenCacheWriter::create(path, spec)?;
     let count = loader.source().len();
     let parts = move || (0..count).step_by(ENCODE_BATCH).map(move |first| first..count.min(first + ENCODE_BATCH));
@@ -117,7 +133,7 @@ fn encode(
         let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
         for _ in &variants {
             let images = batches.next().ok_or_else(ended)??.upload(device).images;
-            let tokens = tokenizer.encode(images, tokenizer.scales())?.to_rows()?;
+            let tokens = tokenizer.encode(images, &scales)?.to_rows()?;
             rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
         }
         for (index, rows) in part.zip(&rows) {

@@ -3,5 +3,8 @@
 pub mod aid;
 pub mod classifier;
 pub mod dino;
+pub mod flexvar;
+pub mod sar;
 pub mod tokenizer;
+pub mod transformer;
 pub mod var;

@@ -9,6 +9,9 @@ use crate::{Error, Result, Scales};
 pub enum Schedule {
     /// Linear from 0 at the first scale to this value at the last: VAR's schedule for classifier-free guidance.
     Ramp(f64),
+    /// Linear from half of this value at the first scale to all of it at the last: `s / 2 (1 + k / (K - 1))`, the guidance
+    /// of the tokens that SAR's released training draws.
+    HalfRamp(f64),
     /// `s (1 - k / K)` at scale `k`, counted from 0, of `K`: the schedule of Scaled Spatial Guidance.
     Decay(f64),
     /// The same at every scale.
@@ -34,6 +37,7 @@ impl Schedule {
     pub fn at(&self, at: ScaleAt<'_>) -> f64 {
         match self {
             Self::Ramp(strength) => strength * at.ratio(),
+            Self::HalfRamp(strength) => 0.5 * strength * (1.0 + at.ratio()),
             Self::Decay(strength) => strength * (1.0 - at.k() as f64 / at.scales().len() as f64),
             Self::Constant(strength) => *strength,
             Self::RampWithin { strength, side, .. } if at.size().height.max(at.size().width) > *side => *strength,
@@ -53,6 +57,7 @@ impl Schedule {
     pub fn check(&self, name: &str, scales: &Scales) -> Result<()> {
         let strengths = match self {
             Self::Ramp(strength)
+            | Self::HalfRamp(strength)
             | Self::Decay(strength)
             | Self::Constant(strength)
             | Self::RampWithin { strength, .. } => std::slice::from_ref(strength),
@@ -78,6 +83,7 @@ mod tests {
         let scales = Scales::square(&[1, 2, 3]).unwrap();
         let found = |schedule: Schedule| scales.iter().map(|at| schedule.at(at)).collect::<Vec<_>>();
         assert_eq!(found(Schedule::Ramp(3.0)), [0.0, 1.5, 3.0]);
+        assert_eq!(found(Schedule::HalfRamp(3.0)), [1.5, 2.25, 3.0]);
         assert_eq!(found(Schedule::Decay(3.0)), [3.0, 2.0, 1.0]);
         assert_eq!(found(Schedule::Constant(3.0)), [3.0; 3]);
         assert_eq!(found(Schedule::PerScale(vec![1.0, 2.0, 0.0])), [1.0, 2.0, 0.0]);

@@ -21,6 +21,8 @@ mod lpips;
 mod phi_select;
 mod precision_recall;
 mod sampling;
+mod sar;
+mod sf_schedules;
 mod ssg;
 mod var;
 mod vqvae;
@@ -61,6 +63,8 @@ macro_rules! every_kind {
             parity_aid_injector aid_injector,
             parity_aid_guided aid_guided,
             parity_aid_train_forward aid_train_forward,
+            parity_sar sar,
+            parity_sf_schedules sf_schedules,
         }
     };
 }

@@ -39,7 +39,7 @@ pub use config::{
 };
 
 use crate::config::Upgrade;
-use crate::data::{Fingerprint, ImageSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
+use crate::data::{Encoding, Fingerprint, ImageSource, Split, TokenBatch, TokenCache, TokenStream, cached_tokens};
 use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{Metrics, RunConfig};
@@ -178,7 +178,8 @@ impl TrainConfig for AidTrainConfig {
         progress: &mut dyn Progress,
     ) -> Result<AidMethod> {
         let plain = backbone.tokenizer.valid();
-        let tokens = cached_tokens(images, &self.data, &plain, folder, device, progress)?;
+        let encoding = Encoding::default_of(&plain)?;
+        let tokens = cached_tokens(images, &self.data, &plain, encoding, folder, device, progress)?;
         AidMethod::new(self, backbone, tokens, folder, device)
     }
 }

@@ -90,11 +90,17 @@ impl Quantizer {
         let mut rest = latent.inner();
         (0..scales.len())
             .map(|k| {
-                let ids = self.ids(Self::rows(&rest, k, scales), rest.dims()[0]);
+                let ids = self.quantize_scale(&rest, k, scales);
                 rest = rest.clone() - self.contribution(self.embedding.forward(ids.clone()), k, scales).inner();
                 ids
             })
             .collect()
+    }
+
+    /// Quantizes what is left of a latent, `[batch, z_channels, height, width]` of the finest size and off the autodiff graph,
+    /// at scale `k`: ids `[batch, tokens]`.
+    pub fn quantize_scale(&self, rest: &Tensor<4>, k: usize, scales: &Scales) -> Tensor<2, Int> {
+        self.ids(Self::rows(rest, k, scales), rest.dims()[0])
     }
 
     fn ids(&self, rows: Tensor<2>, batch: usize) -> Tensor<2, Int> {
