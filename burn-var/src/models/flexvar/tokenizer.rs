@@ -109,6 +109,7 @@ impl Tokenizer for FlexVae {
         Vocabulary::codes(self.config.vq.codebook_size)
     }
 
+    #[allow(clippy::misnamed_getters, reason = "a canvas has the channels of a code")]
     fn z_channels(&self) -> usize {
         self.config.vq.codebook_embed_dim
     }

@@ -67,7 +67,7 @@ impl VarConfig {
     /// Checks that the sizes fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field, what it is, and what would be accepted.
+    /// [`crate::Error::Config`] naming the field, what it is, and what would be accepted.
     pub fn validate(&self) -> Result<()> {
         require_positive(&[
             ("vocab_size", self.vocab_size),
