@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use support::{command, ok, picture};
+use support::{colour_image, command, ok};
 
 const README: &str = include_str!("../../README.md");
 
@@ -78,7 +78,7 @@ fn set_up(folder: &Path) {
     for class in 0..4 {
         let images = folder.join("pictures").join(format!("class-{class}"));
         fs::create_dir_all(&images).expect("created");
-        (0..3).for_each(|i| picture(16, class + 4 * i).save(images.join(format!("{i}.png"))).expect("written"));
+        (0..3).for_each(|i| colour_image(16, class + 4 * i).save(images.join(format!("{i}.png"))).expect("written"));
     }
     let run = "[run]\nsteps = 2\nbatch_size = 4\n[data]\npath = \"pictures\"\n";
     let tokenizer = format!(
@@ -90,7 +90,7 @@ fn set_up(folder: &Path) {
         "tokenizer = \"runs/tokenizer/tokenizer.safetensors\"\n{run}[model]\ndepth = 2\nembed_dim = 32\nnum_heads = 2\n"
     );
     fs::write(folder.join("transformer.toml"), transformer).expect("written");
-    picture(28, 3).save(folder.join("coat.png")).expect("written");
+    colour_image(28, 3).save(folder.join("coat.png")).expect("written");
 }
 
 #[test]

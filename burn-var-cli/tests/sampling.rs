@@ -17,7 +17,7 @@ use burn_var::models::var::{Var, VqVae};
 use burn_var::rng::Rng;
 use burn_var::weights::{GenerationConfig, LoadOptions, Pretrained, SaveOptions, StateDict, save};
 use serde_json::Value;
-use support::{assert_same_weights, command, fails, half, json, ok, picture, save_injector, save_var, tiny_model};
+use support::{assert_same_weights, colour_image, command, fails, half, json, ok, save_injector, save_var, tiny_model};
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -27,20 +27,20 @@ fn folder() -> tempfile::TempDir {
 
 fn arrays(path: &Path) -> (Vec<u64>, Vec<u8>, Vec<i64>) {
     let mut file = npyz::npz::NpzArchive::open(path).expect("an npz file");
-    let pictures = file.by_name("arr_0").expect("readable").expect("arr_0");
-    let shape = pictures.shape().to_vec();
-    assert_eq!(pictures.dtype().descr(), "'|u1'", "pictures are bytes");
-    let pictures = pictures.into_vec().expect("bytes");
+    let images = file.by_name("arr_0").expect("readable").expect("arr_0");
+    let shape = images.shape().to_vec();
+    assert_eq!(images.dtype().descr(), "'|u1'", "images are bytes");
+    let images = images.into_vec().expect("bytes");
     let labels = file.by_name("arr_1").expect("readable").expect("arr_1").into_vec().expect("int64");
-    (shape, pictures, labels)
+    (shape, images, labels)
 }
 
 #[test]
-fn without_arguments_the_compiled_model_makes_a_picture() {
+fn without_arguments_the_compiled_model_makes_an_image() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let text = ok(folder.path(), &["sample"]);
     assert!(text.contains("burn-var-sample.png"), "says where it is: {text}");
-    let sheet = image::open(folder.path().join("burn-var-sample.png")).expect("a picture");
+    let sheet = image::open(folder.path().join("burn-var-sample.png")).expect("an image");
     assert!(
         sheet.width() > 8 * 32 && sheet.height() > 10 * 32,
         "rows of classes: {:?}",
@@ -68,7 +68,7 @@ fn classes_by_name_in_equal_parts() {
 }
 
 #[test]
-fn pictures_do_not_depend_on_the_batch() {
+fn images_do_not_depend_on_the_batch() {
     let folder = folder();
     let at = folder.path();
     for batch in ["1", "3", "32"] {
@@ -80,9 +80,9 @@ fn pictures_do_not_depend_on_the_batch() {
     assert_eq!(one.2, [0, 1, 2, 0, 1, 2, 0, 1], "labels, in turn");
     assert!(one == three && one == all, "the same images in batches of 1, 3 and 8");
     let size = 16 * 16 * 3;
-    assert_ne!(one.1[..size], one.1[3 * size..4 * size], "pictures of one class differ");
+    assert_ne!(one.1[..size], one.1[3 * size..4 * size], "images of one class differ");
     ok(at, &["sample", "--model", ".", "--count", "8", "--seed", "6", "--npz", "other.npz"]);
-    assert_ne!(arrays(&at.join("other.npz")).1, one.1, "another seed, other pictures");
+    assert_ne!(arrays(&at.join("other.npz")).1, one.1, "another seed, other images");
     assert!(!at.join("burn-var-sample.png").exists(), "no sheet with --npz alone");
 }
 
@@ -247,10 +247,10 @@ fn settings_from_a_file_are_those_of_flags() {
 }
 
 #[test]
-fn edits_a_part_of_a_picture() {
+fn edits_a_part_of_an_image() {
     let folder = folder();
     let at = folder.path();
-    picture(40, 3).save(at.join("photo.png")).expect("written");
+    colour_image(40, 3).save(at.join("photo.png")).expect("written");
     let edit = |more: &[&str]| {
         json(
             at,
@@ -258,7 +258,7 @@ fn edits_a_part_of_a_picture() {
                 .concat(),
         )
     };
-    let pixels = |name: &str| image::open(at.join("made").join(name)).expect("a picture").into_rgb8();
+    let pixels = |name: &str| image::open(at.join("made").join(name)).expect("an image").into_rgb8();
     let report = edit(&["--redraw", "0,0,8,16", "--class", "newt,1"]);
     let drawn: Vec<u64> = report["drawn_tokens"].as_array().expect("a list").iter().filter_map(Value::as_u64).collect();
     assert_eq!(report["pictures"], 4, "two of each class: {report}");
@@ -305,7 +305,7 @@ fn edits_a_part_of_a_picture() {
 }
 
 #[test]
-fn animates_growing_pictures() {
+fn animates_growing_images() {
     use image::AnimationDecoder;
 
     let folder = folder();
@@ -322,7 +322,7 @@ fn animates_growing_pictures() {
 }
 
 #[test]
-fn an_injector_changes_the_pictures_by_its_weight() {
+fn an_injector_changes_the_images_by_its_weight() {
     let folder = folder();
     let at = folder.path();
     let injector = |width: usize, name: &str| {
@@ -339,9 +339,9 @@ fn an_injector_changes_the_pictures_by_its_weight() {
     let fixed = sample(&["--aid", "aid.safetensors"]);
     assert_ne!(fixed, plain, "with the weight in its file");
     let adaptive = ["entropy", "margin", "entropy-map", "margin-map"].map(|measure| {
-        let pictures = sample(&["--aid", "aid.safetensors", "--aid-adaptive", measure]);
-        assert!(pictures != plain && pictures != fixed, "weights by {measure}");
-        pictures
+        let images = sample(&["--aid", "aid.safetensors", "--aid-adaptive", measure]);
+        assert!(images != plain && images != fixed, "weights by {measure}");
+        images
     });
     assert!(adaptive[0] != adaptive[1] && adaptive[0] != adaptive[2], "each in its own way");
     assert!(fails(at, 2, &["sample", "--model", ".", "--aid-adaptive", "margin"]).contains("--aid"));
@@ -376,7 +376,7 @@ fn an_injector_changes_the_pictures_by_its_weight() {
 }
 
 #[test]
-fn a_lora_changes_the_pictures_apart_and_merged() {
+fn a_lora_changes_the_images_apart_and_merged() {
     let folder = folder();
     let at = folder.path();
     let dict = StateDict::open(at.join("transformer.safetensors")).expect("a file");
@@ -482,24 +482,24 @@ fn grey_models_write_three_channels() {
     let folder = tempfile::tempdir().expect("temporary folder");
     tiny_model(folder.path(), 1);
     ok(folder.path(), &["sample", "--model", ".", "--count", "3", "--npz", "grey.npz"]);
-    let (shape, pictures, _) = arrays(&folder.path().join("grey.npz"));
+    let (shape, images, _) = arrays(&folder.path().join("grey.npz"));
     assert_eq!(shape, [3, 16, 16, 3], "three channels");
-    assert!(pictures.chunks(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]), "grey");
+    assert!(images.chunks(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]), "grey");
 }
 
 #[test]
 fn reconstructs_and_measures() {
     let folder = folder();
     let at = folder.path();
-    picture(40, 1).save(at.join("one.png")).expect("written");
-    picture(23, 2).save(at.join("two.webp")).expect("written");
+    colour_image(40, 1).save(at.join("one.png")).expect("written");
+    colour_image(23, 2).save(at.join("two.webp")).expect("written");
     let report = json(at, &["reconstruct", "one.png", "two.webp", "--tokenizer", "tokenizer.safetensors", "--stages"]);
-    for picture in report["pictures"].as_array().expect("list") {
-        let (psnr, ssim) = (picture["psnr"].as_f64().expect("dB"), picture["ssim"].as_f64().expect("a number"));
-        assert!(psnr > 0.0 && psnr < 60.0 && ssim.abs() <= 1.0, "{picture}");
+    for image in report["pictures"].as_array().expect("list") {
+        let (psnr, ssim) = (image["psnr"].as_f64().expect("dB"), image["ssim"].as_f64().expect("a number"));
+        assert!(psnr > 0.0 && psnr < 60.0 && ssim.abs() <= 1.0, "{image}");
     }
-    image::open(at.join("burn-var-reconstruction.png")).expect("a picture");
-    fs::write(at.join("broken.png"), b"no picture").expect("written");
+    image::open(at.join("burn-var-reconstruction.png")).expect("an image");
+    fs::write(at.join("broken.png"), b"no image").expect("written");
     let message = fails(at, 1, &["reconstruct", "broken.png", "--model", "."]);
     assert!(message.contains("broken.png"), "{message}");
 }
@@ -593,7 +593,7 @@ fn noise(folder: &Path, counts: [usize; 2]) {
 }
 
 #[test]
-fn measures_models_against_real_pictures() {
+fn measures_models_against_real_images() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = folder.path();
     tiny_model(at, 1);
@@ -610,7 +610,7 @@ fn classifier(path: &Path) {
     config.init(1, &Device::flex()).expect("valid").save(path, &half()).expect("written");
 }
 
-/// A folder with an untrained grey model, an untrained classifier, and noise as real pictures.
+/// A folder with an untrained grey model, an untrained classifier, and noise as real images.
 fn judged(counts: [usize; 2]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("temporary folder");
     tiny_model(folder.path(), 1);
@@ -622,7 +622,7 @@ fn judged(counts: [usize; 2]) -> tempfile::TempDir {
 const GENERATED: [&str; 5] = ["eval", "generated", "--classifier", "classifier.safetensors", "--data"];
 
 #[test]
-fn measures_generated_pictures() {
+fn measures_generated_images() {
     let folder = judged([200, 1120]);
     let at = folder.path();
     let generated = |more: &[&str]| json(at, &[&GENERATED[..], &[".", "--model", ".", "--count", "90"], more].concat());
@@ -636,14 +636,14 @@ fn measures_generated_pictures() {
     let [made, floor] = ["scores", "floor"].map(|name| report[name]["frechet"].as_f64().expect("a distance"));
     assert!(made > floor, "untrained images are farther from noise than noise: {report}");
     let classes = report["classes"].as_array().expect("class by class");
-    let pictures: Option<u64> = classes.iter().map(|class| class["recognised"]["pictures"].as_u64()).sum();
-    assert_eq!((classes.len(), &classes[0]["name"], pictures), (3, &Value::from("red fox"), Some(90)), "{report}");
+    let images: Option<u64> = classes.iter().map(|class| class["recognised"]["pictures"].as_u64()).sum();
+    assert_eq!((classes.len(), &classes[0]["name"], images), (3, &Value::from("red fox"), Some(90)), "{report}");
     assert!(classes.iter().all(|class| class["frechet"].as_f64() > Some(0.0)), "{report}");
     assert_eq!(report["copies_in_pixels"]["compared"], 90, "{report}");
     assert!(report["copies_in_pixels"]["generated"].as_f64().is_some_and(|share| share < 0.5), "{report}");
 
     for batch in ["1", "7"] {
-        assert_eq!(figures(&generated(&["--batch", batch])), figures(&report), "pictures {batch} at a time");
+        assert_eq!(figures(&generated(&["--batch", batch])), figures(&report), "images {batch} at a time");
     }
     let samples = ["sample", "--model", ".", "--count", "90", "--npz", "made.npz"];
     ok(at, &samples);
@@ -717,7 +717,7 @@ fn sweeps_over_settings_and_seeds() {
 }
 
 #[test]
-fn compares_files_of_pictures_and_of_statistics() {
+fn compares_files_of_images_and_of_statistics() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = folder.path();
     tiny_model(at, 1);
@@ -730,7 +730,7 @@ fn compares_files_of_pictures_and_of_statistics() {
     assert!(whole["scores"]["precision"].as_f64().is_some_and(|share| share > 0.5), "one model: {whole}");
     let statistics = json(at, &[&eval[..], &["run/reference.npz"]].concat());
     assert_eq!(statistics["scores"]["frechet"], whole["scores"]["frechet"], "the statistics that were kept");
-    assert_eq!(statistics["scores"]["precision"], Value::Null, "needs pictures");
+    assert_eq!(statistics["scores"]["precision"], Value::Null, "needs images");
     let itself = json(at, &[&eval[..], &["a.npz"]].concat());
     assert!(itself["scores"]["frechet"].as_f64().is_some_and(|distance| distance < 1e-6), "{itself}");
 
@@ -744,11 +744,11 @@ fn compares_files_of_pictures_and_of_statistics() {
     fails_with(1, &[&eval[..], &["cut.npz"]].concat(), "cut.npz");
     fs::create_dir(at.join("empty")).expect("created");
     fails_with(1, &[&eval[..], &["empty"]].concat(), "no PNG file");
-    picture(16, 1).save(at.join("empty/1.png")).expect("written");
-    picture(17, 1).save(at.join("empty/2.png")).expect("written");
+    colour_image(16, 1).save(at.join("empty/1.png")).expect("written");
+    colour_image(17, 1).save(at.join("empty/2.png")).expect("written");
     fails_with(1, &[&eval[..], &["empty"]].concat(), "2.png");
-    picture(20, 1).save(at.join("empty/1.png")).expect("written");
-    picture(20, 2).save(at.join("empty/2.png")).expect("written");
+    colour_image(20, 1).save(at.join("empty/1.png")).expect("written");
+    colour_image(20, 2).save(at.join("empty/2.png")).expect("written");
     fails_with(1, &[&eval[..], &["empty"]].concat(), "[batch, 1, 16, 16]");
     fails_with(1, &["eval", "compare", "run", "empty"], "empty");
     let one = ["eval", "generated", "--classifier", "classifier.safetensors", "--reference", "b.npz", "--samples"];

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{assert_same_weights, command, fails, json, ok, pictures, run};
+use support::{assert_same_weights, command, fails, image_folder, json, ok, run};
 
 const STEPS: u64 = 24;
 
 /// Images of `side` pixels and the configurations of both trainings, a checkpoint after every step.
 fn set_up(folder: &Path, side: u32, levels: usize) {
-    pictures(&folder.join("pictures"), side, 8);
+    image_folder(&folder.join("image-folder"), side, 8);
     let run = |steps| {
         format!("[run]\nsteps = {steps}\nbatch_size = 4\nseed = 3\nsave_every = 1\nlog_every = 5\nsample_every = 20\n")
     };
-    let data = "[data]\npath = \"pictures\"\nmirror = true\n";
+    let data = "[data]\npath = \"image-folder\"\nmirror = true\n";
     let levels = vec!["1"; levels].join(", ");
     let tokenizer = format!(
         "{}{data}[model]\nch = 32\nch_mult = [{levels}]\nnum_res_blocks = 1\nz_channels = 8\nvocab_size = 32\n\
@@ -38,7 +38,7 @@ fn temporary() -> tempfile::TempDir {
 }
 
 #[test]
-fn from_a_folder_of_colour_pictures_to_a_sample() {
+fn from_a_folder_of_colour_images_to_a_sample() {
     let folder = temporary();
     let at = folder.path();
     set_up(at, 64, 4);
@@ -50,7 +50,7 @@ fn from_a_folder_of_colour_pictures_to_a_sample() {
     let sample = ["sample", "--tokenizer", "tokenizer.safetensors", "--transformer", "var/transformer.safetensors"];
     let report = json(at, &[&sample[..], &["--class", "waves", "--count", "2"]].concat());
     assert_eq!(report["classes"][0]["name"], "waves", "names come from the folders: {report}");
-    let sheet = image::open(at.join("burn-var-sample.png")).expect("a picture");
+    let sheet = image::open(at.join("burn-var-sample.png")).expect("an image");
     assert!(sheet.width() > 128, "two images of 64 pixels");
 
     let info = json(at, &["info", "var"]);
@@ -196,8 +196,8 @@ fn damaged_checkpoints_and_impossible_folders() {
     assert!(fails(at, 1, &["train", "tokenizer", "none.toml", "--out", "x"]).contains("none.toml"));
     fs::write(at.join("wrong.toml"), "[run]\nstep = 3\n").expect("written");
     assert!(fails(at, 1, &["train", "var", "wrong.toml", "--out", "x"]).contains("`step`"));
-    fs::remove_dir_all(at.join("pictures")).expect("removed");
-    assert!(fails(at, 1, &train("new", "2")).contains("pictures"));
+    fs::remove_dir_all(at.join("image-folder")).expect("removed");
+    assert!(fails(at, 1, &train("new", "2")).contains("image-folder"));
 }
 
 /// A failure after some notes.

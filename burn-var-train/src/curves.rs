@@ -177,7 +177,7 @@ mod tests {
             for smoothing in [0.0, 0.9] {
                 let chart = Chart { log_scale, smoothing, ..Chart::new("Loss of a < b", "nats") };
                 let svg = chart.to_svg(&series).expect("drawable");
-                assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "a whole picture");
+                assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "a whole image");
                 assert!(svg.contains("validation.loss") && svg.contains("nats"), "with legend and unit");
                 assert!(svg.contains("a &lt; b"), "with its title escaped");
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "without broken numbers");

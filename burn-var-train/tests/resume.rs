@@ -33,17 +33,17 @@ use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tok
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
 /// IDX files of 15x16 grey images in three classes: blots at different places, and noise.
-fn pictures(folder: &Path) -> PathBuf {
-    let data = folder.join("pictures");
+fn images(folder: &Path) -> PathBuf {
+    let data = folder.join("images");
     std::fs::create_dir(&data).expect("a folder");
     for (prefix, count) in [("train", 11), ("t10k", 5)] {
         let mut images = vec![0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 15, 0, 0, 0, 16];
         let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count];
-        for picture in 0..usize::from(count) {
-            let class = picture % 3;
+        for image in 0..usize::from(count) {
+            let class = image % 3;
             let pixel = |i: usize| {
-                let inside = (i / 16).abs_diff(4 * class + 3) < 3 && (i % 16).abs_diff(picture + 2) < 4;
-                ((picture * 7919 + i * 31_337) % 60 + if inside { 190 } else { 0 }) as u8
+                let inside = (i / 16).abs_diff(4 * class + 3) < 3 && (i % 16).abs_diff(image + 2) < 4;
+                ((image * 7919 + i * 31_337) % 60 + if inside { 190 } else { 0 }) as u8
             };
             images.extend((0..15 * 16).map(pixel));
             labels.push(class as u8);
@@ -139,7 +139,7 @@ fn tokenizer(config: &TokenizerTrainConfig) -> impl Fn(&Path, &mut dyn Progress)
 #[test]
 fn a_tokenizer_resumes_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = tokenizer_config(&pictures(folder.path()), "");
+    let config = tokenizer_config(&images(folder.path()), "");
     let whole = compare(folder.path(), &["average", "model", "optimizer", "usage"], tokenizer(&config));
     let untrained: VqVae = config.model.init(config.run.seed, &Device::default()).expect("valid");
     let [first, broken] = [&whole, &folder.path().join("broken")].map(|run| weights(run, "model", untrained.clone()));
@@ -151,7 +151,7 @@ fn a_tokenizer_resumes_to_the_bit() {
 #[test]
 fn a_tokenizer_and_its_discriminator_resume_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = tokenizer_config(&pictures(folder.path()), GAN);
+    let config = tokenizer_config(&images(folder.path()), GAN);
     let parts = ["average", "discriminator", "discriminator-optimizer", "model", "optimizer", "usage"];
     let whole = compare(folder.path(), &parts, tokenizer(&config));
     let untrained: PatchGan =
@@ -186,7 +186,7 @@ fn transformer_config_on(folder: &Path, config: TokenizerTrainConfig, data: &Pat
 
 /// AID-VAR on models of a few steps, and an encoder of none.
 fn aid_config(folder: &Path) -> AidTrainConfig {
-    let data = pictures(folder);
+    let data = images(folder);
     aid_config_on(folder, tokenizer_config(&data, ""), &data)
 }
 
@@ -298,7 +298,7 @@ fn a_lora_resumes_to_the_bit_and_learns() {
 fn gradients_are_whole_when_made_anew_and_when_truncated_only_where_one_scale_is_corrected() {
     let norms = |patch_nums: &[usize]| {
         let folder = tempfile::tempdir().expect("a folder");
-        let data = pictures(folder.path());
+        let data = images(folder.path());
         let mut tokenizer = tokenizer_config(&data, "");
         tokenizer.model.patch_nums = Scales::square(patch_nums).expect("a ladder");
         let mut config = aid_config_on(folder.path(), tokenizer, &data);
@@ -385,7 +385,7 @@ fn the_backbone_of_an_injector_stays_as_it_is() {
 #[test]
 fn a_transformer_resumes_to_the_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = transformer_config(folder.path(), &pictures(folder.path()));
+    let config = transformer_config(folder.path(), &images(folder.path()));
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
         train_var(config.clone(), run, &Device::default(), progress).expect("trains")
     });
@@ -393,7 +393,7 @@ fn a_transformer_resumes_to_the_bit() {
 
 /// An untrained FlexVAE in `folder`, and how to train a transformer on it over random schedules.
 fn flexvar_config(folder: &Path) -> FlexVarTrainConfig {
-    let data = pictures(folder);
+    let data = images(folder);
     let path = folder.join("flexvae.safetensors");
     let vq = VqModelConfig {
         image_channels: 1,
@@ -516,7 +516,7 @@ fn first_step(config: &SarTrainConfig, folder: &Path) -> [f64; 3] {
 #[test]
 fn var_is_post_trained_with_the_full_context() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = pictures(folder.path());
+    let data = images(folder.path());
     let base = transformer_config(folder.path(), &data);
     let init = train_var(base.clone(), &folder.path().join("base"), &Device::default(), &mut ());
     let init = init.expect("trains").expect("to the end");
@@ -565,7 +565,7 @@ fn flexvar_refuses_schedules_beyond_the_latent() {
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut config = tokenizer_config(&pictures(folder.path()), "");
+    let mut config = tokenizer_config(&images(folder.path()), "");
     config.learning_rate.peak = 1e30;
     config.learning_rate.warmup_steps = 0;
     let run = folder.path().join("run");
@@ -580,7 +580,7 @@ fn unknown_keys_are_refused() {
     let text = |sections: &str| {
         let model = "[model]\nch = 32\nch_mult = [1]\nnum_res_blocks = 1\nz_channels = 4\nvocab_size = 8\n\
                      patch_nums = [1, 8]\n";
-        run_section(Path::new("pictures")) + model + sections
+        run_section(Path::new("images")) + model + sections
     };
     toml::from_str::<TokenizerTrainConfig>(&text(known)).expect("all keys are known");
     for (right, wrong) in [("perceptual", "perceptive"), ("weight", "weigth"), ("width", "with")] {
@@ -608,7 +608,7 @@ fn assert_close(found: &[f32], expected: &[f32], rate: f64, what: &str) {
 #[test]
 fn a_transformer_does_not_depend_on_the_number_of_pieces() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = transformer_config(folder.path(), &pictures(folder.path())).normalize();
+    let config = transformer_config(folder.path(), &images(folder.path())).normalize();
     let device = Device::default();
     train_var(config.clone(), &folder.path().join("first"), &device, &mut StopAfter(1)).expect("makes the tokens");
     let train = |accumulate: usize| {
@@ -643,7 +643,7 @@ fn a_transformer_does_not_depend_on_the_number_of_pieces() {
 fn a_tokenizer_and_its_discriminator_do_not_depend_on_the_number_of_pieces() {
     let folder = tempfile::tempdir().expect("a folder");
     let gan = GAN.replace("start_step = 2", "start_step = 0");
-    let mut config = tokenizer_config(&pictures(folder.path()), &gan);
+    let mut config = tokenizer_config(&images(folder.path()), &gan);
     (config.optimizer.epsilon, config.gan.optimizer.epsilon) = (1e-3, 1e-3);
     let train = |accumulate: usize| {
         let mut config = config.clone();
@@ -716,7 +716,7 @@ fn dropout_of_the_injector_is_for_training_only() {
 fn runs_share_a_token_cache_and_use_one_of_an_older_version() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    let config = transformer_config(at, &pictures(at));
+    let config = transformer_config(at, &images(at));
     let train = |run: &str| {
         train_var(config.clone(), &at.join(run), &Device::default(), &mut StopAfter(1)).expect("trains");
     };
@@ -749,7 +749,7 @@ fn a_run_of_an_older_version_continues_with_a_note() {
         }
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let config = transformer_config(folder.path(), &pictures(folder.path()));
+    let config = transformer_config(folder.path(), &images(folder.path()));
     let run = folder.path().join("run");
     let train = |progress: &mut dyn Progress| train_var(config.clone(), &run, &Device::default(), progress);
     train(&mut StopAfter(2)).expect("trains");

@@ -115,8 +115,8 @@ fn a_folder_has_the_fingerprint_of_the_earlier_version() {
     let source = open_images(folder.path(), Split::Train, &options).expect("images");
     let (first, second) = (contents[0].as_bytes(), contents[1].as_bytes());
     let fields = [b"folder", &1.125_f64.to_le_bytes()[..], b"bag", b"coat"];
-    let pictures = [&0_usize.to_le_bytes()[..], first, &1_usize.to_le_bytes()[..], second];
-    let old = fnv(&[&fields[..], &pictures[..]].concat());
+    let files = [&0_usize.to_le_bytes()[..], first, &1_usize.to_le_bytes()[..], second];
+    let old = fnv(&[&fields[..], &files[..]].concat());
     assert_eq!(source.fingerprint_like(&old).expect("readable"), old);
     assert_eq!(source.fingerprint_like(&source.fingerprint()).expect("readable"), source.fingerprint());
 }

@@ -104,20 +104,20 @@ pub(crate) fn save_var(transformer: &Var, usage: &GenerationConfig, path: impl A
 }
 
 /// A colour image that depends on `salt`.
-pub(crate) fn picture(side: u32, salt: u32) -> RgbImage {
+pub(crate) fn colour_image(side: u32, salt: u32) -> RgbImage {
     RgbImage::from_fn(side, side, |x, y| {
         let wave = |a: u32, b: u32| ((x * a + y * b + salt * 37) % 256) as u8;
         Rgb([wave(3, 5), wave(7 + salt % 3, 1), wave(1, 11)])
     })
 }
 
-/// Two classes of colour pictures.
-pub(crate) fn pictures(folder: &Path, side: u32, per_class: u32) {
+/// Two classes of colour images.
+pub(crate) fn image_folder(folder: &Path, side: u32, per_class: u32) {
     for (class, name) in ["stripes", "waves"].into_iter().enumerate() {
         let class_folder = folder.join(name);
         std::fs::create_dir_all(&class_folder).expect("folder");
         for i in 0..per_class {
-            picture(side, i * 2 + class as u32).save(class_folder.join(format!("{i}.png"))).expect("written");
+            colour_image(side, i * 2 + class as u32).save(class_folder.join(format!("{i}.png"))).expect("written");
         }
     }
 }

@@ -239,7 +239,7 @@ mod tests {
             let view = view(step);
             let expected = loader.load(&order.batch(step), view, &device).unwrap();
             assert_eq!(batch.labels, expected.labels, "labels of step {step}");
-            assert_eq!(values(&batch), values(&expected), "pictures of step {step}");
+            assert_eq!(values(&batch), values(&expected), "images of step {step}");
         }
     }
 

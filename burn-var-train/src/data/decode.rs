@@ -38,12 +38,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
         return Err(format!("it is {width}x{height} pixels, too long for its width: at most {MAX_ASPECT} to 1"));
     }
     let orientation = decoder.orientation().map_err(|error| error.to_string())?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
     if is_cut_jpeg(bytes) {
         return Err("it is a JPEG without its end".to_owned());
     }
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 /// Reads one image, resizes it (Lanczos) so that it covers `shape`, and cuts out its middle. Returns it channel by channel
@@ -53,19 +53,19 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
 /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not an image, or broken, or too large.
 pub fn load_image(path: &Path, shape: ImageShape) -> Result<Vec<f32>> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let picture = decode(&bytes).map_err(|reason| Error::format(path, reason))?;
+    let image = decode(&bytes).map_err(|reason| Error::format(path, reason))?;
     let mut out = vec![0.0; shape.elements()];
-    crop(&picture, shape, 1.0, View::Fixed { mirrored: false }.draw(0), &mut out);
+    crop(&image, shape, 1.0, View::Fixed { mirrored: false }.draw(0), &mut out);
     Ok(out)
 }
 
 /// Resizes an image (Lanczos) so that it covers `ratio` times the shape, and cuts out the drawn part.
-pub(super) fn crop(picture: &DynamicImage, shape: ImageShape, ratio: f64, drawn: Drawn, out: &mut [f32]) {
-    let from = [picture.height(), picture.width()];
+pub(super) fn crop(image: &DynamicImage, shape: ImageShape, ratio: f64, drawn: Drawn, out: &mut [f32]) {
+    let from = [image.height(), image.width()];
     let [height, width] = covering(from, [shape.height, shape.width], ratio);
     let pixels = match shape.channels {
-        1 => resize(&picture.to_luma8(), width as u32, height as u32, FilterType::Lanczos3).into_raw(),
-        _ => resize(&picture.to_rgb8(), width as u32, height as u32, FilterType::Lanczos3).into_raw(),
+        1 => resize(&image.to_luma8(), width as u32, height as u32, FilterType::Lanczos3).into_raw(),
+        _ => resize(&image.to_rgb8(), width as u32, height as u32, FilterType::Lanczos3).into_raw(),
     };
     let [top, left] = drawn.corner([height - shape.height, width - shape.width]);
     for (i, value) in out.iter_mut().enumerate() {
@@ -96,9 +96,9 @@ mod tests {
     use super::super::View;
     use super::*;
 
-    fn encode(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, format).unwrap();
+        image.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
     }
 
@@ -115,35 +115,35 @@ mod tests {
     fn the_shorter_side_covers_the_ratio() {
         assert_eq!(covering([375, 500], [256, 256], 1.125), [288, 384], "the proportions of VAR's 256 pixels");
         assert_eq!(covering([500, 375], [64, 64], 1.0), [85, 64], "no more than needed");
-        assert_eq!(covering([10, 10], [64, 32], 1.125), [72, 72], "a crop that is not square, from a small picture");
-        assert_eq!(covering([7, 140], [9, 9], 1.0), [9, 180], "a long picture");
+        assert_eq!(covering([10, 10], [64, 32], 1.125), [72, 72], "a crop that is not square, from a small image");
+        assert_eq!(covering([7, 140], [9, 9], 1.0), [9, 180], "a long image");
     }
 
     #[test]
     fn a_crop_without_resizing_takes_the_very_pixels() {
-        let picture = ramp(9, 13);
+        let image = ramp(9, 13);
         let shape = ImageShape::new(5, 7, 3).unwrap();
         // 9 / 5 is the smaller ratio, 13 / 7 the one that both sides allow.
         let mut out = vec![0.0; shape.elements()];
-        crop(&picture, shape, 13.0 / 7.0, centre(false), &mut out);
+        crop(&image, shape, 13.0 / 7.0, centre(false), &mut out);
         let pixel = |c: usize, y: usize, x: usize| ((out[(c * 5 + y) * 7 + x] + 1.0) * 127.5).round();
         assert_eq!([pixel(0, 0, 0), pixel(0, 4, 6)], [15.0, 45.0], "red: columns 3 to 9");
         assert_eq!([pixel(1, 0, 0), pixel(1, 4, 6)], [10.0, 30.0], "green: rows 2 to 6");
         assert_eq!(pixel(2, 3, 3), 77.0, "blue");
         let mut mirrored = vec![0.0; shape.elements()];
-        crop(&picture, shape, 13.0 / 7.0, centre(true), &mut mirrored);
+        crop(&image, shape, 13.0 / 7.0, centre(true), &mut mirrored);
         let row: Vec<f32> = mirrored[..7].iter().rev().copied().collect();
         assert_eq!(row, out[..7], "mirrored is the same row backwards");
     }
 
     #[test]
     fn random_crops_stay_inside_and_move() {
-        let picture = ramp(24, 24);
+        let image = ramp(24, 24);
         let shape = ImageShape::new(20, 20, 3).unwrap();
         let mut corners = std::collections::BTreeSet::new();
         for epoch in 0..200 {
             let mut out = vec![0.0; shape.elements()];
-            crop(&picture, shape, 1.2, View::Random { seed: 1, epoch, mirror: false }.draw(0), &mut out);
+            crop(&image, shape, 1.2, View::Random { seed: 1, epoch, mirror: false }.draw(0), &mut out);
             corners.insert([out[400], out[0]].map(|v| ((v + 1.0) * 127.5).round() as u32 / 5));
         }
         let expected: std::collections::BTreeSet<_> = (0..25).map(|i| [i / 5, i % 5]).collect();
@@ -152,10 +152,10 @@ mod tests {
 
     #[test]
     fn png_jpeg_and_webp_are_read_as_colour_or_grey() {
-        let picture = ramp(24, 31);
+        let image = ramp(24, 31);
         let shape = |channels| ImageShape::new(24, 31, channels).unwrap();
         for (format, tolerance) in [(ImageFormat::Png, 0.001), (ImageFormat::WebP, 0.001), (ImageFormat::Jpeg, 0.12)] {
-            let decoded = decode(&encode(&picture, format)).unwrap();
+            let decoded = decode(&encode(&image, format)).unwrap();
             let mut out = vec![0.0; shape(3).elements()];
             crop(&decoded, shape(3), 1.0, centre(false), &mut out);
             let at = 10 * 31 + 20;

@@ -22,7 +22,7 @@ const MAX_RATIO: f64 = 8.0;
 pub struct FolderImages {
     root: PathBuf,
     class_names: Vec<String>,
-    pictures: Vec<Picture>,
+    images: Vec<ImageFile>,
     resize_ratio: f64,
     fingerprint: String,
     run_fingerprint: String,
@@ -31,7 +31,7 @@ pub struct FolderImages {
 }
 
 #[derive(Debug, Clone)]
-struct Picture {
+struct ImageFile {
     path: PathBuf,
     label: usize,
 }
@@ -52,7 +52,7 @@ impl FolderImages {
         let layout = Layout::of(root)?;
         let mut ignored = 0;
         let folders = subfolders(&layout.train, &mut ignored)?;
-        let mut pictures = Vec::new();
+        let mut images = Vec::new();
         if let (Split::Test, Some(test)) = (split, &layout.test) {
             ignored = 0;
             for name in subfolders(test, &mut ignored)? {
@@ -60,7 +60,7 @@ impl FolderImages {
                     let reason = format!("`{}` has no class of that name", layout.train.display());
                     return Err(Error::format(test.join(name), reason));
                 };
-                pictures.extend(listed(&test.join(name), label, &mut ignored)?);
+                images.extend(listed(&test.join(name), label, &mut ignored)?);
             }
         } else {
             for (label, name) in folders.iter().enumerate() {
@@ -72,10 +72,10 @@ impl FolderImages {
                 if layout.test.is_none() {
                     class = held_out(class, label, split, options);
                 }
-                pictures.extend(class);
+                images.extend(class);
             }
         }
-        if pictures.is_empty() {
+        if images.is_empty() {
             return Err(Error::format(root, format!("there is no image for the {split} split")));
         }
         let class_names = match &options.class_names {
@@ -89,7 +89,7 @@ impl FolderImages {
         let source = Self {
             root: root.to_path_buf(),
             class_names,
-            pictures,
+            images,
             resize_ratio: options.resize_ratio,
             fingerprint: String::new(),
             run_fingerprint: String::new(),
@@ -102,14 +102,14 @@ impl FolderImages {
 
     /// Takes the fingerprints, from the names and labels of the files, with and without their lengths.
     fn identified(mut self) -> Result<Self> {
-        let lengths: Vec<Result<u64>> = self.pictures.par_iter().map(|picture| length(&picture.path)).collect();
+        let lengths: Vec<Result<u64>> = self.images.par_iter().map(|image| length(&image.path)).collect();
         let mut names = Fingerprint::new().field(b"files").field(&self.resize_ratio.to_le_bytes());
         for name in &self.class_names {
             names = names.field(name.as_bytes());
         }
-        for picture in &self.pictures {
-            let name = picture.path.strip_prefix(&self.root).unwrap_or(&picture.path);
-            names = names.field(&picture.label.to_le_bytes()).field(name.to_string_lossy().as_bytes());
+        for image in &self.images {
+            let name = image.path.strip_prefix(&self.root).unwrap_or(&image.path);
+            names = names.field(&image.label.to_le_bytes()).field(name.to_string_lossy().as_bytes());
         }
         self.run_fingerprint = names.finish();
         let mut whole = names;
@@ -122,33 +122,32 @@ impl FolderImages {
 
     /// Decodes all images and leaves the broken ones out.
     fn checked(mut self, split: Split, strict: bool) -> Result<Self> {
-        let verdicts: Vec<Result<(), String>> =
-            self.pictures.par_iter().map(|picture| check_one(&picture.path)).collect();
-        let classes: BTreeSet<usize> = self.pictures.iter().map(|picture| picture.label).collect();
+        let verdicts: Vec<Result<(), String>> = self.images.par_iter().map(|image| check_one(&image.path)).collect();
+        let classes: BTreeSet<usize> = self.images.iter().map(|image| image.label).collect();
         let mut usable = Vec::new();
-        for (picture, verdict) in self.pictures.drain(..).zip(verdicts) {
+        for (image, verdict) in self.images.drain(..).zip(verdicts) {
             match verdict {
-                Ok(()) => usable.push(picture),
-                Err(reason) => self.skipped.push(SkippedImage { path: picture.path, reason }),
+                Ok(()) => usable.push(image),
+                Err(reason) => self.skipped.push(SkippedImage { path: image.path, reason }),
             }
         }
         if let Some(first) = self.skipped.first().filter(|_| strict) {
             let reason = format!("{}; broken images in all: {}", first.reason, self.skipped.len());
             return Err(Error::BrokenImage { path: first.path.clone(), reason });
         }
-        let left: BTreeSet<usize> = usable.iter().map(|picture| picture.label).collect();
+        let left: BTreeSet<usize> = usable.iter().map(|image| image.label).collect();
         if let Some(&label) = classes.difference(&left).next() {
             let reason = format!("all images of class `{}` ({split}) are broken", self.class_names[label]);
             return Err(Error::format(self.root, reason));
         }
-        self.pictures = usable;
+        self.images = usable;
         Ok(self)
     }
 }
 
 impl ImageSource for FolderImages {
     fn len(&self) -> usize {
-        self.pictures.len()
+        self.images.len()
     }
 
     fn class_names(&self) -> &[String] {
@@ -156,21 +155,21 @@ impl ImageSource for FolderImages {
     }
 
     fn label(&self, index: usize) -> usize {
-        self.pictures[index].label
+        self.images[index].label
     }
 
     fn load(&self, index: usize, shape: ImageShape, view: View, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), shape.elements(), "room for one image");
-        let path = &self.pictures[index].path;
+        let path = &self.images[index].path;
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let broken = |reason| Error::BrokenImage { path: path.clone(), reason };
-        let picture = decode::decode(&bytes).map_err(broken)?;
-        decode::crop(&picture, shape, self.resize_ratio, view.draw(index), out);
+        let image = decode::decode(&bytes).map_err(broken)?;
+        decode::crop(&image, shape, self.resize_ratio, view.draw(index), out);
         Ok(())
     }
 
     fn describe(&self, index: usize) -> String {
-        format!("`{}`", self.pictures[index].path.display())
+        format!("`{}`", self.images[index].path.display())
     }
 
     fn path(&self) -> &Path {
@@ -190,17 +189,17 @@ impl ImageSource for FolderImages {
         if !Fingerprint::is_old(recorded) {
             return Ok(self.fingerprint());
         }
-        let content = |picture: &Picture| -> Result<String> {
-            let bytes = std::fs::read(&picture.path).map_err(Error::io("read", &picture.path))?;
+        let content = |image: &ImageFile| -> Result<String> {
+            let bytes = std::fs::read(&image.path).map_err(Error::io("read", &image.path))?;
             Ok(Fingerprint::like(recorded).field(&bytes).finish())
         };
-        let contents = self.pictures.par_iter().map(content).collect::<Result<Vec<_>>>()?;
+        let contents = self.images.par_iter().map(content).collect::<Result<Vec<_>>>()?;
         let mut whole = Fingerprint::like(recorded).field(b"folder").field(&self.resize_ratio.to_le_bytes());
         for name in &self.class_names {
             whole = whole.field(name.as_bytes());
         }
-        for (picture, content) in self.pictures.iter().zip(&contents) {
-            whole = whole.field(&picture.label.to_le_bytes()).field(content.as_bytes());
+        for (image, content) in self.images.iter().zip(&contents) {
+            whole = whole.field(&image.label.to_le_bytes()).field(content.as_bytes());
         }
         Ok(whole.finish())
     }
@@ -286,26 +285,26 @@ fn subfolders(folder: &Path, ignored: &mut usize) -> Result<Vec<String>> {
 }
 
 /// Lists the images of one class folder, sorted by name; all else is counted.
-fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<Picture>> {
+fn listed(folder: &Path, label: usize, ignored: &mut usize) -> Result<Vec<ImageFile>> {
     let entries = entries(folder, ignored)?;
     let count = entries.len();
-    let is_picture = |name: &str| {
+    let is_image = |name: &str| {
         let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
         extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
     };
-    let pictures: Vec<_> = entries
+    let images: Vec<_> = entries
         .into_iter()
-        .filter(|(name, is_folder)| !is_folder && is_picture(name))
-        .map(|(name, _)| Picture { path: folder.join(name), label })
+        .filter(|(name, is_folder)| !is_folder && is_image(name))
+        .map(|(name, _)| ImageFile { path: folder.join(name), label })
         .collect();
-    *ignored += count - pictures.len();
-    Ok(pictures)
+    *ignored += count - images.len();
+    Ok(images)
 }
 
 /// Returns the part of a class that belongs to the split, in the same order.
 ///
 /// Broken images take part, so that repairing one moves no other to the other side.
-fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &ImageOptions) -> Vec<Picture> {
+fn held_out(class: Vec<ImageFile>, label: usize, split: Split, options: &ImageOptions) -> Vec<ImageFile> {
     let count = class.len();
     // One image of each class stays on either side, if there are two and any are wanted for testing.
     let wanted = (count as f64 * options.holdout).round() as usize;
@@ -313,7 +312,7 @@ fn held_out(class: Vec<Picture>, label: usize, split: Split, options: &ImageOpti
     let order = permutation(&mut keyed(Purpose::Holdout, options.seed, [label, 0]), count);
     let test: BTreeSet<usize> = order.into_iter().take(kept).collect();
     let mine = |index: &usize| test.contains(index) == (split == Split::Test);
-    class.into_iter().enumerate().filter(|(index, _)| mine(index)).map(|(_, picture)| picture).collect()
+    class.into_iter().enumerate().filter(|(index, _)| mine(index)).map(|(_, image)| image).collect()
 }
 
 #[cfg(test)]
@@ -331,7 +330,7 @@ mod tests {
             let full = folder.path().join(path.trim_end_matches('!'));
             fs::create_dir_all(if path.ends_with('/') { &full } else { full.parent().unwrap() }).unwrap();
             if path.ends_with('!') || full.extension().is_some_and(|extension| extension == "txt") {
-                fs::write(&full, b"not a picture").unwrap();
+                fs::write(&full, b"not an image").unwrap();
             } else if !path.ends_with('/') {
                 RgbImage::from_pixel(5 + i as u32, 7, Rgb([i as u8 * 10, 0, 255])).save(&full).unwrap();
             }
@@ -349,11 +348,11 @@ mod tests {
 
     fn names(source: &FolderImages) -> Vec<String> {
         let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
-        source.pictures.iter().map(|picture| name(&picture.path)).collect()
+        source.images.iter().map(|image| name(&image.path)).collect()
     }
 
     #[test]
-    fn classes_and_pictures_are_sorted_and_labelled() {
+    fn classes_and_images_are_sorted_and_labelled() {
         let folder =
             folder(&["shoe/b.png", "shoe/a.JPG", "bag/c.webp", "bag/notes.txt", "readme.txt", ".git/", "bag/old/"]);
         let source = open(&folder, Split::Train, all()).unwrap();
@@ -372,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_pictures_are_named_and_left_out_or_stop_the_run() {
+    fn broken_images_are_named_and_left_out_or_stop_the_run() {
         let folder = folder(&["a/1.png", "a/2.png!", "a/3.png", "b/4.jpg!", "b/5.jpg"]);
         let checked = || ImageOptions { check: true, ..all() };
         let source = open(&folder, Split::Train, checked()).unwrap();
@@ -385,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_broken_pictures_is_an_error() {
+    fn a_class_of_broken_images_is_an_error() {
         let folder = folder(&["a/1.png", "b/4.jpg!"]);
         let checked = ImageOptions { check: true, ..all() };
         let message = open(&folder, Split::Train, checked).unwrap_err().to_string();
@@ -421,8 +420,8 @@ mod tests {
         let (train, test) = (split(Split::Train, 4), split(Split::Test, 4));
         assert_eq!((train.len(), test.len()), (10, 3), "two of ten and one of three");
         assert!(test.iter().all(|name| !train.contains(name)), "no image is in both");
-        assert_eq!(split(Split::Test, 4), test, "the same seed, the same pictures");
-        assert!((5..10).any(|seed| split(Split::Test, seed) != test), "other seeds, other pictures");
+        assert_eq!(split(Split::Test, 4), test, "the same seed, the same images");
+        assert!((5..10).any(|seed| split(Split::Test, seed) != test), "other seeds, other images");
     }
 
     #[test]
@@ -453,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_sees_pictures_labels_and_ratio() {
+    fn the_fingerprint_sees_images_labels_and_ratio() {
         let folder = folder(&["a/1.png", "a/2.png", "b/3.png"]);
         let print = |options| open(&folder, Split::Train, options).unwrap().fingerprint();
         let before = print(all());
@@ -465,7 +464,7 @@ mod tests {
         RgbImage::from_fn(15, 7, |x, y| Rgb([(x * 9) as u8, (y * 31) as u8, 9]))
             .save(folder.path().join("a/1.png"))
             .unwrap();
-        assert_ne!(print(all()), before, "another picture");
+        assert_ne!(print(all()), before, "another image");
     }
 
     #[test]

@@ -39,13 +39,14 @@ impl IdxImages {
     /// other.
     pub fn open(folder: &Path, split: Split, options: &ImageOptions) -> Result<Self> {
         let [images, labels] = Self::files(folder, split);
-        let ([pictures, height, width], pixels) = read(&images)?;
+        let ([image_count, height, width], pixels) = read(&images)?;
         let ([label_count], label_bytes) = read(&labels)?;
-        if pictures == 0 || height == 0 || width == 0 {
-            return Err(Error::format(images, format!("it holds {pictures} images of {height}x{width} pixels")));
+        if image_count == 0 || height == 0 || width == 0 {
+            return Err(Error::format(images, format!("it holds {image_count} images of {height}x{width} pixels")));
         }
-        if pictures != label_count {
-            let reason = format!("it holds {label_count} labels, and `{}` holds {pictures} images", images.display());
+        if image_count != label_count {
+            let reason =
+                format!("it holds {label_count} labels, and `{}` holds {image_count} images", images.display());
             return Err(Error::format(labels, reason));
         }
         let found = label_bytes.iter().max().map_or(0, |&highest| usize::from(highest) + 1);
@@ -103,13 +104,13 @@ impl ImageSource for IdxImages {
             let expected = format!("at least {height}x{width}, the size of the images in `{}`", self.images.display());
             return Err(Error::config("image_size", format!("{}x{}", shape.height, shape.width), expected));
         }
-        assert_eq!(out.len(), shape.elements(), "room for one picture");
+        assert_eq!(out.len(), shape.elements(), "room for one image");
         let mirrored = view.draw(index).mirrored;
         let [top, left] = [(shape.height - height) / 2, (shape.width - width) / 2];
         let (first, others) = out.split_at_mut(shape.height * shape.width);
         first.fill(-1.0);
-        let picture = &self.pixels[index * height * width..][..height * width];
-        for (y, row) in picture.chunks_exact(width).enumerate() {
+        let image = &self.pixels[index * height * width..][..height * width];
+        for (y, row) in image.chunks_exact(width).enumerate() {
             let target = &mut first[(top + y) * shape.width + left..][..width];
             for (x, &pixel) in row.iter().enumerate() {
                 target[if mirrored { width - 1 - x } else { x }] = f32::from(pixel) / 127.5 - 1.0;
@@ -236,7 +237,7 @@ mod tests {
         IdxImages::open(folder, Split::Train, &ImageOptions::default())
     }
 
-    fn picture(source: &IdxImages, index: usize, shape: [usize; 3], view: View) -> Result<Vec<f32>> {
+    fn image(source: &IdxImages, index: usize, shape: [usize; 3], view: View) -> Result<Vec<f32>> {
         let shape = ImageShape::new(shape[0], shape[1], shape[2])?;
         let mut out = vec![f32::NAN; shape.elements()];
         source.load(index, shape, view, &mut out).map(|()| out)
@@ -245,13 +246,13 @@ mod tests {
     const PLAIN: View = View::Fixed { mirrored: false };
 
     #[test]
-    fn a_picture_lies_in_the_middle_of_black() {
+    fn an_image_lies_in_the_middle_of_black() {
         let folder = folder(None, None);
         let source = open(folder.path()).unwrap();
         assert_eq!((source.len(), source.label(0), source.label(1)), (2, 1, 0), "count and labels");
         assert_eq!(source.class_names(), ["0", "1"], "classes by number");
         let expected = [[-1.0; 5], [-1.0, -1.0, -0.6, -0.2, -1.0], [-1.0, 0.2, 0.6, 1.0, -1.0], [-1.0; 5]].concat();
-        let found = picture(&source, 0, [4, 5, 3], PLAIN).unwrap();
+        let found = image(&source, 0, [4, 5, 3], PLAIN).unwrap();
         for channel in 0..3 {
             for (i, (a, b)) in found[channel * 20..][..20].iter().zip(&expected).enumerate() {
                 assert!((a - b).abs() < 1e-6, "channel {channel}, pixel {i}: {a}, expected {b}");
@@ -260,11 +261,11 @@ mod tests {
     }
 
     #[test]
-    fn a_mirrored_picture_changes_left_and_right() {
+    fn a_mirrored_image_changes_left_and_right() {
         let folder = folder(None, None);
         let source = open(folder.path()).unwrap();
-        let plain = picture(&source, 1, [2, 3, 1], PLAIN).unwrap();
-        let mirrored = picture(&source, 1, [2, 3, 1], View::Fixed { mirrored: true }).unwrap();
+        let plain = image(&source, 1, [2, 3, 1], PLAIN).unwrap();
+        let mirrored = image(&source, 1, [2, 3, 1], View::Fixed { mirrored: true }).unwrap();
         assert_eq!([0, 1, 2, 3, 4, 5].map(|i| mirrored[i]), [2, 1, 0, 5, 4, 3].map(|i| plain[i]), "rows reversed");
     }
 
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_must_fit_the_pictures_and_the_names() {
+    fn labels_must_fit_the_images_and_the_names() {
         let other_count = folder(None, Some(&idx(&[3], &[0, 1, 0])));
         let message = open(other_count.path()).unwrap_err().to_string();
         assert!(message.contains("3 labels") && message.contains("2 images"), "{message}");
@@ -323,7 +324,7 @@ mod tests {
         let message = IdxImages::open(sound.path(), Split::Train, &names(&["bag"])).unwrap_err().to_string();
         assert!(message.contains("label 1") && message.contains("1 classes"), "{message}");
         let named = IdxImages::open(sound.path(), Split::Train, &names(&["bag", "coat", "dress"])).unwrap();
-        assert_eq!(named.class_names(), ["bag", "coat", "dress"], "a class may have no picture");
+        assert_eq!(named.class_names(), ["bag", "coat", "dress"], "a class may have no image");
     }
 
     #[test]
@@ -334,9 +335,9 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_never_cut() {
+    fn images_are_never_cut() {
         let folder = folder(None, None);
-        let message = picture(&open(folder.path()).unwrap(), 0, [2, 2, 1], PLAIN).unwrap_err().to_string();
+        let message = image(&open(folder.path()).unwrap(), 0, [2, 2, 1], PLAIN).unwrap_err().to_string();
         assert!(message.contains("`image_size` is 2x2") && message.contains("at least 2x3"), "{message}");
     }
 
@@ -354,7 +355,7 @@ mod tests {
             let source = open(folder.path()).unwrap();
             prop_assert_eq!(source.size(), [dims[1], dims[2]]);
             for (i, expected) in data.chunks(dims[1] * dims[2]).enumerate() {
-                let found = picture(&source, i, [dims[1], dims[2], 1], PLAIN).unwrap();
+                let found = image(&source, i, [dims[1], dims[2], 1], PLAIN).unwrap();
                 let found: Vec<u8> = found.iter().map(|v| ((v + 1.0) * 127.5).round() as u8).collect();
                 prop_assert_eq!(&found[..], expected);
             }

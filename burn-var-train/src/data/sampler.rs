@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_epoch_sees_each_picture_once_and_drops_the_rest() {
+    fn an_epoch_sees_each_image_once_and_drops_the_rest() {
         let mut order = BatchOrder::new(17, 5, 1).unwrap();
         for epoch in 0..3 {
             let mut seen: Vec<usize> = (0..3).flat_map(|i| order.batch(epoch * 3 + i)).collect();

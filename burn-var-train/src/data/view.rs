@@ -33,11 +33,11 @@ pub(super) struct Drawn {
 }
 
 impl View {
-    pub(super) fn draw(self, picture: usize) -> Drawn {
+    pub(super) fn draw(self, image: usize) -> Drawn {
         match self {
             View::Fixed { mirrored } => Drawn { mirrored, crop: None },
             View::Random { seed, epoch, mirror } => {
-                let mut rng = keyed(Purpose::View, seed, [epoch, picture]);
+                let mut rng = keyed(Purpose::View, seed, [epoch, image]);
                 let crop = [(); 2].map(|()| rng.below(1 << 32));
                 Drawn { mirrored: mirror && rng.below(2) == 1, crop: Some(crop) }
             }
@@ -64,8 +64,8 @@ mod tests {
         let view = View::Random { seed: 3, epoch: 0, mirror: true };
         let mut seen = [[0; 3]; 2];
         let mut mirrored = 0;
-        for picture in 0..3000 {
-            let drawn = view.draw(picture);
+        for image in 0..3000 {
+            let drawn = view.draw(image);
             let [top, left] = drawn.corner([1, 2]);
             seen[0][top] += 1;
             seen[1][left] += 1;
@@ -77,14 +77,14 @@ mod tests {
     }
 
     #[test]
-    fn a_view_depends_on_seed_epoch_and_picture_only() {
+    fn a_view_depends_on_seed_epoch_and_image_only() {
         let view = View::Random { seed: 3, epoch: 1, mirror: true };
         assert_eq!(view.draw(9), view.draw(9), "the same draw again");
-        assert_ne!(view.draw(9), view.draw(10), "another picture");
+        assert_ne!(view.draw(9), view.draw(10), "another image");
         assert_ne!(view.draw(9), View::Random { seed: 3, epoch: 2, mirror: true }.draw(9), "another epoch");
         assert_ne!(view.draw(9), View::Random { seed: 4, epoch: 1, mirror: true }.draw(9), "another seed");
         let never = View::Random { seed: 3, epoch: 1, mirror: false };
-        assert!((0..100).all(|picture| !never.draw(picture).mirrored), "mirroring is off");
+        assert!((0..100).all(|image| !never.draw(image).mirrored), "mirroring is off");
     }
 
     #[test]

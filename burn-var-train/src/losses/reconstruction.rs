@@ -42,7 +42,7 @@ impl TokenizerLoss {
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
-    pub fn validate(&self, picture: [usize; 3]) -> Result<()> {
+    pub fn validate(&self, image: [usize; 3]) -> Result<()> {
         for (name, weight) in
             [("loss.l1", self.l1), ("loss.l2", self.l2), ("loss.vq", self.vq), ("loss.perceptual", self.perceptual)]
         {
@@ -57,7 +57,7 @@ impl TokenizerLoss {
                 "a positive weight of `l1` or `l2`: nothing else ties reconstructions to images",
             ));
         }
-        let [channels, height, width] = picture;
+        let [channels, height, width] = image;
         if self.perceptual > 0.0 && !([1, 3].contains(&channels) && height.min(width) >= LPIPS_LEAST) {
             let expected = format!(
                 "0 for these images: LPIPS takes 1 or 3 channels of at least {LPIPS_LEAST}x{LPIPS_LEAST}, \

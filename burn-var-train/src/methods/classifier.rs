@@ -207,15 +207,15 @@ mod tests {
     /// IDX files of 8x9 images: bright rows at the top, in the middle or at the bottom, by class.
     fn stripes(folder: &Path) {
         for (prefix, count) in [("train", 48), ("t10k", 21)] {
-            let pixel = |picture: usize, y: usize, x: usize| {
-                let noise = (picture * 7919 + y * 104_729 + x * 31_337) % 90;
-                (noise + if y / 3 == picture % 3 { 160 } else { 0 }) as u8
+            let pixel = |image: usize, y: usize, x: usize| {
+                let noise = (image * 7919 + y * 104_729 + x * 31_337) % 90;
+                (noise + if y / 3 == image % 3 { 160 } else { 0 }) as u8
             };
             let mut images = vec![0, 0, 8, 3, 0, 0, 0, count as u8, 0, 0, 0, 8, 0, 0, 0, 9];
             let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count as u8];
-            for picture in 0..count {
-                images.extend((0..72).map(|i| pixel(picture, i / 9, i % 9)));
-                labels.push((picture % 3) as u8);
+            for image in 0..count {
+                images.extend((0..72).map(|i| pixel(image, i / 9, i % 9)));
+                labels.push((image % 3) as u8);
             }
             std::fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("images");
             std::fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("labels");

@@ -163,8 +163,8 @@ fn the_null_branch_has_a_cache_of_its_own() {
 fn some_tokens_are_known() {
     let (tokenizer, model) = toy();
     let pipeline = crate::support::pipeline(&tokenizer, &model);
-    let picture = image::RgbImage::from_pixel(3, 2, image::Rgb([255; 3]));
-    let tokens = pipeline.encode(&picture).expect("tokens");
+    let image = image::RgbImage::from_pixel(3, 2, image::Rgb([255; 3]));
+    let tokens = pipeline.encode(&image).expect("tokens");
     let known = |k: usize| Tensor::<2>::full([1, 1], if k == 1 { 1.0 } else { 0.0 }, &device()).greater_elem(0.5);
     let known = KnownTokens::with_masks(tokens, (0..6).map(known).collect()).expect("masks");
     assert_eq!(known.drawn().expect("counts"), [1, 0, 1, 1, 1, 1]);

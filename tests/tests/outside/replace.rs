@@ -194,8 +194,8 @@ fn known_tokens_lead_to_others() {
     let (tokenizer, model) = toy(&[1, 2, 4]);
     let pipeline = pipeline(&tokenizer, &model);
     // Level 6 on the left, 0 on the right.
-    let picture = image::RgbImage::from_fn(4, 4, |x, _| image::Rgb([if x < 2 { byte(6) } else { 0 }; 3]));
-    let tokens = pipeline.encode(&picture).expect("tokens");
+    let image = image::RgbImage::from_fn(4, 4, |x, _| image::Rgb([if x < 2 { byte(6) } else { 0 }; 3]));
+    let tokens = pipeline.encode(&image).expect("tokens");
     assert_eq!(tokens.to_rows().expect("tokens")[0][1..5], [6, 0, 6, 0]);
     // Two scales are kept, and the last continues them: each level by class + 1.
     let request = Request::classes([0]).known(KnownTokens::first(tokens.clone(), 2));
@@ -208,7 +208,7 @@ fn known_tokens_lead_to_others() {
     assert_eq!(painted[0], [vec![3], [6, 4].repeat(2), [6, 6, 5, 5].repeat(4)].concat());
     // Tokens of another schedule have to come with that schedule.
     let scales = Scales::square(&[1, 4]).expect("a schedule");
-    let other = KnownTokens::first(pipeline.encode_over(&picture, &scales).expect("tokens"), 1);
+    let other = KnownTokens::first(pipeline.encode_over(&image, &scales).expect("tokens"), 1);
     assert!(pipeline.generate(&Request::classes([0]).known(other.clone())).is_err(), "another schedule");
     let (tokens, _) = everywhere(&tokenizer, &model, &Request::classes([0]).scales(scales).known(other));
     assert_eq!(tokens[0], [vec![3], vec![4; 16]].concat());

@@ -105,7 +105,7 @@ fn noise_images(folder: &Path, tokenizer: &VqVae, batch: usize) -> Result<PathBu
     // A batch of each class, so that one is left for training when some are set aside for tests.
     let count = batch.max(2);
     let [_, height, width] = tokenizer.config().image_shape();
-    let data = folder.join("pictures");
+    let data = folder.join("images");
     for class in ["a", "b"] {
         let class_folder = data.join(class);
         std::fs::create_dir_all(&class_folder)

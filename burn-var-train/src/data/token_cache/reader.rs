@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_drawn_by_seed_epoch_and_picture() {
+    fn variants_are_drawn_by_seed_epoch_and_image() {
         let folder = tempfile::tempdir().unwrap();
         let cache = write(&folder.path().join("tokens"), spec(100));
         let second = |seed, epoch, image: usize| {

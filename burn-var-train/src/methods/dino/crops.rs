@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_window_is_the_picture_and_its_mirror_image() {
+    fn the_whole_window_is_the_image_and_its_mirror_image() {
         let identity: Vec<f32> = (0..25).map(|i| if i % 6 == 0 { 1.0 } else { 0.0 }).collect();
         assert_eq!(window(5, 5, [0.0, 1.0], false), identity);
         let turned: Vec<f32> = identity.chunks(5).rev().flatten().copied().collect();

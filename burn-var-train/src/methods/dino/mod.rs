@@ -429,14 +429,14 @@ mod tests {
             let mut rng = Rng::new(4, prefix, 0);
             let mut images = vec![0, 0, 8, 3, 0, 0, 0, count as u8, 0, 0, 0, 8, 0, 0, 0, 8];
             let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count as u8];
-            for picture in 0..count {
+            for image in 0..count {
                 let (phase, bright) = (rng.below(4), 120 + rng.below(120));
-                let lit = |i: usize| match picture % 2 {
+                let lit = |i: usize| match image % 2 {
                     0 => (i / 8 + i % 8 + phase).is_multiple_of(2),
                     _ => (i / 8 + phase) % 4 < 2,
                 };
                 images.extend((0..64).map(|i| if lit(i) { bright as u8 } else { 20 }));
-                labels.push((picture % 2) as u8);
+                labels.push((image % 2) as u8);
             }
             std::fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("images");
             std::fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("labels");

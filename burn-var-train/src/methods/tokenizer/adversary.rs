@@ -53,7 +53,7 @@ impl GanConfig {
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
-    pub fn validate(&self, steps: u64, picture: [usize; 3]) -> Result<()> {
+    pub fn validate(&self, steps: u64, image: [usize; 3]) -> Result<()> {
         if self.weight == 0.0 {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl GanConfig {
         if self.start_step >= steps {
             return Err(Error::config("gan.start_step", self.start_step, format!("less than the {steps} `run.steps`")));
         }
-        self.discriminator.validate(picture)?;
+        self.discriminator.validate(image)?;
         self.optimizer.validate().map_err(|error| error.in_section("gan"))
     }
 }

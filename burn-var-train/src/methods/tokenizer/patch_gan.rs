@@ -61,8 +61,8 @@ impl PatchGanConfig {
     ///
     /// # Errors
     /// The errors of [`PatchGanConfig::validate`].
-    pub fn init(&self, picture: [usize; 3], seed: u64, device: &Device) -> Result<PatchGan> {
-        self.validate(picture)?;
+    pub fn init(&self, image: [usize; 3], seed: u64, device: &Device) -> Result<PatchGan> {
+        self.validate(image)?;
         let channels = |layer: usize| self.width << layer.min(3);
         let conv = |channels: [usize; 2], stride: usize| {
             Conv2d::new(channels, KERNEL, ConvSpec { stride, padding: [1; 4] }, device)
@@ -72,7 +72,7 @@ impl PatchGanConfig {
             norm: GroupNorm::new(channels(layer), device),
         });
         let network = PatchGan {
-            conv_in: conv([picture[0], self.width], 2),
+            conv_in: conv([image[0], self.width], 2),
             blocks: blocks.collect(),
             conv_out: conv([channels(self.layers), 1], 1),
         };
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_judged_by_itself() {
+    fn an_image_is_judged_by_itself() {
         let device = Device::default();
         let network = PatchGanConfig { width: 32, layers: 2 }.init([3, 16, 18], 1, &device).expect("fits");
         let (a, b) = (noise([1, 3, 16, 18], "a", &device), noise([1, 3, 16, 18], "b", &device));
@@ -155,13 +155,13 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_named() {
-        for (config, picture, part) in [
+        for (config, image, part) in [
             (PatchGanConfig { width: 24, layers: 1 }, [1, 32, 32], "`gan.discriminator.width` is 24"),
             (PatchGanConfig { width: 32, layers: 3 }, [1, 16, 32], "expected 1 to 2, for images of 16x32"),
             (PatchGanConfig { width: 32, layers: 0 }, [1, 16, 16], "`gan.discriminator.layers` is 0"),
             (PatchGanConfig { width: 32, layers: 1 }, [1, 4, 4], "at least 6x6"),
         ] {
-            let error = config.validate(picture).expect_err(part).to_string();
+            let error = config.validate(image).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         }
     }

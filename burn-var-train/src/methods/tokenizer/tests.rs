@@ -11,7 +11,7 @@ use super::patch_gan::PatchGanConfig;
 use super::*;
 use crate::tensor::scalar;
 
-const PICTURE: [usize; 3] = [1, 16, 20];
+const IMAGE_SHAPE: [usize; 3] = [1, 16, 20];
 const WEIGHTS: TokenizerLoss =
     TokenizerLoss { l1: 0.5, l2: 1.5, vq: 0.7, perceptual: 0.4, lpips_vgg: None, lpips_lin: None };
 const SEED: u64 = 3;
@@ -60,7 +60,7 @@ const DISCRIMINATOR: PatchGanConfig = PatchGanConfig { width: 32, layers: 2 };
 
 fn adversary(adaptive: bool) -> Adversary {
     let config = GanConfig { weight: 0.3, adaptive, discriminator: DISCRIMINATOR, ..GanConfig::default() };
-    Adversary::new(config, PICTURE, SEED, 10, &device()).expect("fits")
+    Adversary::new(config, IMAGE_SHAPE, SEED, 10, &device()).expect("fits")
 }
 
 /// The weighted terms as anyone would write them down, on one graph: without the adversarial term, and that term.
@@ -71,7 +71,7 @@ fn plain_loss(model: &VqVae, criterion: &Criterion) -> [Tensor<1>; 2] {
     let lpips = criterion.lpips.as_ref().expect("given");
     let perceptual = lpips.distance(made.clone(), images).expect("fits").mean();
     let other = difference.clone().square().mean() * 1.5 + difference.abs().mean() * 0.5 + perceptual * 0.4;
-    let network = DISCRIMINATOR.init(PICTURE, SEED, &device()).expect("fits");
+    let network = DISCRIMINATOR.init(IMAGE_SHAPE, SEED, &device()).expect("fits");
     [quantized.loss * 0.7 + other, network.forward(made).mean().neg()]
 }
 
@@ -160,10 +160,10 @@ fn a_term_that_is_not_finite_is_named() {
 #[test]
 fn what_the_perceptual_term_lacks_is_named() {
     let weights = TokenizerLoss { perceptual: 1.0, ..TokenizerLoss::default() };
-    let error = weights.validate(PICTURE).expect_err("no files").to_string();
+    let error = weights.validate(IMAGE_SHAPE).expect_err("no files").to_string();
     assert!(error.contains("`loss.lpips_vgg` is absent") && error.contains("vgg16-397923af.pth"), "{error}");
     let weights = TokenizerLoss { lpips_vgg: Some("vgg.pth".into()), ..weights };
-    weights.validate(PICTURE).expect("VGG is given");
+    weights.validate(IMAGE_SHAPE).expect("VGG is given");
     let error = weights.validate([3, 12, 16]).expect_err("too small").to_string();
     assert!(error.contains("3 of 12x16"), "{error}");
     let error = Criterion::new(weights, &device()).err().expect("no such files").to_string();

@@ -157,8 +157,8 @@ mod tests {
             assert!(lost <= 15, "at most a row and a column of eight: {lost}");
         }
         let cut: Vec<f32> = cutout(white, &mut rngs).into_data().try_into_vec().unwrap();
-        for picture in cut.chunks(64) {
-            assert!(picture.iter().filter(|value| **value == 0.0).count() <= 16, "a quarter of the picture");
+        for image in cut.chunks(64) {
+            assert!(image.iter().filter(|value| **value == 0.0).count() <= 16, "a quarter of the image");
         }
         assert!(cut.contains(&0.0));
     }
