@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use burn::tensor::Device;
+use burn_var::Scales;
+use burn_var::models::common::vq_model::VqModelConfig;
+use burn_var::models::flexvar::FlexVaeConfig;
+use burn_var::weights::{Pretrained, SaveOptions};
 use support::{assert_same_weights, command, fails, image_folder, json, ok, run};
 
 const STEPS: u64 = 24;
@@ -62,6 +67,50 @@ fn from_a_folder_of_colour_images_to_a_sample() {
     let more = run(at, &["train", "var", "var.toml", "--out", "var", "--steps", "6"]);
     let said = String::from_utf8_lossy(&more.stderr).into_owned();
     assert!(said.contains("resumes after step 5") && said.contains("step 6/6"), "plain lines in a pipe: {said}");
+}
+
+/// An untrained FlexVAE of images of 16 pixels, and the configurations of its transformer's trainings.
+fn set_up_flexvar(folder: &Path) {
+    image_folder(&folder.join("pictures"), 16, 8);
+    let vq =
+        VqModelConfig { ch: 32, ch_mult: vec![1, 1], num_res_blocks: 1, z_channels: 8, ..VqModelConfig::vq16(32, 8) };
+    let config = FlexVaeConfig { vq, patch_nums: Scales::square(&[1, 2, 4, 8]).expect("valid") };
+    let tokenizer = config.init(1, &Device::flex()).expect("valid");
+    tokenizer.save(folder.join("flexvae.safetensors"), &SaveOptions::default()).expect("written");
+    let common = "tokenizer = \"flexvae.safetensors\"\n[run]\nsteps = 2\nbatch_size = 4\nlog_every = 1\n\
+                  [data]\npath = \"pictures\"\n[preview]\nper_class = 1\n\
+                  [scales]\nfirst = [1, 2]\ngroups = [{ count = 2, from = 3, to = 6 }]\nlast = 8\nmax_tokens = 140\n";
+    let flexvar = format!("positions = 8\n{common}[model]\ndepth = 2\nembed_dim = 64\nnum_heads = 2\n");
+    fs::write(folder.join("flexvar.toml"), flexvar).expect("written");
+    let sar = format!("init = \"flexvar/transformer.safetensors\"\n{common}[sar]\npreset = \"paper\"\nweight = 0.1\n");
+    fs::write(folder.join("sar.toml"), sar).expect("written");
+    let forcing = format!(
+        "init = \"flexvar/transformer.safetensors\"\n{common}[student_forcing]\nschedule = {{ hybrid-from = 4 }}\n"
+    );
+    fs::write(folder.join("forcing.toml"), forcing).expect("written");
+}
+
+#[test]
+fn flexvar_is_trained_and_post_trained() {
+    let folder = temporary();
+    let at = folder.path();
+    set_up_flexvar(at);
+    let report = json(at, &["train", "flexvar", "flexvar.toml", "--out", "flexvar"]);
+    assert_eq!((&report["steps"], &report["file"]), (&2.into(), &"flexvar/transformer.safetensors".into()), "{report}");
+    for name in ["sar", "forcing"] {
+        let config = format!("{name}.toml");
+        let report = json(at, &["train", "sar", &config, "--out", name]);
+        assert_eq!(report["steps"], 2, "{report}");
+        let transformer = format!("{name}/transformer.safetensors");
+        let sample = ["sample", "--tokenizer", "flexvae.safetensors", "--transformer", &transformer];
+        let report = json(at, &[&sample[..], &["--class", "waves"]].concat());
+        assert_eq!(report["classes"][0]["name"], "waves", "a FlexVAR like any other: {report}");
+    }
+    let log = fs::read_to_string(at.join("sar/log.jsonl")).expect("a log");
+    assert!(log.lines().all(|line| line.contains("student_loss")), "{log}");
+    let misspelt = ["train", "sar", "sar.toml", "--out", "other", "--set", "sar.preset=papers"];
+    let message = fails(at, 1, &misspelt);
+    assert!(message.contains("papers") && message.contains("released, paper"), "{message}");
 }
 
 /// When to kill.

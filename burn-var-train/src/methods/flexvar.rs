@@ -212,3 +212,25 @@ pub fn train_flexvar(
 ) -> Result<Option<PathBuf>> {
     Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_var::Scales;
+
+    use super::*;
+    use crate::config::read_toml;
+
+    #[test]
+    fn the_example_fits_a_latent_of_eight() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fashion-mnist-flexvar/transformer.toml");
+        let config: FlexVarTrainConfig = read_toml(path).unwrap();
+        config.scales.validate(MapSize::square(8)).unwrap();
+        let default = Scales::square(&[1, 2, 3, 4, 6, 8]).unwrap();
+        assert_eq!(config.scales.union(&default).unwrap(), Scales::square(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap());
+        for step in 0..200 {
+            let scales = config.scales.draw(&default, config.run.seed, step).unwrap();
+            assert_eq!(scales.finest(), MapSize::square(8), "{scales}");
+            assert!(scales.tokens() <= 140, "{scales}");
+        }
+    }
+}
