@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use burn_var_train::progress::{Progress, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level::{emulate_default_handler, register};
 
 /// Shows a run, and ends it when the user asks for that.
 pub(crate) struct TrainProgress {
@@ -119,9 +119,16 @@ fn number(value: f64) -> String {
 fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // Actions run in the order of registration: this one acts on the flag that an earlier signal has set.
-        flag::register_conditional_default(signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
+        let stop = stop.clone();
+        // One exchange, so that of two signals that arrive at once, on two threads, one is the second.
+        let action = move || {
+            if stop.swap(true, Ordering::SeqCst) {
+                // Returns only for a signal that has no default action.
+                let _ = emulate_default_handler(signal);
+            }
+        };
+        // SAFETY: the action is safe inside a signal handler: an atomic exchange, and a function made for handlers.
+        unsafe { register(signal, action) }?;
     }
     Ok(stop)
 }
