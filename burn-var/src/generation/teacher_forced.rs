@@ -14,7 +14,7 @@ pub trait TeacherForced: NextScale {
     /// per image, drop path is enabled. The caller drops conditions.
     ///
     /// # Errors
-    /// Those of [`NextScale::check_scales`] and [`NextScale::start`]; [`Error::Shape`](crate::Error::Shape) if conditions,
+    /// The errors of [`NextScale::check_scales`] and [`NextScale::start`]; [`Error::Shape`](crate::Error::Shape) if conditions,
     /// input or noise do not fit each other.
     fn teacher_forced(
         &self,

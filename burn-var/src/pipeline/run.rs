@@ -121,10 +121,6 @@ impl Pipeline {
         Ok(())
     }
 
-    fn check_guidance(&self) -> Result<()> {
-        self.check_parts(&self.guidance, self.aid.clone())
-    }
-
     /// Checks that guidance fits the schedule.
     fn check_parts(&self, guidance: &GuidanceConfig, aid: Option<Aid>) -> Result<()> {
         let device = self.device();
@@ -152,7 +148,7 @@ impl Pipeline {
     pub fn with_scales(mut self, scales: Scales) -> Result<Self> {
         self.model.check_scales(&scales)?;
         self.scales = Some(scales);
-        self.check_guidance()?;
+        self.check_parts(&self.guidance, self.aid.clone())?;
         Ok(self)
     }
 

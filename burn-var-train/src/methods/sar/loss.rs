@@ -125,7 +125,7 @@ impl StudentScales {
     }
 }
 
-/// What the student sees besides the input of a scale.
+/// Context of the student: the tokens that it sees besides those of the predicted scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StudentContext {
@@ -153,9 +153,9 @@ pub enum Target {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sampling {
-    /// The most likely ones.
+    /// The most likely tokens.
     Argmax,
-    /// As in generation.
+    /// Tokens drawn by a sampler, as in generation.
     Sampler(Sampler),
 }
 
@@ -198,7 +198,7 @@ impl Sampling {
     }
 }
 
-/// How the student's loss of several scales becomes one number.
+/// Reduction of the student's losses of several scales to one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduction {
@@ -214,7 +214,7 @@ pub enum Reduction {
 pub struct SarConfig {
     /// Scales of the student's loss.
     pub scales: StudentScales,
-    /// What the student sees.
+    /// Context of the student.
     pub context: StudentContext,
     /// The student's target.
     pub target: Target,
@@ -304,9 +304,9 @@ pub struct SarBatch<'a> {
 pub struct StudentPass {
     /// The scale.
     pub k: usize,
-    /// Its input, `[batch, tokens, z_channels]`, off the autodiff graph.
+    /// Input of the pass, `[batch, tokens, z_channels]`, off the autodiff graph.
     pub input: Tensor<3>,
-    /// Its logits, `[batch, tokens, vocabulary]`.
+    /// Logits of the pass, `[batch, tokens, vocabulary]`.
     pub logits: Tensor<3>,
 }
 
@@ -367,7 +367,7 @@ pub fn guided_logits<M: SarFamily>(
 /// tokens; else they are drawn.
 ///
 /// # Errors
-/// Those of [`TeacherForced::teacher_forced`] and [`guided_logits`]; [`Error::Device`] if logits cannot be read back.
+/// The errors of [`TeacherForced::teacher_forced`] and [`guided_logits`]; [`Error::Device`] if logits cannot be read back.
 pub fn sar_loss<M: SarFamily>(
     config: &SarConfig,
     tokenizer: &M::Tokenizer,

@@ -20,17 +20,17 @@ use super::loss::{Sampling, SarFamily, Target, no_requantization};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForcingSchedule {
-    /// None.
+    /// No scale.
     TeacherForcing,
-    /// All.
+    /// All scales but the first, which has no input.
     Full,
-    /// None and all, in turn by step.
+    /// No scale and all scales, in turn by step.
     Alternate,
-    /// Every second one: those of odd index, counted from 0.
+    /// Every second scale: the odd ones, counted from 0.
     Interleave,
-    /// Those of at least this side.
+    /// Scales of at least this side.
     HybridFrom(usize),
-    /// Those of more than this side, as in the released code.
+    /// Scales of more than this side, as in the released code.
     HybridReleased(usize),
 }
 
@@ -141,7 +141,7 @@ pub struct ForcingLoss {
 /// model's own tokens; else they are drawn.
 ///
 /// # Errors
-/// Those of [`Generation`] and of [`TeacherForced::teacher_forced`](burn_var::TeacherForced::teacher_forced).
+/// The errors of [`Generation`] and of [`TeacherForced::teacher_forced`](burn_var::TeacherForced::teacher_forced).
 pub fn student_forcing_loss<M: SarFamily>(
     config: &StudentForcing,
     tokenizer: &M::Tokenizer,

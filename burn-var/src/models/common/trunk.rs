@@ -1,4 +1,4 @@
-//! What the transformers of VAR and FlexVAR share around their blocks: initial weights, class embedding, checks of a
+//! Parts around the blocks that the transformers of VAR and FlexVAR share: initial weights, class embedding, checks of a
 //! teacher-forced pass, and the parts of a checkpoint that tell their sizes.
 
 use burn::nn::Embedding;
