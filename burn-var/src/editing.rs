@@ -117,10 +117,7 @@ impl KnownTokens {
 
     /// Replaces sampled ids of scale `k` by the known ones, `[batch, tokens * symbols]`.
     pub(crate) fn fill_ids(&self, k: usize, drawn: Tensor<2, Int>) -> Tensor<2, Int> {
-        let [batch, tokens] = self.masks[k].dims();
-        let symbols = drawn.dims()[1] / tokens;
-        let mask = self.masks[k].clone().unsqueeze_dim::<3>(2).expand([batch, tokens, symbols]);
-        drawn.mask_where(mask.reshape([batch, tokens * symbols]), self.tokens.map(k))
+        replace_ids(drawn, &self.masks[k], self.tokens.map(k))
     }
 
     /// Replaces code vectors of sampled tokens by the known ones, `[batch, tokens, z_channels]`.
@@ -128,9 +125,22 @@ impl KnownTokens {
     where
         T: Tokenizer + ?Sized,
     {
-        let mask = self.masks[k].clone().unsqueeze_dim::<3>(2).expand(drawn.dims());
-        drawn.mask_where(mask, tokenizer.lookup(self.tokens.map(k)))
+        replace_codes(drawn, &self.masks[k], tokenizer.lookup(self.tokens.map(k)))
     }
+}
+
+/// Replaces the ids of tokens, `[batch, tokens * symbols]`, where a mask `[batch, tokens]` is true.
+pub(crate) fn replace_ids(drawn: Tensor<2, Int>, mask: &Tensor<2, Bool>, by: Tensor<2, Int>) -> Tensor<2, Int> {
+    let [batch, tokens] = mask.dims();
+    let [_, ids] = drawn.dims();
+    let mask = mask.clone().unsqueeze_dim::<3>(2).expand([batch, tokens, ids / tokens]);
+    drawn.mask_where(mask.reshape([batch, ids]), by)
+}
+
+/// Replaces the code vectors of tokens, `[batch, tokens, z_channels]`, where a mask `[batch, tokens]` is true.
+pub(crate) fn replace_codes(drawn: Tensor<3>, mask: &Tensor<2, Bool>, by: Tensor<3>) -> Tensor<3> {
+    let mask = mask.clone().unsqueeze_dim::<3>(2).expand(drawn.dims());
+    drawn.mask_where(mask, by)
 }
 
 #[cfg(test)]

@@ -151,6 +151,9 @@ impl Scales {
         let mut sizes: Vec<MapSize> = if target == 0 { Vec::new() } else { sides.into_iter().map(map).collect() };
         sizes.push(size);
         sizes.dedup();
+        if let Some(first) = sizes.first().copied() {
+            sizes.splice(..0, std::iter::repeat_n(first, self.first_repeats() - 1));
+        }
         Self::new(sizes)
     }
 
@@ -199,6 +202,17 @@ impl Scales {
     /// Returns the size of the last map, which is the size of the latent.
     pub fn finest(&self) -> MapSize {
         self.sizes[self.sizes.len() - 1]
+    }
+
+    /// Returns the number of maps of the first size that the schedule begins with: the steps of a masked first scale, or 1.
+    pub fn first_repeats(&self) -> usize {
+        self.sizes.iter().take_while(|size| **size == self.sizes[0]).count()
+    }
+
+    /// Returns the schedule with a single map of the first size.
+    #[must_use]
+    pub fn without_repeats(&self) -> Self {
+        Self { sizes: self.sizes[self.first_repeats() - 1..].to_vec() }
     }
 
     /// Returns the number of tokens of all maps together, L.
@@ -304,6 +318,10 @@ mod tests {
         assert_eq!(found(6, 6), "1, 2, 3, 4, 5, 6");
         assert_eq!(found(8, 16), "1, 1x2, 2x3, 2x4, 3x5, 3x6, 4x8, 5x10, 7x13, 8x16");
         assert_eq!(found(1, 1), "1");
+        let masked = Scales::square(&[2, 2, 2, 3, 4]).unwrap();
+        let larger = masked.for_size(MapSize::square(6)).unwrap();
+        assert_eq!(larger.to_string(), "2, 2, 2, 3, 4, 6", "the steps of a masked first scale stay");
+        assert_eq!((masked.first_repeats(), masked.without_repeats().to_string()), (3, "2, 3, 4".to_owned()));
         assert!(scales.for_size(MapSize { height: 0, width: 0 }).is_err(), "no image");
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::random::{Purpose, keyed, permutation};
+use super::random::{Purpose, keyed};
 use super::{Fingerprint, ImageOptions, ImageShape, ImageSource, SkippedImage, Split, View, decode};
 use crate::{Error, Result};
 
@@ -309,7 +309,7 @@ fn held_out(class: Vec<ImageFile>, label: usize, split: Split, options: &ImageOp
     // One image of each class stays on either side, if there are two and any are wanted for testing.
     let wanted = (count as f64 * options.holdout).round() as usize;
     let kept = if options.holdout > 0.0 { wanted.max(1).min(count - 1) } else { 0 };
-    let order = permutation(&mut keyed(Purpose::Holdout, options.seed, [label, 0]), count);
+    let order = keyed(Purpose::Holdout, options.seed, [label, 0]).permutation(count);
     let test: BTreeSet<usize> = order.into_iter().take(kept).collect();
     let mine = |index: &usize| test.contains(index) == (split == Split::Test);
     class.into_iter().enumerate().filter(|(index, _)| mine(index)).map(|(_, image)| image).collect()

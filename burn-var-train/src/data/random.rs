@@ -22,15 +22,6 @@ pub(super) fn keyed(purpose: Purpose, seed: u64, [first, second]: [usize; 2]) ->
     Rng::from_key([purpose as u64, seed, first as u64, second as u64])
 }
 
-/// A uniform order of `0..len` (Fisher and Yates).
-pub(super) fn permutation(rng: &mut Rng, len: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    for last in (1..len).rev() {
-        order.swap(last, rng.below(last + 1));
-    }
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,7 +45,7 @@ mod tests {
     fn every_order_of_three_is_equally_likely() {
         let mut counts = std::collections::BTreeMap::new();
         for key in 0..6000 {
-            *counts.entry(permutation(&mut keyed(Purpose::Order, 1, [key, 0]), 3)).or_insert(0) += 1;
+            *counts.entry(keyed(Purpose::Order, 1, [key, 0]).permutation(3)).or_insert(0) += 1;
         }
         assert_eq!(counts.len(), 6, "all orders occur");
         for (order, count) in counts {

@@ -1,4 +1,4 @@
-use super::random::{Purpose, keyed, permutation};
+use super::random::{Purpose, keyed};
 use crate::{Error, Result};
 
 /// The images of each step: every epoch is a random order of all of them, cut into batches.
@@ -49,7 +49,7 @@ impl BatchOrder {
     pub fn batch(&mut self, step: usize) -> Vec<usize> {
         let epoch = self.epoch(step);
         if self.current.as_ref().is_none_or(|(current, _)| *current != epoch) {
-            self.current = Some((epoch, permutation(&mut keyed(Purpose::Order, self.seed, [epoch, 0]), self.len)));
+            self.current = Some((epoch, keyed(Purpose::Order, self.seed, [epoch, 0]).permutation(self.len)));
         }
         let start = step % self.steps_per_epoch() * self.batch;
         self.current.iter().flat_map(|(_, order)| &order[start..start + self.batch]).copied().collect()

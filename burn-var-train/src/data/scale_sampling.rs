@@ -4,7 +4,6 @@ use burn_var::rng::Rng;
 use burn_var::{MapSize, Scales};
 use serde::{Deserialize, Serialize};
 
-use super::random::permutation;
 use crate::{Error, Result};
 
 /// Rules for the scale schedule of a step, all of square maps. The default are the rules of FlexVAR for a last map of 16x16.
@@ -109,7 +108,7 @@ impl ScaleSampling {
         }
         let mut drawn = Vec::new();
         for SideGroup { count, from, to } in &self.groups {
-            let order = permutation(rng, (to + 1).saturating_sub(*from));
+            let order = rng.permutation((to + 1).saturating_sub(*from));
             drawn.extend(order.into_iter().take(*count).map(|offset| from + offset));
         }
         drawn.sort_unstable();

@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use burn_var::models::flexvar::{FlexVae, FlexVar, FlexVarConfig};
+use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVar, FlexVarConfig, SeenScales};
 use burn_var::models::var::VarInit;
 use burn_var::weights::{LoadOptions, Pretrained, StateDict};
 use burn_var::{MapSize, Scales, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::transformer::{Settings, TransformerMethod, default_class_dropout, default_optimizer, optimizer};
+use super::masked_first::MaskedPrediction;
+use super::transformer::{
+    Objective, Schedules, Settings, TeacherForcing, TransformerMethod, default_class_dropout, default_optimizer,
+    optimizer,
+};
 use super::var::{Preview, VarSize};
 use crate::Result;
 use crate::data::{Encoding, ImageShape, ImageSource, ScaleSampling, Split, TokenCache, cached_tokens};
@@ -18,6 +22,8 @@ use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
 use crate::engine::{TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
+
+pub use super::masked_first::{MaskRatio, counted_tokens, masked_input, masked_loss};
 
 /// The configuration of a FlexVAR transformer's training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +47,16 @@ pub struct FlexVarTrainConfig {
     pub positions: usize,
     /// Sizes of the transformer. Codes and classes come from tokenizer and images.
     pub model: VarSize,
+    /// Prediction of the first scale: `"one-shot"`, or `{ masked = { own_positions = true } }` for the hybrid of SAR's
+    /// pre-study, whose default schedule begins with a map for each step of generation: `[4, 4, 4, 4, 6, 8]` has four.
+    #[serde(default)]
+    pub first: FirstScale,
+    /// Tokens that a scale sees besides its own: `"before"`, `"class-token"` or `"class-token-released"`.
+    #[serde(default)]
+    pub sees: SeenScales,
+    /// Share of masked tokens of a masked first scale.
+    #[serde(default)]
+    pub mask_ratio: MaskRatio,
     /// Rules of the scale schedules.
     #[serde(default)]
     pub scales: ScaleSampling,
@@ -78,6 +94,8 @@ impl FlexVarTrainConfig {
     /// [`Error::Config`](crate::Error::Config) naming the field.
     pub fn validate(&self, tokenizer: &FlexVae) -> Result<()> {
         self.settings().validate()?;
+        self.mask_ratio.validate()?;
+        self.sizes(tokenizer, 1).validate()?;
         self.scales.validate(latent(&image_shape(tokenizer, self.image_size)?, tokenizer))
     }
 
@@ -109,6 +127,8 @@ impl FlexVarTrainConfig {
             patch_nums: tokenizer.scales().clone(),
             positions: self.positions,
             drop_path_rate,
+            first: self.first,
+            sees: self.sees,
         }
     }
 }
@@ -174,7 +194,8 @@ impl TrainConfig for FlexVarTrainConfig {
     }
 }
 
-/// Teacher-forced training of a FlexVAR transformer by cross-entropy, the mean over all tokens.
+/// Teacher-forced training of a FlexVAR transformer by cross-entropy, the mean over all tokens; of a masked first scale, over
+/// the masked ones.
 pub type FlexVarMethod = TransformerMethod<FlexVae, FlexVar>;
 
 impl FlexVarMethod {
@@ -193,7 +214,15 @@ impl FlexVarMethod {
         config.validate(&tokenizer)?;
         let sizes = config.sizes(&tokenizer, tokens.spec().class_names.len());
         let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
-        Self::start(config.settings(), Some(config.scales), tokenizer, model, tokens, folder, device)
+        let settings = config.settings();
+        let (default, objective): (_, Box<dyn Objective<_, _>>) = match config.first {
+            FirstScale::OneShot => (tokenizer.scales().clone(), Box::new(TeacherForcing)),
+            FirstScale::Masked(_) => {
+                (tokenizer.scales().without_repeats(), Box::new(MaskedPrediction { ratio: config.mask_ratio }))
+            }
+        };
+        let schedules = Schedules { default, sampling: Some(config.scales) };
+        Self::start(settings, schedules, objective, tokenizer, model, tokens, folder, device)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Teacher-forced training of a next-scale transformer on cached tokens: the part that all families share.
+//! Training of a next-scale transformer on cached tokens: the part that all families and objectives share.
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -96,6 +96,74 @@ impl Settings {
     }
 }
 
+/// The scale schedules of a run's steps.
+pub(super) struct Schedules {
+    /// The schedule of all steps, or of some if others are drawn.
+    pub(super) default: Scales,
+    /// Rules of the schedules; `None` for a fixed one.
+    pub(super) sampling: Option<ScaleSampling>,
+}
+
+/// The loss of a training step.
+pub(super) trait Objective<T, M> {
+    /// Computes the loss of a piece.
+    fn loss(&self, pass: &Pass<'_, T, M>) -> Result<ObjectiveLoss>;
+
+    /// Returns the charts of the metrics that only this objective has.
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        Vec::new()
+    }
+}
+
+/// The models and the true tokens of a piece.
+pub(super) struct Pass<'a, T, M> {
+    /// Lies off the autodiff graph.
+    pub(super) tokenizer: &'a T,
+    /// Lies on the autodiff graph.
+    pub(super) model: &'a M,
+    pub(super) piece: &'a Piece,
+    pub(super) tokens: &'a TokenPyramid,
+    /// Some are dropped.
+    pub(super) conditions: &'a [Condition],
+    /// Share of the target that is spread over all codes.
+    pub(super) label_smoothing: f64,
+    /// True if metrics are wanted.
+    pub(super) measure: bool,
+}
+
+/// The loss of a piece, and what its metrics are computed of.
+pub(super) struct ObjectiveLoss {
+    pub(super) loss: Tensor<1>,
+    /// Logits, `[batch, L, vocabulary]`, on the autodiff graph.
+    logits: Tensor<3>,
+    /// Tokens to predict, `[batch, L]`.
+    targets: Tensor<2, Int>,
+    /// 1 for the tokens that count in the metrics and 0 for the others, `[batch, L]`; all count if `None`.
+    pub(super) counted: Option<Tensor<2>>,
+    /// Metrics of the objective's own.
+    pub(super) metrics: Metrics,
+}
+
+impl ObjectiveLoss {
+    pub(super) fn new(loss: Tensor<1>, logits: Tensor<3>, targets: Tensor<2, Int>) -> Self {
+        Self { loss, logits, targets, counted: None, metrics: Metrics::new() }
+    }
+}
+
+/// Cross-entropy of all tokens, teacher-forced.
+pub(super) struct TeacherForcing;
+
+impl<T: Tokenizer, M: TeacherForced> Objective<T, M> for TeacherForcing {
+    fn loss(&self, pass: &Pass<'_, T, M>) -> Result<ObjectiveLoss> {
+        let input = Tensor::from_inner(pass.tokenizer.teacher_input(pass.tokens));
+        let noise = &mut pass.piece.noise("drop path");
+        let logits = pass.model.teacher_forced(pass.conditions, input, pass.tokens.scales(), Some(noise))?;
+        let targets = pass.tokens.sequence();
+        let loss = ops::cross_entropy(logits.clone(), targets.clone(), pass.label_smoothing).mean();
+        Ok(ObjectiveLoss::new(loss, logits, targets))
+    }
+}
+
 /// Tokens of a piece over the scale schedule of its step.
 #[derive(Debug, Clone)]
 pub struct ScheduledBatch {
@@ -105,11 +173,11 @@ pub struct ScheduledBatch {
     pub tokens: TokenBatch,
 }
 
-/// Teacher-forced training of a transformer by cross-entropy, over a fixed scale schedule or one drawn for each step.
+/// Training of a transformer by an objective, over a fixed scale schedule or one drawn for each step.
 pub struct TransformerMethod<T, M> {
     settings: Settings,
-    /// Rules of the schedules; `None` for a fixed one.
-    sampling: Option<ScaleSampling>,
+    schedules: Schedules,
+    objective: Box<dyn Objective<T, M>>,
     folder: PathBuf,
     device: Device,
     tokenizer: T,
@@ -119,9 +187,11 @@ pub struct TransformerMethod<T, M> {
 
 impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
     /// Starts to train `model`, which lies on the autodiff device of `device`.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a run, each given once")]
     pub(super) fn start(
         settings: Settings,
-        sampling: Option<ScaleSampling>,
+        schedules: Schedules,
+        objective: Box<dyn Objective<T, M>>,
         tokenizer: T,
         model: M,
         tokens: TokenCache,
@@ -133,7 +203,7 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
         let learner = Learner::new(model, rules, SectionNames::SINGLE);
         let stream = TokenStream::new(tokens, run)?;
         let (folder, device) = (folder.to_path_buf(), device.clone());
-        Ok(Self { settings, sampling, folder, device, tokenizer, learner, stream })
+        Ok(Self { settings, schedules, objective, folder, device, tokenizer, learner, stream })
     }
 
     /// The result of the run: the moving average of the weights.
@@ -151,44 +221,42 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
         &self.tokenizer
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Returns the true tokens and the conditions of a piece, some of which are dropped.
-    pub(super) fn truth(&self, piece: &Piece, batch: &ScheduledBatch) -> Result<(TokenPyramid, Vec<Condition>)> {
+    fn truth(&self, piece: &Piece, batch: &ScheduledBatch) -> Result<(TokenPyramid, Vec<Condition>)> {
         let tokens = TokenPyramid::from_rows(batch.scales.clone(), &batch.tokens.tokens, &self.device)?;
         let noise = &mut piece.noise("class dropout");
         Ok((tokens, drop_labels(&batch.tokens.labels, self.settings.class_dropout, noise)))
     }
 
-    /// Returns the gradients of a loss.
-    pub(super) fn gradients(&self, loss: &Tensor<1>) -> NetworkGradients {
-        vec![(0, GradientsParams::from_grads(loss.backward(), &self.learner.model))]
-    }
-
     /// Returns loss and accuracy, of all tokens and of each scale.
-    pub(super) fn per_scale(&self, logits: &Tensor<3>, targets: &Tensor<2, Int>, scales: &Scales) -> Result<Metrics> {
+    fn per_scale(&self, of: ObjectiveLoss, scales: &Scales) -> Result<Metrics> {
         let read = |values: Tensor<2>| -> Result<Vec<f64>> {
-            Ok(values.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
+            let per_position = values.mean_dim(0);
+            Ok(per_position.try_into_vec_as::<f64>().map_err(burn_var::Error::device("read losses"))?)
         };
-        let targets = targets.clone();
-        let nll = read(ops::cross_entropy(logits.clone(), targets.clone(), 0.0).mean_dim(0))?; // per position
-        let hits = logits.clone().argmax(2).squeeze_dim::<2>(2).equal(targets).float();
-        let hits = read(hits.mean_dim(0))?;
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        let mut metrics = vec![("loss".into(), mean(&nll)), ("accuracy".into(), mean(&hits))];
+        let logits = of.logits.inner();
+        let nll = ops::cross_entropy(logits.clone(), of.targets.clone(), 0.0);
+        let hits = logits.argmax(2).squeeze_dim::<2>(2).equal(of.targets).float();
+        let (nll, hits, counted) = match of.counted {
+            Some(counted) => (read(nll * counted.clone())?, read(hits * counted.clone())?, read(counted)?),
+            None => (read(nll)?, read(hits)?, vec![1.0; scales.tokens()]),
+        };
+        let mean = |values: &[f64], range: Range<usize>| {
+            values[range.clone()].iter().sum::<f64>() / counted[range].iter().sum::<f64>()
+        };
+        let all = 0..scales.tokens();
+        let mut metrics = vec![("loss".into(), mean(&nll, all.clone())), ("accuracy".into(), mean(&hits, all))];
         for k in 0..scales.len() {
-            let name = self.scale_name(scales, k);
-            metrics.push((format!("loss_{name}"), mean(&nll[scales.range(k)])));
-            metrics.push((format!("accuracy_{name}"), mean(&hits[scales.range(k)])));
+            let (name, range) = (self.scale_name(scales, k), scales.range(k));
+            metrics.push((format!("loss_{name}"), mean(&nll, range.clone())));
+            metrics.push((format!("accuracy_{name}"), mean(&hits, range)));
         }
         Ok(metrics)
     }
 
     /// Returns the name of a scale in metrics: its index, or its size if schedules change.
     fn scale_name(&self, scales: &Scales, k: usize) -> String {
-        match &self.sampling {
+        match &self.schedules.sampling {
             Some(_) => scales.size(k).to_string(),
             None => k.to_string(),
         }
@@ -227,8 +295,8 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
     }
 
     fn batch(&mut self, piece: &Piece) -> Result<ScheduledBatch> {
-        let default = self.tokenizer.scales();
-        let scales = match &self.sampling {
+        let default = &self.schedules.default;
+        let scales = match &self.schedules.sampling {
             Some(sampling) => sampling.draw(default, piece.seed, piece.step)?,
             None => default.clone(),
         };
@@ -244,16 +312,24 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
         batch: &mut ScheduledBatch,
     ) -> Result<(NetworkGradients, Metrics)> {
         let (tokens, conditions) = self.truth(piece, batch)?;
-        let input = Tensor::from_inner(self.tokenizer.teacher_input(&tokens));
-        let noise = &mut piece.noise("drop path");
-        let logits = self.learner.model.teacher_forced(&conditions, input, tokens.scales(), Some(noise))?;
-        let targets = tokens.sequence();
-        let loss = ops::cross_entropy(logits.clone(), targets.clone(), self.settings.label_smoothing).mean();
-        let metrics = match round.measure {
-            true => self.per_scale(&logits.inner(), &targets, tokens.scales())?,
-            false => Vec::new(),
+        let pass = Pass {
+            tokenizer: &self.tokenizer,
+            model: &self.learner.model,
+            piece,
+            tokens: &tokens,
+            conditions: &conditions,
+            label_smoothing: self.settings.label_smoothing,
+            measure: round.measure,
         };
-        Ok((self.gradients(&loss), metrics))
+        let mut of = self.objective.loss(&pass)?;
+        let gradients = GradientsParams::from_grads(of.loss.backward(), &self.learner.model);
+        let mut metrics = Metrics::new();
+        if round.measure {
+            let own = std::mem::take(&mut of.metrics);
+            metrics = self.per_scale(of, tokens.scales())?;
+            metrics.extend(own);
+        }
+        Ok((vec![(0, gradients)], metrics))
     }
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
@@ -294,6 +370,8 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
             let scales = (0..stored.len()).map(|k| format!("{name}_{}", self.scale_name(stored, k)));
             scales.chain([name.to_owned()]).collect()
         };
-        vec![("loss", each("loss")), ("accuracy", each("accuracy"))]
+        let mut charts = vec![("loss", each("loss")), ("accuracy", each("accuracy"))];
+        charts.extend(self.objective.charts());
+        charts
     }
 }

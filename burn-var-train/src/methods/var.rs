@@ -9,7 +9,9 @@ use burn_var::models::var::{Var, VarConfig, VarInit, VqVae};
 use burn_var::weights::{Pretrained, StateDict};
 use serde::{Deserialize, Serialize};
 
-use super::transformer::{Settings, TransformerMethod, default_class_dropout, default_optimizer, optimizer};
+use super::transformer::{
+    Schedules, Settings, TeacherForcing, TransformerMethod, default_class_dropout, default_optimizer, optimizer,
+};
 use crate::config::Upgrade;
 use crate::data::{Encoding, ImageSource, Split, TokenCache, cached_tokens};
 use crate::engine::progress::Progress;
@@ -200,7 +202,9 @@ impl VarMethod {
         config.validate()?;
         let sizes = config.model.for_tokenizer(&tokenizer, tokens.spec().class_names.len());
         let model = sizes.init(config.init, config.run.seed, &device.clone().autodiff())?;
-        Self::start(config.settings(), None, tokenizer, model, tokens, folder, device)
+        let schedules = Schedules { default: tokenizer.scales().clone(), sampling: None };
+        let objective = Box::new(TeacherForcing);
+        Self::start(config.settings(), schedules, objective, tokenizer, model, tokens, folder, device)
     }
 }
 

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Int, Tensor};
 
 use super::{BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, Tokenizer};
+use crate::editing::{replace_codes, replace_ids};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
@@ -191,6 +192,11 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let drawn = sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.tokenizer.codebook())?;
         let mut ids = drawn.ids;
         let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
+        let kept = self.model.kept(&mut self.state, at, &mut self.rngs)?;
+        if let Some((kept, previous)) = kept.zip(self.previous.as_ref()) {
+            ids = replace_ids(ids, &kept, previous.ids.clone());
+            codes = codes.map(|codes| replace_codes(codes, &kept, previous.codes.clone()));
+        }
         if let Some(known) = &self.request.known {
             ids = known.fill_ids(at.k(), ids);
             codes = codes.map(|codes| known.fill_codes(at.k(), codes, self.tokenizer));

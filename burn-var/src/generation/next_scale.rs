@@ -1,5 +1,5 @@
 use burn::nn::Linear;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
 use super::Condition;
 use crate::rng::Rng;
@@ -103,6 +103,19 @@ pub trait NextScale {
     /// Runs all blocks over a scale's hidden states, and returns logits `[sequences, tokens, vocabulary.logits()]`.
     /// Appends keys and values to the caches.
     fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3>;
+
+    /// Returns which of the preceding map's tokens a scale of the same size keeps, `[images, tokens]`: they replace those
+    /// drawn. Called after the draw.
+    ///
+    /// Repeated maps of one size are the steps of a model that unmasks or refines a map. The default keeps none. `rngs`
+    /// holds one stream per image.
+    ///
+    /// # Errors
+    /// The errors of the method.
+    fn kept(&self, state: &mut Self::State, at: ScaleAt<'_>, rngs: &mut [Rng]) -> Result<Option<Tensor<2, Bool>>> {
+        let _ = (state, at, rngs);
+        Ok(None)
+    }
 
     /// Refines the code vectors of a scale's final tokens, `[images, tokens, z_channels]`, before they are painted.
     ///

@@ -127,14 +127,38 @@ fn unit(x: Tensor<4>) -> Tensor<4> {
     x / length
 }
 
-/// Returns the mask of teacher forcing over a scale schedule, `[1, 1, L, L]`: 0 where the key's scale is the query's or
-/// a coarser one, minus infinity elsewhere.
-pub fn block_causal_mask(scales: &Scales, device: &Device) -> Tensor<4> {
-    static MASKS: Constants<Scales, 4> = Constants::new();
-    MASKS.get(scales.clone(), device, || {
+/// Scales that a token attends to in a teacher-forced pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sight {
+    /// Its own and all before.
+    Causal,
+    /// Its own and the first.
+    FirstAndOwn,
+    /// Its own and the first; the first scale sees the second too.
+    FirstSeesSecond,
+    /// Its own and the first; the first scale sees all.
+    FirstSeesAll,
+}
+
+impl Sight {
+    fn sees(self, query: usize, key: usize) -> bool {
+        match self {
+            Self::Causal => query >= key,
+            Self::FirstAndOwn => key == query || key == 0,
+            Self::FirstSeesSecond => key == query || key == 0 || (query == 0 && key == 1),
+            Self::FirstSeesAll => key == query || key == 0 || query == 0,
+        }
+    }
+}
+
+/// Returns the mask of teacher forcing over a scale schedule, `[1, 1, L, L]`: 0 where the query's scale sees the key's,
+/// minus infinity elsewhere.
+pub fn scale_mask(scales: &Scales, sight: Sight, device: &Device) -> Tensor<4> {
+    static MASKS: Constants<(Scales, Sight), 4> = Constants::new();
+    MASKS.get((scales.clone(), sight), device, || {
         let levels = scales.levels();
         let count = levels.len();
-        let entry = |query: usize, key: usize| if query >= key { 0.0 } else { f32::NEG_INFINITY };
+        let entry = |query: usize, key: usize| if sight.sees(query, key) { 0.0 } else { f32::NEG_INFINITY };
         let mask = levels.iter().flat_map(|query| levels.iter().map(move |key| entry(*query, *key)));
         (mask.collect(), [1, 1, count, count])
     })
@@ -162,6 +186,11 @@ impl KvCache {
         self.tokens
     }
 
+    /// Forgets all tokens but the first `tokens`.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens);
+    }
+
     /// Keeps only the first `batch` sequences.
     #[must_use]
     pub fn keep_first(self, batch: usize) -> Self {
@@ -176,7 +205,8 @@ impl KvCache {
     /// Takes the cached tokens, without the spare memory behind them.
     fn take(&mut self) -> Option<[Tensor<4>; 2]> {
         let tokens = self.tokens;
-        self.memory.take().map(|parts| parts.map(|part| part.narrow(2, 0, tokens)))
+        let memory = self.memory.take().filter(|_| tokens > 0);
+        memory.map(|parts| parts.map(|part| part.narrow(2, 0, tokens)))
     }
 
     /// Appends tokens and returns all keys and values.

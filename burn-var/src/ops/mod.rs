@@ -27,7 +27,7 @@ mod tests;
 pub use activation::{gelu, gelu_tanh, relu, silu};
 #[cfg(feature = "training")]
 pub use adamw::{AdamWStep, adamw};
-pub use attention::{KvCache, QueryKeys, attention, block_causal_mask, cached_attention, self_attention};
+pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scale_mask, self_attention};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 #[cfg(feature = "training")]

@@ -22,6 +22,8 @@ mod phi_select;
 mod precision_recall;
 mod sampling;
 mod sar;
+mod scalear_forward;
+mod scalear_sample;
 mod sf_schedules;
 mod ssg;
 mod var;
@@ -65,6 +67,8 @@ macro_rules! every_kind {
             parity_aid_train_forward aid_train_forward,
             parity_sar sar,
             parity_sf_schedules sf_schedules,
+            parity_scalear_forward scalear_forward,
+            parity_scalear_sample scalear_sample,
         }
     };
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::Schedule;
 use burn_var::models::common::vq_model::VqModelConfig;
-use burn_var::models::flexvar::{FlexVae, FlexVaeConfig, FlexVar, FlexVarConfig};
+use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVaeConfig, FlexVar, FlexVarConfig, SeenScales};
 use burn_var::models::var::VarInit;
 use burn_var::weights::{LoadOptions, Pretrained, StateDict, export};
 use burn_var::{Condition, Result, Scales, TokenPyramid, Tokenizer};
@@ -78,6 +78,8 @@ pub(super) fn transformer_config(case: &Case, scales: &Scales, vocab_size: usize
         patch_nums: scales.clone(),
         positions: case.find("/config/positions").unwrap_or(32),
         drop_path_rate: 0.0,
+        first: FirstScale::OneShot,
+        sees: SeenScales::Before,
     }
 }
 

@@ -21,7 +21,7 @@ pub trait SarFamily: TeacherForced + Pretrained {
     /// ones.
     const RESIDUAL: bool;
 
-    /// Computes the logits of one scale from its input and the class token alone, see [`FlexVar::class_and_scale`].
+    /// Computes the logits of one scale from its input and the class token alone, see [`FlexVar::class_and_scales`].
     ///
     /// # Errors
     /// [`Error::Config`] naming `sar.context` if the model cannot.
@@ -53,7 +53,7 @@ impl SarFamily for FlexVar {
         size: MapSize,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
-        self.class_and_scale(conditions, input, size, noise)
+        self.class_and_scales(conditions, input, &Scales::new(vec![size])?, noise)
     }
 
     fn requantized(_: &FlexVae, _: &TokenPyramid, _: &TokenPyramid) -> Result<TokenPyramid> {

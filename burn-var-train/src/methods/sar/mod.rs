@@ -21,12 +21,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::flexvar;
 use super::transformer::{
-    Preview, ScheduledBatch, Settings, TransformerMethod, default_class_dropout, default_optimizer, optimizer,
+    Objective, ObjectiveLoss, Pass, Preview, Schedules, Settings, TransformerMethod, default_class_dropout,
+    default_optimizer, optimizer,
 };
-use crate::data::{Encoding, ImageSource, ScaleSampling, Split, TokenCache, cached_tokens};
+use crate::data::{Encoding, ImageSource, ScaleSampling, Split, cached_tokens};
 use crate::engine::progress::Progress;
-use crate::engine::run::{DataConfig, Metrics, RunConfig};
-use crate::engine::{Method, Network, NetworkGradients, Piece, Rates, Round, TrainConfig, TrainingData, train};
+use crate::engine::run::{DataConfig, RunConfig};
+use crate::engine::{TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 use crate::tensor::scalar;
 use crate::{Error, Result};
@@ -94,12 +95,6 @@ fn sar<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<Option<SarC
     crate::config::over(preset, toml::Value::Table(given)).map(Some).map_err(D::Error::custom)
 }
 
-/// The loss of a run.
-enum Objective {
-    Sar(SarConfig),
-    StudentForcing(StudentForcing),
-}
-
 impl SarTrainConfig {
     /// Checks the settings for a model, whose tokens are residual (VAR) or not (FlexVAR).
     ///
@@ -107,9 +102,10 @@ impl SarTrainConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self, residual: bool) -> Result<()> {
         self.settings().validate()?;
-        match self.objective()? {
-            Objective::Sar(sar) => sar.validate(residual)?,
-            Objective::StudentForcing(forcing) => forcing.validate(residual)?,
+        match (&self.sar, &self.student_forcing) {
+            (Some(_), Some(_)) => return Err(Error::config("student_forcing", "set beside [sar]", "one of the two")),
+            (None, Some(forcing)) => forcing.validate(residual)?,
+            (sar, None) => sar.clone().unwrap_or_else(SarConfig::released).validate(residual)?,
         }
         if residual {
             let expected = "absent, for VAR: it has one scale schedule";
@@ -123,11 +119,11 @@ impl SarTrainConfig {
         Ok(())
     }
 
-    fn objective(&self) -> Result<Objective> {
+    /// Returns the loss of the run; a file that names none means the released preset of SAR.
+    fn objective<M: SarFamily>(&self) -> Box<dyn Objective<M::Tokenizer, M>> {
         match (&self.sar, &self.student_forcing) {
-            (Some(_), Some(_)) => Err(Error::config("student_forcing", "set beside [sar]", "one of the two")),
-            (None, Some(forcing)) => Ok(Objective::StudentForcing(forcing.clone())),
-            (sar, None) => Ok(Objective::Sar(sar.clone().unwrap_or_else(SarConfig::released))),
+            (None, Some(forcing)) => Box::new(forcing.clone()),
+            (sar, _) => Box::new(sar.clone().unwrap_or_else(SarConfig::released)),
         }
     }
 
@@ -236,140 +232,53 @@ impl<M: Encode> TrainConfig for SarRun<M> {
     ) -> Result<SarMethod<M>> {
         let encoding = M::encoding(&self.config, &tokenizer)?;
         let tokens = cached_tokens(images, &self.config.data, &tokenizer, encoding, folder, device, progress)?;
-        let sampling = M::sampling(&self.config);
-        SarMethod::new(&self.config, sampling, tokenizer, model, tokens, folder, device)
+        let schedules = Schedules { default: tokenizer.scales().clone(), sampling: M::sampling(&self.config) };
+        let (settings, objective) = (self.config.settings(), self.config.objective());
+        SarMethod::<M>::start(settings, schedules, objective, tokenizer, model, tokens, folder, device)
     }
 }
 
 /// Post-training of a transformer by SAR or by student forcing.
-pub struct SarMethod<M: SarFamily> {
-    transformer: TransformerMethod<M::Tokenizer, M>,
-    objective: Objective,
-}
+pub type SarMethod<M> = TransformerMethod<<M as SarFamily>::Tokenizer, M>;
 
-impl<M: SarFamily> SarMethod<M> {
-    fn new(
-        config: &SarTrainConfig,
-        sampling: Option<ScaleSampling>,
-        tokenizer: M::Tokenizer,
-        model: M,
-        tokens: TokenCache,
-        folder: &Path,
-        device: &Device,
-    ) -> Result<Self> {
-        let objective = config.objective()?;
-        let transformer =
-            TransformerMethod::start(config.settings(), sampling, tokenizer, model, tokens, folder, device)?;
-        Ok(Self { transformer, objective })
-    }
-
-    /// The transformer in training, and its tokenizer.
-    pub fn transformer(&self) -> &TransformerMethod<M::Tokenizer, M> {
-        &self.transformer
-    }
-
-    fn sar(
-        &self,
-        config: &SarConfig,
-        round: &Round,
-        piece: &Piece,
-        batch: &ScheduledBatch,
-    ) -> Result<(NetworkGradients, Metrics)> {
-        let (tokens, conditions) = self.transformer.truth(piece, batch)?;
-        let step = &mut Rng::keyed(piece.seed, "sar scale", piece.step, 0);
+impl<M: SarFamily> Objective<M::Tokenizer, M> for SarConfig {
+    fn loss(&self, pass: &Pass<'_, M::Tokenizer, M>) -> Result<ObjectiveLoss> {
+        let (piece, tokens) = (pass.piece, pass.tokens);
         let batch = SarBatch {
-            tokens: &tokens,
-            conditions: &conditions,
-            label_smoothing: self.transformer.settings().label_smoothing,
-            scales: &config.scales.of(tokens.scales(), step),
+            tokens,
+            conditions: pass.conditions,
+            label_smoothing: pass.label_smoothing,
+            scales: &self.scales.of(tokens.scales(), &mut Rng::keyed(piece.seed, "sar scale", piece.step, 0)),
             sample: piece.noise("sar sample"),
             drop_path: Some([piece.noise("drop path"), piece.noise("student drop path")]),
         };
-        let loss = sar_loss(config, self.transformer.tokenizer(), self.transformer.model(), batch, None)?;
-        let mut metrics = Metrics::new();
-        if round.measure {
-            metrics = self.transformer.per_scale(&loss.logits.inner(), &tokens.sequence(), tokens.scales())?;
-            metrics.push(("student_loss".into(), scalar(&loss.student, "read the student's loss")?));
+        let loss = sar_loss(self, pass.tokenizer, pass.model, batch, None)?;
+        let mut of = ObjectiveLoss::new(loss.total, loss.logits, tokens.sequence());
+        if pass.measure {
+            of.metrics.push(("student_loss".into(), scalar(&loss.student, "read the student's loss")?));
         }
-        Ok((self.transformer.gradients(&loss.total), metrics))
+        Ok(of)
     }
 
-    fn student_forcing(
-        &self,
-        config: &StudentForcing,
-        round: &Round,
-        piece: &Piece,
-        batch: &ScheduledBatch,
-    ) -> Result<(NetworkGradients, Metrics)> {
-        let (tokens, conditions) = self.transformer.truth(piece, batch)?;
+    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
+        vec![("student_loss", vec!["student_loss".to_owned()])]
+    }
+}
+
+impl<M: SarFamily> Objective<M::Tokenizer, M> for StudentForcing {
+    fn loss(&self, pass: &Pass<'_, M::Tokenizer, M>) -> Result<ObjectiveLoss> {
+        let piece = pass.piece;
         let batch = ForcingBatch {
-            tokens: &tokens,
-            conditions: &conditions,
-            label_smoothing: self.transformer.settings().label_smoothing,
+            tokens: pass.tokens,
+            conditions: pass.conditions,
+            label_smoothing: pass.label_smoothing,
             step: piece.step,
             seed: Rng::keyed(piece.seed, "student forcing", piece.step, 0).below(usize::MAX) as u64,
             first: piece.images.start as u64,
             drop_path: Some(piece.noise("drop path")),
         };
-        let loss = student_forcing_loss(config, self.transformer.tokenizer(), self.transformer.model(), batch, None)?;
-        let metrics = match round.measure {
-            true => self.transformer.per_scale(&loss.logits.inner(), &loss.targets, tokens.scales())?,
-            false => Metrics::new(),
-        };
-        Ok((self.transformer.gradients(&loss.loss), metrics))
-    }
-}
-
-impl<M: SarFamily> Method for SarMethod<M> {
-    type Batch = ScheduledBatch;
-    type Record = Metrics;
-
-    fn data(&self) -> &dyn TrainingData {
-        self.transformer.data()
-    }
-
-    fn networks(&self) -> Vec<&dyn Network> {
-        self.transformer.networks()
-    }
-
-    fn networks_mut(&mut self) -> Vec<&mut dyn Network> {
-        self.transformer.networks_mut()
-    }
-
-    fn batch(&mut self, piece: &Piece) -> Result<ScheduledBatch> {
-        self.transformer.batch(piece)
-    }
-
-    fn backward(
-        &self,
-        round: &Round,
-        piece: &Piece,
-        batch: &mut ScheduledBatch,
-    ) -> Result<(NetworkGradients, Metrics)> {
-        match &self.objective {
-            Objective::Sar(config) => self.sar(config, round, piece, batch),
-            Objective::StudentForcing(config) => self.student_forcing(config, round, piece, batch),
-        }
-    }
-
-    fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
-        self.transformer.finish(round, records, rates)
-    }
-
-    fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
-        self.transformer.samples(step)
-    }
-
-    fn export(&self) -> Result<PathBuf> {
-        self.transformer.export()
-    }
-
-    fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
-        let mut charts = self.transformer.charts();
-        if let Objective::Sar(_) = self.objective {
-            charts.push(("student_loss", vec!["student_loss".to_owned()]));
-        }
-        charts
+        let loss = student_forcing_loss(self, pass.tokenizer, pass.model, batch, None)?;
+        Ok(ObjectiveLoss::new(loss.loss, loss.logits, loss.targets))
     }
 }
 

@@ -244,6 +244,11 @@ impl StackState {
     pub fn adapt(&mut self, lora: Lora) {
         self.lora = Some(lora);
     }
+
+    /// Forgets all cached tokens but the first `tokens`.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.caches.iter_mut().for_each(|cache| cache.truncate(tokens));
+    }
 }
 
 impl State for StackState {

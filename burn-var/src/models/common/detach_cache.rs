@@ -1,5 +1,5 @@
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
 
 use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 use crate::rng::Rng;
@@ -46,6 +46,10 @@ impl<M: NextScale + ?Sized> NextScale for DetachCache<'_, M> {
         let logits = self.0.step(state, at, hidden);
         state.detach();
         logits
+    }
+
+    fn kept(&self, state: &mut Self::State, at: ScaleAt<'_>, rngs: &mut [Rng]) -> Result<Option<Tensor<2, Bool>>> {
+        self.0.kept(state, at, rngs)
     }
 
     fn refine(

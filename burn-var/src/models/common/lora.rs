@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::block::Block;
@@ -273,6 +273,10 @@ impl<M: LoraTarget> NextScale for WithLora<'_, M> {
 
     fn step(&self, state: &mut Self::State, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
         self.transformer.step(state, at, hidden)
+    }
+
+    fn kept(&self, state: &mut Self::State, at: ScaleAt<'_>, rngs: &mut [Rng]) -> Result<Option<Tensor<2, Bool>>> {
+        self.transformer.kept(state, at, rngs)
     }
 
     fn refine(

@@ -1,7 +1,7 @@
 //! Published sizes.
 
-use super::FlexVarConfig;
 use super::transformer::POSITIONS;
+use super::{FirstScale, FlexVarConfig, SeenScales};
 use crate::guidance::Schedule;
 use crate::sampling::Sampler;
 use crate::weights::GenerationConfig;
@@ -53,6 +53,8 @@ impl FlexVarPreset {
             patch_nums: Scales::published(&Scales::VAR_256),
             positions: POSITIONS,
             drop_path_rate: 0.1 * depth as f64 / 24.0,
+            first: FirstScale::OneShot,
+            sees: SeenScales::Before,
         }
     }
 

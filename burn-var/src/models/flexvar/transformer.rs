@@ -4,18 +4,20 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::first_scale::{FirstScale, SeenScales, Unmasking, check_masked};
 use crate::error::require_positive;
 use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, Vocabulary};
 use crate::init::{Init, initialize};
 use crate::math::Resize;
 use crate::models::common::trunk::{check_teacher_input, embed_classes};
 use crate::models::common::{Block, BlockSizes, BlockStack, HeadNorm, Lora, LoraTarget, StackState, VarInit};
+use crate::ops::Sight;
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
-use crate::{MapSize, Result, Scales, nn, ops};
+use crate::{Error, MapSize, Result, Scales, nn, ops};
 
 /// Side of the table of positions in the published models.
 pub(super) const POSITIONS: usize = 32;
@@ -57,6 +59,16 @@ pub struct FlexVarConfig {
     /// published recipes.
     #[serde(default)]
     pub drop_path_rate: f64,
+    /// Prediction of the first scale: masked in the hybrid of SAR's pre-study.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub first: FirstScale,
+    /// Tokens that a scale sees besides its own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sees: SeenScales,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_mlp_ratio() -> f64 {
@@ -87,6 +99,13 @@ impl FlexVarConfig {
             ("num_classes", self.num_classes),
             ("positions", self.positions),
         ])?;
+        match self.first {
+            FirstScale::Masked(_) => check_masked(&self.patch_nums, None)?,
+            FirstScale::OneShot if self.sees == SeenScales::ClassTokenReleased => {
+                return Err(Error::config("sees", "class-token-released", "class-token, or a masked first scale"));
+            }
+            FirstScale::OneShot => {}
+        }
         self.blocks().validate(self.mlp_ratio)
     }
 
@@ -109,10 +128,20 @@ impl FlexVarConfig {
     pub fn init_zeros(&self, device: &Device) -> Result<FlexVar> {
         self.validate()?;
         let (width, sizes) = (self.embed_dim, self.blocks());
+        let token = || nn::zeros([1, 1, width], device);
+        let [pos_start, mask_token, randar_pos_embed] = match self.first {
+            FirstScale::OneShot => [Some(token()), None, None],
+            FirstScale::Masked(masked) => {
+                let tokens = self.patch_nums.size(0).area();
+                [None, Some(token()), masked.own_positions.then(|| nn::zeros([1, tokens, width], device))]
+            }
+        };
         Ok(FlexVar {
             word_embed: nn::linear(self.z_channels, width, true, device),
             class_emb: nn::embedding(self.num_classes + 1, width, device),
-            pos_start: nn::zeros([1, 1, width], device),
+            pos_start,
+            mask_token,
+            randar_pos_embed,
             pos_1LC: nn::zeros([1, width, self.positions, self.positions], device),
             shared_ada_lin: self.shared_aln.then(|| nn::linear(width, 6 * width, true, device)),
             blocks: Block::stack(&sizes, device),
@@ -161,7 +190,12 @@ fn sinusoid(width: usize, side: usize) -> Vec<f32> {
 pub struct FlexVar {
     word_embed: Linear,
     class_emb: Embedding,
-    pos_start: Param<Tensor<3>>,
+    /// Added to the class embedding where it is the input of a one-shot first scale.
+    pos_start: Option<Param<Tensor<3>>>,
+    /// Input of the masked tokens of a masked first scale.
+    mask_token: Option<Param<Tensor<3>>>,
+    /// A masked first scale's own table of positions, `[1, tokens, width]`.
+    randar_pos_embed: Option<Param<Tensor<3>>>,
     /// Table of positions, `[1, width, positions, positions]`.
     pos_1LC: Param<Tensor<4>>,
     shared_ada_lin: Option<Linear>,
@@ -183,35 +217,104 @@ impl FlexVar {
         Resize::Area.apply(self.pos_1LC.val(), size).flatten::<3>(2, 3).swap_dims(1, 2)
     }
 
-    /// Computes the logits of one scale from its input and the class token alone, `[batch, tokens, vocab_size]`: the pass
-    /// over the model's own predictions in the released code of SAR.
+    /// Computes the logits of scales from their inputs and the class token alone, `[batch, L, vocab_size]`: no scale sees
+    /// another. This is the pass over the model's own predictions in the released code of SAR.
     ///
-    /// `input` is `[batch, tokens, z_channels]` of a map of `size`. The class token has a position, but not the start
-    /// embedding, and no scale between the two is seen: unlike generation, in both.
+    /// `input` is `[batch, L, z_channels]`. Without a masked first scale, the class token has a position, but not the start
+    /// embedding: unlike generation, in both. With [`SeenScales::ClassTokenReleased`] it sees all scales.
     ///
     /// # Errors
     /// The errors of [`TeacherForced::teacher_forced`].
-    pub fn class_and_scale(
+    pub fn class_and_scales(
         &self,
         conditions: &[Condition],
         input: Tensor<3>,
-        size: MapSize,
+        scales: &Scales,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
-        let scales = Scales::new(vec![MapSize::square(1), size])?;
-        check_teacher_input(conditions, &scales, &input, self.config.z_channels, noise.as_deref())?;
-        let state = self.start(conditions, &scales)?;
-        let class = state.stack.condition.clone().unsqueeze_dim(1);
-        let x = Tensor::cat(vec![class, nn::apply(&self.word_embed, input)], 1) + state.positions.clone();
-        let mask = ops::block_causal_mask(&scales, &x.device());
-        let logits = self.stack().teacher_forced(&state.stack, x, &mask, noise);
-        Ok(logits.narrow(1, 1, size.area()))
+        let sequence = behind_class(scales)?;
+        check_teacher_input(conditions, &sequence, &input, self.config.z_channels, noise.as_deref())?;
+        let stack = self.start_stack(conditions, sequence.tokens())?;
+        let mut class = class_token(&stack);
+        if self.mask_token.is_none() {
+            class = class + self.positions(MapSize::square(1));
+        }
+        let positions = scales.sizes().iter().map(|size| self.positions(*size)).collect();
+        let x = nn::apply(&self.word_embed, input) + Tensor::cat(positions, 1);
+        let x = Tensor::cat(vec![class, x], 1);
+        let sight = match self.config.sees {
+            SeenScales::ClassTokenReleased => Sight::FirstSeesAll,
+            SeenScales::Before | SeenScales::ClassToken => Sight::FirstAndOwn,
+        };
+        let mask = ops::scale_mask(&sequence, sight, &x.device());
+        let logits = self.stack().teacher_forced(&stack, x, &mask, noise);
+        Ok(logits.narrow(1, 1, scales.tokens()))
     }
 
-    /// Returns the first scale's tokens without positions, `[batch, tokens, width]`: class embedding plus start embedding,
-    /// the same for each of them.
-    fn start_tokens(&self, state: &FlexVarState, tokens: usize) -> Tensor<3> {
-        let token = state.stack.condition.clone().unsqueeze_dim::<3>(1) + self.pos_start.val();
+    /// Computes teacher-forced logits of a model with a masked first scale, some of whose tokens are known, `[batch, L,
+    /// vocab_size]`.
+    ///
+    /// `codes` has the code vectors of all scales, `[batch, L, z_channels]`: the true ones of the first scale, then the
+    /// inputs of the others. `masked`, `[batch, tokens of the first scale]`, is true for the tokens that are not known. The
+    /// schedule has one map of the first size.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model with a one-shot first scale; else the errors of
+    /// [`TeacherForced::teacher_forced`].
+    pub fn masked_teacher_forced(
+        &self,
+        conditions: &[Condition],
+        codes: Tensor<3>,
+        masked: Tensor<2, Bool>,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        let sequence = behind_class(scales)?;
+        check_teacher_input(conditions, &sequence, &codes, self.config.z_channels, noise.as_deref())?;
+        let expected = [conditions.len(), scales.size(0).area()];
+        if masked.dims() != expected {
+            return Err(Error::shape("masked", format!("{expected:?}, the tokens of the first scale"), masked.dims()));
+        }
+        let Some(mask_token) = &self.mask_token else {
+            let hint = "this model predicts the first scale in one shot, as `first` of its configuration says";
+            return Err(Error::unsupported("a masked first scale", hint));
+        };
+        self.check_scales(scales)?;
+        if scales.first_repeats() > 1 {
+            return Err(Error::config("scale schedule", scales, "one map of the first size: training has no steps"));
+        }
+        let state = self.start(conditions, scales)?;
+        let first = expected[1];
+        let x = nn::apply(&self.word_embed, codes);
+        let known = x.clone().narrow(1, 0, first);
+        let mut parts = vec![mask_tokens(mask_token, known, masked.bool_not())];
+        if scales.len() > 1 {
+            parts.push(x.narrow(1, first, scales.tokens() - first));
+        }
+        let x = Tensor::cat(parts, 1) + state.positions;
+        let x = Tensor::cat(vec![class_token(&state.stack), x], 1);
+        let mask = ops::scale_mask(&sequence, self.config.sees.sight(), &x.device());
+        let logits = self.stack().teacher_forced(&state.stack, x, &mask, noise);
+        Ok(logits.narrow(1, 1, scales.tokens()))
+    }
+
+    /// Returns the positions of a scale, `[1, tokens, width]`.
+    fn positions_at(&self, at: ScaleAt<'_>) -> Tensor<3> {
+        match &self.randar_pos_embed {
+            Some(own) if at.k() < at.scales().first_repeats() => own.val(),
+            _ => self.positions(at.size()),
+        }
+    }
+
+    fn start_stack(&self, conditions: &[Condition], tokens: usize) -> Result<StackState> {
+        let condition = embed_classes(&self.class_emb, conditions, self.config.num_classes)?;
+        Ok(self.stack().start(condition, tokens))
+    }
+
+    /// Returns the tokens of a one-shot first scale without positions, `[batch, tokens, width]`: class embedding plus start
+    /// embedding, the same for each of them.
+    fn start_tokens(&self, start: &Param<Tensor<3>>, state: &FlexVarState, tokens: usize) -> Tensor<3> {
+        let token = class_token(&state.stack) + start.val();
         if tokens == 1 { token } else { token.repeat_dim(1, tokens) }
     }
 
@@ -226,12 +329,42 @@ impl FlexVar {
     }
 }
 
+/// Replaces embedded tokens, `[batch, tokens, width]`, by the mask token where they are not known.
+fn mask_tokens(mask_token: &Param<Tensor<3>>, tokens: Tensor<3>, known: Tensor<2, Bool>) -> Tensor<3> {
+    let shape = tokens.dims();
+    mask_token.val().expand(shape).mask_where(known.unsqueeze_dim::<3>(2).expand(shape), tokens)
+}
+
+/// Returns the class embeddings as tokens, `[batch, 1, width]`.
+fn class_token(stack: &StackState) -> Tensor<3> {
+    stack.condition.clone().unsqueeze_dim(1)
+}
+
+/// Returns the schedule of a sequence that begins with the class token, as a map of its own.
+fn behind_class(scales: &Scales) -> Result<Scales> {
+    Scales::new([&[MapSize::square(1)], scales.sizes()].concat())
+}
+
 /// State of a batch of a [`FlexVar`].
 #[derive(Debug, Clone)]
 pub struct FlexVarState {
     /// Positions of all scales, `[1, L, width]`.
     positions: Tensor<3>,
     stack: StackState,
+    /// Progress of a masked first scale.
+    unmasking: Option<Unmasking>,
+}
+
+impl FlexVarState {
+    /// Sets the order in which the tokens of a masked first scale are unmasked, `[images, tokens]`: the rank of each token,
+    /// from 0. Without it, a random order is drawn for each image.
+    #[must_use]
+    pub fn with_order(mut self, order: Tensor<2, Int>) -> Self {
+        if let Some(unmasking) = &mut self.unmasking {
+            unmasking.set_order(order);
+        }
+        self
+    }
 }
 
 impl State for FlexVarState {
@@ -267,33 +400,76 @@ impl NextScale for FlexVar {
         Some(&self.word_embed)
     }
 
-    /// Accepts any schedule: positions are resized to each scale.
-    fn check_scales(&self, _scales: &Scales) -> Result<()> {
-        Ok(())
+    /// Accepts any schedule, since positions are resized to each scale; a masked first scale has at most as many steps as
+    /// tokens, and the size of its own table of positions if it has one.
+    fn check_scales(&self, scales: &Scales) -> Result<()> {
+        match self.config.first {
+            FirstScale::OneShot => Ok(()),
+            FirstScale::Masked(masked) => {
+                check_masked(scales, masked.own_positions.then(|| self.config.patch_nums.size(0).area()))
+            }
+        }
     }
 
     fn start(&self, conditions: &[Condition], scales: &Scales) -> Result<FlexVarState> {
-        let condition = embed_classes(&self.class_emb, conditions, self.config.num_classes)?;
-        let positions = scales.sizes().iter().map(|size| self.positions(*size)).collect();
-        Ok(FlexVarState { positions: Tensor::cat(positions, 1), stack: self.stack().start(condition, scales.tokens()) })
+        let unmasking = match self.config.first {
+            FirstScale::OneShot => None,
+            FirstScale::Masked(masked) => Some(Unmasking::new(masked, scales)),
+        };
+        let stack = self.start_stack(conditions, 1 + scales.tokens())?;
+        let positions = scales.iter().map(|at| self.positions_at(at)).collect();
+        Ok(FlexVarState { positions: Tensor::cat(positions, 1), stack, unmasking })
     }
 
     fn embed(&self, state: &FlexVarState, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
         let range = at.range();
         let positions = state.positions.clone().narrow(1, range.start, range.len());
-        let tokens = match at.is_first() {
-            true => self.start_tokens(state, range.len()),
-            false => nn::apply(&self.word_embed, input.map.flatten::<3>(2, 3).swap_dims(1, 2)),
+        let sequences = state.sequences();
+        let codes = nn::apply(&self.word_embed, input.map.flatten::<3>(2, 3).swap_dims(1, 2));
+        let known = state.unmasking.as_ref().and_then(|unmasking| unmasking.unmasked(at.k()));
+        let tokens = match (&self.pos_start, &self.mask_token, known) {
+            (Some(start), ..) if at.is_first() => self.start_tokens(start, state, range.len()),
+            (_, Some(mask_token), None) if at.is_first() => mask_token.val().expand(codes.dims()),
+            (_, Some(mask_token), Some(known)) => {
+                let branches = sequences / known.dims()[0];
+                mask_tokens(mask_token, codes, known.repeat_dim(0, branches))
+            }
+            _ => codes,
         };
         tokens + positions
     }
 
-    fn step(&self, state: &mut FlexVarState, _at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
-        self.stack().step(&mut state.stack, hidden)
+    fn step(&self, state: &mut FlexVarState, at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {
+        let (sees, stack) = (self.config.sees, &mut state.stack);
+        let Some(unmasking) = &state.unmasking else {
+            if sees == SeenScales::ClassToken && !at.is_first() {
+                stack.truncate(at.scales().size(0).area());
+            }
+            return self.stack().step(stack, hidden);
+        };
+        if sees == SeenScales::ClassTokenReleased {
+            stack.truncate(0);
+            let tokens = hidden.dims()[1];
+            let logits = self.stack().step(stack, Tensor::cat(vec![class_token(stack), hidden], 1));
+            return logits.narrow(1, 1, tokens);
+        }
+        if at.is_first() {
+            let class = class_token(stack);
+            self.stack().step(stack, class);
+        } else if sees == SeenScales::ClassToken || unmasking.is_step(at.k()) {
+            stack.truncate(1);
+        }
+        self.stack().step(stack, hidden)
+    }
+
+    fn kept(&self, state: &mut FlexVarState, at: ScaleAt<'_>, rngs: &mut [Rng]) -> Result<Option<Tensor<2, Bool>>> {
+        let device = state.positions.device();
+        Ok(state.unmasking.as_mut().and_then(|unmasking| unmasking.kept(at.k(), rngs, &device)))
     }
 }
 
 impl TeacherForced for FlexVar {
+    /// Computes the logits of all scales; all tokens of a masked first scale are masked.
     fn teacher_forced(
         &self,
         conditions: &[Condition],
@@ -302,14 +478,20 @@ impl TeacherForced for FlexVar {
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
         check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
+        let first = scales.size(0).area();
+        let Some(start) = &self.pos_start else {
+            let unknown = Tensor::zeros([conditions.len(), first, self.config.z_channels], &input.device());
+            let masked = Tensor::<2>::ones([conditions.len(), first], &input.device()).greater_elem(0.5);
+            return self.masked_teacher_forced(conditions, Tensor::cat(vec![unknown, input], 1), masked, scales, noise);
+        };
         let state = self.start(conditions, scales)?;
-        let start = self.start_tokens(&state, scales.size(0).area());
+        let start = self.start_tokens(start, &state, first);
         let x = match scales.len() {
             1 => start,
             _ => Tensor::cat(vec![start, nn::apply(&self.word_embed, input)], 1),
         };
         let x = x + state.positions.clone();
-        let mask = ops::block_causal_mask(scales, &x.device());
+        let mask = ops::scale_mask(scales, self.config.sees.sight(), &x.device());
         Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
     }
 }

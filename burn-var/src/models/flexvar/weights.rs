@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 
-use super::{FlexVar, FlexVarConfig, FlexVarPreset};
+use super::{FirstScale, FlexVar, FlexVarConfig, FlexVarPreset, MaskedFirst, SeenScales};
 use crate::models::common::trunk::{self, TrunkShapes};
 use crate::weights::shapes::axes;
 use crate::weights::{GenerationConfig, KeyMap, Kind, Pretrained, StateDict};
@@ -46,7 +46,8 @@ impl Pretrained for FlexVar {
     }
 
     /// Infers the configuration from the shapes. The default schedule is the authors' for 256 pixels, unless `scales`
-    /// names another; the drop-path rate gets the published value for the depth.
+    /// names another; the drop-path rate gets the published value for the depth. A mask token tells a masked first scale:
+    /// ScaleAR, whose scales see the class token alone.
     fn infer(dict: &StateDict, scales: Option<&Scales>) -> Result<FlexVarConfig> {
         let shapes = TrunkShapes::of(dict, Self::KIND)?;
         let [_, _, height, width] = axes(dict, "pos_1LC", Self::KIND)?;
@@ -54,6 +55,7 @@ impl Pretrained for FlexVar {
             let reason = format!("`pos_1LC` is {height}x{width}, expected a square table of positions");
             return Err(Error::format(dict.origin(), reason));
         }
+        let (first, scales) = first_scale(dict, scales)?;
         let config = FlexVarConfig {
             depth: shapes.depth,
             embed_dim: shapes.embed_dim,
@@ -65,9 +67,14 @@ impl Pretrained for FlexVar {
             vocab_size: shapes.vocab_size,
             z_channels: shapes.z_channels,
             num_classes: shapes.num_classes,
-            patch_nums: scales.cloned().unwrap_or_else(|| Scales::published(&Scales::VAR_256)),
+            patch_nums: scales,
             positions: height,
             drop_path_rate: shapes.drop_path_rate,
+            first,
+            sees: match first {
+                FirstScale::OneShot => SeenScales::Before,
+                FirstScale::Masked(_) => SeenScales::ClassTokenReleased,
+            },
         };
         config.validate()?;
         Ok(config)
@@ -79,6 +86,28 @@ impl Pretrained for FlexVar {
         GenerationConfig::of(dict)?.unwrap_or_else(FlexVarPreset::evaluation).insert(&mut metadata)?;
         Ok(metadata)
     }
+}
+
+/// Returns how the first scale is predicted, and the schedule: the one given, or the authors'.
+fn first_scale(dict: &StateDict, scales: Option<&Scales>) -> Result<(FirstScale, Scales)> {
+    if !dict.contains("mask_token") {
+        let published = || Scales::published(&Scales::VAR_256);
+        return Ok((FirstScale::OneShot, scales.cloned().unwrap_or_else(published)));
+    }
+    let own_positions = dict.contains("randar_pos_embed");
+    let masked = FirstScale::Masked(MaskedFirst { own_positions, rewrite: false });
+    if let Some(scales) = scales {
+        return Ok((masked, scales.clone()));
+    }
+    if own_positions {
+        let [_, tokens, _] = axes(dict, "randar_pos_embed", FlexVar::KIND)?;
+        if tokens != 16 {
+            let reason =
+                format!("its first scale has {tokens} tokens, the published one 16; a scale schedule is needed");
+            return Err(Error::format(dict.origin(), reason));
+        }
+    }
+    Ok((masked, Scales::published(&[4, 4, 4, 4, 4, 4, 4, 4, 5, 6, 8, 10, 13, 16])))
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ impl TeacherForced for Var {
         let start = self.start_tokens(&state);
         let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.embed_codes(input)], 1) };
         let x = x + state.positions.clone();
-        let mask = ops::block_causal_mask(scales, &x.device());
+        let mask = ops::scale_mask(scales, ops::Sight::Causal, &x.device());
         Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
     }
 }
