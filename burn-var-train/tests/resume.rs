@@ -6,25 +6,26 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
-use burn_var::Scales;
 use burn_var::guidance::AidWeight;
+use burn_var::math::Resize;
 use burn_var::models::aid::{Augment, DiscriminatorHeads, Injector};
 use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::common::{Lora, LowRankConfig};
 use burn_var::models::dino::VitConfig;
-use burn_var::models::flexvar::{FlexVae, FlexVaeConfig};
+use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVaeConfig, FlexVar, MaskedFirst, SeenScales};
 use burn_var::models::var::VqVae;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{Pretrained, SaveOptions, StateDict};
+use burn_var::{MapSize, Scales, Tokenizer};
 use burn_var_train::Error;
 use burn_var_train::aid::{
     AidMethod, AidTrainConfig, Backbone, CollapseConfig, DiscriminatorInput, LoraSize, Reconstruction, SoftDecode,
     train_aid,
 };
 use burn_var_train::checkpoint::Checkpoint;
-use burn_var_train::data::TokenCache;
+use burn_var_train::data::{BatchLoader, ImageShape, Split, Supervision, TokenCache, View};
 use burn_var_train::engine::{Method, TrainConfig, Trainer};
-use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, train_flexvar};
+use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, MaskRatio, train_flexvar};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
@@ -436,6 +437,90 @@ fn a_flexvar_transformer_resumes_to_the_bit_over_random_schedules() {
         .map(|s| s.width)
         .collect();
     assert_eq!(union, [1, 2, 3, 4, 5, 8], "an image is encoded once, at every side of a schedule");
+}
+
+/// Training of a masked first scale, with a default schedule of two steps for it.
+fn masked_config(folder: &Path) -> FlexVarTrainConfig {
+    let mut config = flexvar_config(folder);
+    config.patch_nums = Some(Scales::square(&[2, 2, 3, 8]).expect("a schedule"));
+    config.first = FirstScale::Masked(MaskedFirst { own_positions: true, rewrite: false });
+    config.scales.first = vec![2];
+    config.scales.groups[0].from = 3;
+    config
+}
+
+#[test]
+fn a_masked_first_scale_resumes_to_the_bit() {
+    for sees in [SeenScales::Before, SeenScales::ClassToken, SeenScales::ClassTokenReleased] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = FlexVarTrainConfig { sees, ..masked_config(folder.path()) };
+        let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+            train_flexvar(config.clone(), run, &Device::default(), progress).expect("trains")
+        });
+        let dict = StateDict::open(&whole.join("transformer.safetensors")).expect("written");
+        let trained = FlexVar::config_of(&dict, None).expect("sizes");
+        assert_eq!((trained.first, trained.sees), (config.first, sees), "what was trained is what generates");
+        assert_eq!(trained.patch_nums.to_string(), "2, 2, 3, 8", "two steps for the first scale");
+    }
+}
+
+#[test]
+fn a_masked_first_scale_is_refused_where_it_does_not_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = masked_config(folder.path());
+    let fails = |config: FlexVarTrainConfig| {
+        let run = folder.path().join("run");
+        train_flexvar(config, &run, &Device::default(), &mut ()).expect_err("refused").to_string()
+    };
+    let ratio = |ratio| FlexVarTrainConfig { mask_ratio: ratio, ..config.clone() };
+    let error = fails(ratio(MaskRatio { mean: 0.5, ..MaskRatio::default() }));
+    assert!(error.contains("mask_ratio.mean") && error.contains("0.7"), "{error}");
+    let released = SeenScales::ClassTokenReleased;
+    let error = fails(FlexVarTrainConfig { first: FirstScale::OneShot, sees: released, ..config.clone() });
+    assert!(error.contains("sees") && error.contains("masked first scale"), "{error}");
+    let steps = Scales::square(&[2, 2, 2, 2, 2, 8]).expect("a schedule");
+    let error = fails(FlexVarTrainConfig { patch_nums: Some(steps), ..config.clone() });
+    assert!(error.contains("at most 4 maps of the first size"), "{error}");
+
+    let init = train_flexvar(config.clone(), &folder.path().join("base"), &Device::default(), &mut ());
+    let init = init.expect("trains").expect("to the end");
+    let sar = sar_config(&config.tokenizer, &init, &config.data.path, "");
+    let error = train_sar(sar, &folder.path().join("sar"), &Device::default(), &mut ()).expect_err("masked");
+    assert!(error.to_string().contains("first of the transformer"), "{error}");
+}
+
+#[test]
+fn scales_can_stand_for_resized_images() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = flexvar_config(folder.path());
+    let device = Device::default();
+    let encoded = |supervision| {
+        let before = caches(folder.path());
+        let config = FlexVarTrainConfig { supervision, ..config.clone() };
+        train_flexvar(config, &folder.path().join("run"), &device, &mut StopAfter(1)).expect("makes the tokens");
+        std::fs::remove_dir_all(folder.path().join("run")).expect("removed");
+        let made = caches(folder.path()).into_iter().find(|path| !before.contains(path)).expect("a cache of its own");
+        TokenCache::open(&made).expect("a cache")
+    };
+    let (latent, image) = (encoded(Supervision::Latent), encoded(Supervision::Image));
+    let row = |cache: &TokenCache| cache.row(0, 0).expect("tokens of the first image");
+    let scales = latent.spec().scales.clone();
+    let last = scales.range(scales.len() - 1);
+    assert_eq!(row(&latent)[last.clone()], row(&image)[last], "the last scale is the image itself");
+
+    // The tokens of a smaller scale are those of the image in its size.
+    let tokenizer = FlexVae::load(&StateDict::open(&config.tokenizer).expect("written"), &device).expect("fits");
+    let loader =
+        BatchLoader::new(config.data.open(Split::Train).expect("images"), ImageShape::new(16, 16, 1).expect("valid"));
+    let images = loader.load(&[0], View::Fixed { mirrored: false }, &device).expect("an image").images;
+    for k in 0..scales.len() - 1 {
+        let size = scales.size(k);
+        let [_, height, width] = tokenizer.image_shape(&Scales::new(vec![size]).expect("a schedule"));
+        let small = Resize::Area.apply(images.clone(), MapSize { height, width });
+        let expected = tokenizer.quantize(tokenizer.latent(small).expect("a latent"), size);
+        let expected: Vec<u32> = expected.try_into_vec_as::<u32>().expect("read");
+        assert_eq!(row(&image)[scales.range(k)], expected, "scale {size}");
+    }
 }
 
 #[test]

@@ -27,5 +27,6 @@ pub use scale_sampling::{ScaleSampling, SideGroup};
 pub use source::{ImageOptions, ImageShape, ImageSource, SkippedImage, Split, open_images};
 pub(crate) use stream::{ImageStream, TokenStream};
 pub use token_cache::{TokenBatch, TokenCache, TokenCacheSpec, TokenCacheWriter, VariantChoice};
+pub use tokens::Supervision;
 pub(crate) use tokens::{Encoding, cached_tokens};
 pub use view::View;

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
+use burn_var::math::Resize;
 use burn_var::weights::Pretrained;
-use burn_var::{Scales, Tokenizer};
+use burn_var::{MapSize, Scales, TokenPyramid, Tokenizer};
+use serde::{Deserialize, Serialize};
 
 use super::{BatchLoader, Fingerprint, ImageShape, ImageSource, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use crate::engine::progress::Progress;
@@ -20,12 +22,25 @@ const ENCODE_BATCH: usize = 64;
 /// The cache of older versions, in the folder of the run.
 const OWN: &str = "tokens.safetensors";
 
+/// The image that the tokens of a scale stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Supervision {
+    /// The whole image: its latent is resized to the scale, as published.
+    #[default]
+    Latent,
+    /// The image, area-resized to the pixels that the scale decodes to, then encoded.
+    Image,
+}
+
 /// The part of an image that is encoded, and the maps of its tokens.
 pub(crate) struct Encoding {
     /// The maps. A tokenizer whose maps do not depend on one another serves any schedule of these.
     pub(crate) scales: Scales,
     /// Shape of the images.
     pub(crate) shape: ImageShape,
+    /// The image of each scale.
+    pub(crate) supervision: Supervision,
 }
 
 impl Encoding {
@@ -33,7 +48,8 @@ impl Encoding {
     pub(crate) fn default_of(tokenizer: &impl Tokenizer) -> Result<Self> {
         let scales = tokenizer.scales().clone();
         let [channels, height, width] = tokenizer.image_shape(&scales);
-        Ok(Self { scales, shape: ImageShape::new(height, width, channels)? })
+        let shape = ImageShape::new(height, width, channels)?;
+        Ok(Self { scales, shape, supervision: Supervision::Latent })
     }
 }
 
@@ -46,7 +62,7 @@ pub(crate) fn cached_tokens<T: Tokenizer + Pretrained>(
     source: Arc<dyn ImageSource>,
     data: &DataConfig,
     tokenizer: &T,
-    Encoding { scales, shape }: Encoding,
+    Encoding { scales, shape, supervision }: Encoding,
     run: &Path,
     device: &Device,
     progress: &mut dyn Progress,
@@ -58,8 +74,11 @@ pub(crate) fn cached_tokens<T: Tokenizer + Pretrained>(
     let vocab = tokenizer.vocabulary().size;
     // The fingerprints in a spec have the form of `recorded`, or that of this version.
     let spec_like = |recorded: &str| -> Result<TokenCacheSpec> {
-        let fingerprint = Fingerprint::like(recorded).field(&sizes).module(tokenizer)?.finish();
-        TokenCacheSpec::new(&*source, shape, variants.clone(), scales.clone(), vocab, fingerprint)
+        let mut fingerprint = Fingerprint::like(recorded).field(&sizes).module(tokenizer)?;
+        if supervision == Supervision::Image {
+            fingerprint = fingerprint.field(b"image supervision");
+        }
+        TokenCacheSpec::new(&*source, shape, variants.clone(), scales.clone(), vocab, fingerprint.finish())
     };
 
     let own = run.join(OWN);
@@ -82,7 +101,7 @@ pub(crate) fn cached_tokens<T: Tokenizer + Pretrained>(
         return TokenCache::open_matching(&path, &spec);
     }
     progress.note(&format!("encodes {} images once, into {}", source.len(), path.display()));
-    encode(&BatchLoader::new(source, shape), tokenizer, spec, &path, device)
+    encode(&BatchLoader::new(source, shape), tokenizer, supervision, spec, &path, device)
 }
 
 /// Returns the path of the shared cache, whose folder exists.
@@ -110,10 +129,23 @@ fn wait_for_lock(cache: &Path, progress: &mut dyn Progress) -> Result<Option<Fil
     }
 }
 
+/// Encodes images at each scale for itself, area-resized to the pixels of the scale.
+fn encode_resized(tokenizer: &impl Tokenizer, images: &Tensor<4>, scales: &Scales) -> Result<TokenPyramid> {
+    let map = |size: MapSize| -> Result<Tensor<2, Int>> {
+        let single = Scales::new(vec![size])?;
+        let [_, height, width] = tokenizer.image_shape(&single);
+        let resized = Resize::Area.apply(images.clone(), MapSize { height, width });
+        Ok(tokenizer.encode(resized, &single)?.map(0))
+    };
+    let maps = scales.sizes().iter().map(|size| map(*size)).collect::<Result<_>>()?;
+    Ok(TokenPyramid::new(scales.clone(), maps)?)
+}
+
 /// Encodes all images, which are decoded ahead, and writes their tokens.
 fn encode(
     loader: &BatchLoader,
     tokenizer: &impl Tokenizer,
+    supervision: Supervision,
     spec: TokenCacheSpec,
     path: &Path,
     device: &Device,
@@ -133,7 +165,11 @@ fn encode(
         let mut rows = vec![Vec::with_capacity(variants.len()); part.len()];
         for _ in &variants {
             let images = batches.next().ok_or_else(ended)??.upload(device).images;
-            let tokens = tokenizer.encode(images, &scales)?.to_rows()?;
+            let tokens = match supervision {
+                Supervision::Latent => tokenizer.encode(images, &scales)?,
+                Supervision::Image => encode_resized(tokenizer, &images, &scales)?,
+            };
+            let tokens = tokens.to_rows()?;
             rows.iter_mut().zip(tokens).for_each(|(rows, row)| rows.push(row));
         }
         for (index, rows) in part.zip(&rows) {

@@ -17,7 +17,7 @@ use super::transformer::{
 };
 use super::var::{Preview, VarSize};
 use crate::Result;
-use crate::data::{Encoding, ImageShape, ImageSource, ScaleSampling, Split, TokenCache, cached_tokens};
+use crate::data::{Encoding, ImageShape, ImageSource, ScaleSampling, Split, Supervision, TokenCache, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
 use crate::engine::{TrainConfig, train};
@@ -60,6 +60,9 @@ pub struct FlexVarTrainConfig {
     /// Rules of the scale schedules.
     #[serde(default)]
     pub scales: ScaleSampling,
+    /// The image that the tokens of a scale stand for: `"latent"`, as published, or `"image"`.
+    #[serde(default)]
+    pub supervision: Supervision,
     /// Constants of the initial weights.
     #[serde(default)]
     pub init: VarInit,
@@ -153,10 +156,15 @@ fn latent(shape: &ImageShape, tokenizer: &FlexVae) -> MapSize {
 }
 
 /// Returns what a run encodes of each image: all maps that its schedules can have.
-pub(super) fn encoding(tokenizer: &FlexVae, scales: &ScaleSampling, image_size: Option<usize>) -> Result<Encoding> {
+pub(super) fn encoding(
+    tokenizer: &FlexVae,
+    scales: &ScaleSampling,
+    image_size: Option<usize>,
+    supervision: Supervision,
+) -> Result<Encoding> {
     let shape = image_shape(tokenizer, image_size)?;
     scales.validate(latent(&shape, tokenizer))?;
-    Ok(Encoding { scales: scales.union(tokenizer.scales())?, shape })
+    Ok(Encoding { scales: scales.union(tokenizer.scales())?, shape, supervision })
 }
 
 /// The opened inputs of a run.
@@ -188,7 +196,7 @@ impl TrainConfig for FlexVarTrainConfig {
         device: &Device,
         progress: &mut dyn Progress,
     ) -> Result<FlexVarMethod> {
-        let encoding = encoding(&tokenizer, &self.scales, self.image_size)?;
+        let encoding = encoding(&tokenizer, &self.scales, self.image_size, self.supervision)?;
         let tokens = cached_tokens(images, &self.data, &tokenizer, encoding, folder, device, progress)?;
         FlexVarMethod::new(self, tokenizer, tokens, folder, device)
     }

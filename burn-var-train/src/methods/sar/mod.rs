@@ -12,7 +12,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use burn_var::Tokenizer;
 use burn_var::generation::check_pair;
-use burn_var::models::flexvar::{FlexVae, FlexVar};
+use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVar};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::rng::Rng;
 use burn_var::weights::{LoadOptions, Pretrained, StateDict};
@@ -24,7 +24,7 @@ use super::transformer::{
     Objective, ObjectiveLoss, Pass, Preview, Schedules, Settings, TransformerMethod, default_class_dropout,
     default_optimizer, optimizer,
 };
-use crate::data::{Encoding, ImageSource, ScaleSampling, Split, cached_tokens};
+use crate::data::{Encoding, ImageSource, ScaleSampling, Split, Supervision, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
 use crate::engine::{TrainConfig, train};
@@ -145,6 +145,11 @@ trait Encode: SarFamily {
     fn encoding(config: &SarTrainConfig, tokenizer: &Self::Tokenizer) -> Result<Encoding>;
     /// Returns the rules of the scale schedules; `None` for a fixed one.
     fn sampling(config: &SarTrainConfig) -> Option<ScaleSampling>;
+
+    /// Checks that the model can be trained on its own outputs.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Encode for Var {
@@ -159,11 +164,18 @@ impl Encode for Var {
 
 impl Encode for FlexVar {
     fn encoding(config: &SarTrainConfig, tokenizer: &FlexVae) -> Result<Encoding> {
-        flexvar::encoding(tokenizer, &config.scales.clone().unwrap_or_default(), config.image_size)
+        flexvar::encoding(tokenizer, &config.scales.clone().unwrap_or_default(), config.image_size, Supervision::Latent)
     }
 
     fn sampling(config: &SarTrainConfig) -> Option<ScaleSampling> {
         Some(config.scales.clone().unwrap_or_default())
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.config().first {
+            FirstScale::OneShot => Ok(()),
+            first => Err(Error::config("first of the transformer", format!("{first:?}"), "one-shot")),
+        }
     }
 }
 
@@ -212,6 +224,7 @@ impl<M: Encode> TrainConfig for SarRun<M> {
             let sizes = M::Tokenizer::with_scales(tokenizer.config().clone(), model.scales());
             tokenizer = M::Tokenizer::load_with(&files[0], &sizes, LoadOptions::default(), device)?;
         }
+        model.check()?;
         check_pair(&tokenizer, &model)?;
         M::encoding(config, &tokenizer)?;
         let images = config.data.open(Split::Train)?;

