@@ -9,7 +9,7 @@ use burn_var::weights::{FloatType, StateDict};
 use burn_var::{MapSize, Scales, Tokenizer};
 use clap::{Args, ValueEnum};
 
-use crate::output::usage;
+use crate::output::{asked, usage};
 
 /// Which model to use.
 #[derive(Debug, Clone, Default, Args)]
@@ -128,6 +128,14 @@ impl PairArgs {
             builder = builder.transformer(path);
         }
         Ok(builder.open()?)
+    }
+
+    /// Sets the default size of a pipeline's images, if one is asked for.
+    pub(crate) fn sized(&self, pipeline: Pipeline) -> Result<Pipeline> {
+        Ok(match self.size {
+            Some([width, height]) => pipeline.with_size(width, height).map_err(asked)?,
+            None => pipeline,
+        })
     }
 
     /// Returns a builder that loads the files of [`PairArgs::open`].
