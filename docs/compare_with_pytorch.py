@@ -2,9 +2,12 @@
 """Times burn-var beside the original code in PyTorch, on the CPU: one table in Markdown.
 
     git clone https://github.com/FoundationVision/VAR
-    pip install torch torchvision timm scipy          # in an environment of its own
-    cargo build --release -p burn-var-cli
-    python docs/compare_with_pytorch.py --var VAR --burn-var target/release/burn-var
+    git clone https://github.com/jiaosiyu1999/FlexVAR
+    pip install torch torchvision timm scipy huggingface_hub    # in an environment of its own
+    cargo build --release --workspace
+    python docs/compare_with_pytorch.py --var VAR --flexvar FlexVAR --burn-var target/release/burn-var
+
+`--only FlexVA` measures FlexVAR alone, and needs no torchvision, timm or scipy.
 
 Each measurement runs in processes of their own, so that nothing else is in its memory, and `--rounds` times in turn,
 ours and then PyTorch's, so that both see the machine in the same state: the speed of a shared one changes from minute to
@@ -23,8 +26,10 @@ import sys
 import time
 
 LADDER = (1, 2, 3, 4, 6, 8)  # of the model that ships
+PUBLISHED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of 256 pixels
 SAMPLING = ["--cfg", "1.5", "--top-k", "900", "--top-p", "0.96"]
 D16 = ["--preset", "d16"]
+FLEXVAR = ["--preset", "flexvar-d16"]
 
 # Name: what burn-var is asked for, pictures in a run.
 WORK = {
@@ -35,6 +40,10 @@ WORK = {
     "train shipped transformer, batch 32": (["--only", "train-var", "--train-batch", "32"], 32),
     "train d16, batch 2": ([*D16, "--only", "train-var", "--train-batch", "2"], 2),
     "train shipped tokenizer, batch 32": (["--only", "train-tokenizer", "--train-batch", "32"], 32),
+    "sample FlexVAR-d16, batch 1": ([*FLEXVAR, "--only", "sample", "--batch", "1", *SAMPLING], 1),
+    "decode FlexVAE 256x256": ([*FLEXVAR, "--only", "decode", "--batch", "1"], 1),
+    "encode FlexVAE 256x256": ([*FLEXVAR, "--only", "encode", "--batch", "1"], 1),
+    "train FlexVAR-d16, batch 2": ([*FLEXVAR, "--only", "train-var", "--train-batch", "2"], 2),
     "DINO ViT-S/16, batch 8": (["--only", "dino", "--batch", "8"], 8),
     "DINO ViT-S/16 with gradients, batch 8": (["--only", "dino-backward", "--batch", "8"], 8),
     "Inception, batch 50": (["--only", "inception", "--batch", "50"], 50),
@@ -46,7 +55,8 @@ WORK = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--var", required=True, help="a clone of the original VAR")
+    parser.add_argument("--var", default="VAR", help="a clone of the original VAR")
+    parser.add_argument("--flexvar", default="FlexVAR", help="a clone of the original FlexVAR")
     parser.add_argument("--burn-var", help="the burn-var command")
     parser.add_argument("--runs", type=int, default=5, help="of each process")
     parser.add_argument("--rounds", type=int, default=1)
@@ -97,7 +107,7 @@ def ours(args, environment, name):
 
 def theirs(args, environment, name):
     """The same of PyTorch, in a process of its own."""
-    command = [sys.executable, __file__, "--var", args.var, "--runs", str(args.runs)]
+    command = [sys.executable, __file__, "--var", args.var, "--flexvar", args.flexvar, "--runs", str(args.runs)]
     command += ["--threads", str(args.threads), "--pytorch", name]
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(output.splitlines()[-1])  # the original prints too
@@ -109,7 +119,8 @@ def pytorch(args):
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    sys.path.insert(0, args.var)
+    # Both have a package `models`.
+    sys.path.insert(0, args.flexvar if "FlexVA" in args.pytorch else args.var)
     # A single process; the original asks for the number of them even when it trains alone.
     torch.distributed.get_world_size = lambda *_: 1
     work = prepare(torch, args.pytorch)
@@ -147,6 +158,8 @@ def prepare(torch, name):
         return frechet_distance()
     if name.startswith("precision"):
         return precision_and_recall()
+    if "FlexVA" in name:
+        return flexvar(torch, name)
     if name.startswith("train shipped tokenizer"):
         return train_tokenizer(torch)
     if name.startswith("train"):
@@ -169,6 +182,44 @@ def prepare(torch, name):
         return inference(lambda: vae.fhat_to_img(latent.clone()))
     images = torch.rand(1, 3, 256, 256) * 2 - 1
     return inference(lambda: vae.img_to_idxBl(images))
+
+
+def flexvar(torch, name):
+    from models import FlexVAR, VQ_models
+
+    vae = VQ_models["VQ-16"](codebook_size=8912, codebook_embed_dim=32).eval().requires_grad_(False)
+    inference = torch.inference_mode()
+    if name.startswith("decode"):
+        codes = torch.randn(1, 32, 16, 16)
+        return inference(lambda: vae.decode(codes))
+    if name.startswith("encode"):
+        images = torch.rand(1, 3, 256, 256) * 2 - 1
+        area = lambda latent, side: torch.nn.functional.interpolate(latent, size=(side, side), mode="area")
+
+        def encode():
+            latent = vae.encode_conti(images)
+            return [vae.quantize(area(latent, side)) for side in PUBLISHED]
+
+        return inference(encode)
+
+    model = FlexVAR(
+        vae_local=vae, num_classes=1000, depth=16, embed_dim=1024, num_heads=16, drop_path_rate=0.0, attn_l2_norm=True,
+        patch_nums=PUBLISHED, flash_if_available=True, fused_if_available=True,
+    )  # fmt: skip
+    model.init_weights(init_adaln=0.5, init_adaln_gamma=1e-3, init_head=0.02, init_std=-1)
+    if name.startswith("sample"):
+        model.eval()
+        request = dict(B=1, label_B=torch.arange(1), infer_patch_nums=PUBLISHED, g_seed=0)
+        request |= dict(cfg=1.5, top_k=900, top_p=0.96)
+        return inference(lambda: model.autoregressive_infer_cfg(vae, **request))
+    model.train()
+    batch, codes = 2, 8912
+    labels = torch.randint(0, 1000, (batch,))
+    tokens = torch.randint(0, codes, (batch, model.L))
+    inputs = torch.randn(batch, model.L - 1, 32)
+    entropy = torch.nn.CrossEntropyLoss()
+    loss = lambda: entropy(model(labels, inputs, PUBLISHED).view(-1, codes), tokens.view(-1))
+    return trained(torch, model.parameters(), loss, clip=2.0)
 
 
 def frechet_distance():

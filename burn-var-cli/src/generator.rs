@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_var::editing::KnownTokens;
 use burn_var::guidance::AidWeight;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::models::aid::Injector;
 use burn_var::models::common::Lora;
+use burn_var::models::flexvar::{FlexVae, FlexVar};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
@@ -40,6 +42,25 @@ pub(crate) enum Plain {
     Never,
     /// With a LoRA, this takes memory for a second transformer.
     Too,
+}
+
+/// Tokenizer and transformer of a family.
+pub(crate) enum Pair<'a> {
+    Var(&'a ModelPair<VqVae, Var>),
+    FlexVar(&'a ModelPair<FlexVae, FlexVar>),
+}
+
+impl Pair<'_> {
+    /// Returns the fingerprint of all weights.
+    fn fingerprint(&self) -> Result<String> {
+        fn of<T: Module, M: Module>(ModelPair { tokenizer, transformer }: &ModelPair<T, M>) -> Result<String> {
+            Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.finish())
+        }
+        match self {
+            Self::Var(pair) => of(pair),
+            Self::FlexVar(pair) => of(pair),
+        }
+    }
 }
 
 /// The origin of an injector, for results.
@@ -137,10 +158,7 @@ impl Generator {
             Some(file) => builder.lora(file).build()?,
             None => builder.build()?,
         };
-        Ok(match model.size {
-            Some([width, height]) => pipeline.with_size(width, height).map_err(asked)?,
-            None => pipeline,
-        })
+        model.sized(pipeline)
     }
 
     /// Adds an injector and settings to a pipeline, into which the LoRA of the settings is merged already.
@@ -176,8 +194,10 @@ impl Generator {
     }
 
     /// Returns tokenizer and transformer.
-    pub(crate) fn pair(&self) -> Result<&ModelPair<VqVae, Var>> {
-        self.pipeline.pair().context("this command is for VAR models only")
+    pub(crate) fn pair(&self) -> Result<Pair<'_>> {
+        let var = self.pipeline.pair().map(Pair::Var);
+        let pair = var.or_else(|| self.pipeline.pair().map(Pair::FlexVar));
+        pair.context("this command is for models of VAR and FlexVAR only")
     }
 
     /// Returns labels for `count` images that cycle through all classes.
@@ -261,6 +281,10 @@ impl Generator {
         let mut settings = serde_json::json!(self.pipeline.guidance());
         settings["seed"] = serde_json::json!(self.seed);
         settings["sampler"] = serde_json::json!(self.pipeline.sampler());
+        // The weights of other families determine it.
+        if matches!(self.pair(), Ok(Pair::FlexVar(_))) {
+            settings["scales"] = serde_json::json!(self.pipeline.scales());
+        }
         if let Some(aid) = &self.aid {
             settings["aid"] = serde_json::json!(aid);
         }
@@ -300,8 +324,7 @@ pub(crate) struct GeneratedSet {
 
 impl GeneratedSet {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let ModelPair { tokenizer, transformer } = generator.pair()?;
-        let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
+        let model = generator.pair()?.fingerprint()?;
         Ok(Self { generator, labels, model })
     }
 

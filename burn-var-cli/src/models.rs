@@ -9,7 +9,7 @@ use burn_var::weights::{FloatType, StateDict};
 use burn_var::{MapSize, Scales, Tokenizer};
 use clap::{Args, ValueEnum};
 
-use crate::output::usage;
+use crate::output::{asked, usage};
 
 /// Which model to use.
 #[derive(Debug, Clone, Default, Args)]
@@ -30,12 +30,16 @@ pub(crate) struct ModelArgs {
 
 /// Parses a scale schedule.
 pub(crate) fn schedule(text: &str) -> Result<Scales, String> {
-    let side = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is not a number of tokens"));
+    let side = |text: &str| text.trim().parse::<usize>().ok();
     let size = |text: &str| match text.split_once('x') {
-        Some((height, width)) => Ok(MapSize { height: side(height)?, width: side(width)? }),
+        Some((height, width)) => Some(MapSize { height: side(height)?, width: side(width)? }),
         None => side(text).map(MapSize::square),
     };
-    let sizes = text.split(',').map(size).collect::<Result<Vec<_>, String>>()?;
+    let named = |map: &str| {
+        let expected = "expected tokens per side, `4` for instance, or `2x3` for 2 rows of 3";
+        size(map).ok_or_else(|| format!("`{map}` is not the size of a map: {expected}"))
+    };
+    let sizes = text.split(',').map(named).collect::<Result<Vec<_>, String>>()?;
     Scales::new(sizes).map_err(|error| error.to_string())
 }
 
@@ -130,6 +134,14 @@ impl PairArgs {
         Ok(builder.open()?)
     }
 
+    /// Sets the default size of a pipeline's images, if one is asked for.
+    pub(crate) fn sized(&self, pipeline: Pipeline) -> Result<Pipeline> {
+        Ok(match self.size {
+            Some([width, height]) => pipeline.with_size(width, height).map_err(asked)?,
+            None => pipeline,
+        })
+    }
+
     /// Returns a builder that loads the files of [`PairArgs::open`].
     pub(crate) fn builder(&self, files: &ModelFiles, device: &Device) -> Result<PipelineBuilder> {
         let builder = Pipeline::builder().files(files.clone()).weights(self.weights.into()).device(device);
@@ -169,4 +181,20 @@ pub(crate) fn check_target(path: &Path) -> Result<()> {
         anyhow::bail!("cannot write `{}`: it is a device, and not a file that could be replaced", path.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_names_the_map_that_is_wrong() {
+        let sizes = schedule("1, 2x3,4").expect("a schedule");
+        assert_eq!(sizes.sizes(), [MapSize::square(1), MapSize { height: 2, width: 3 }, MapSize::square(4)]);
+        for (text, map) in [("1,x", "x"), ("1,2x,3", "2x"), ("1,,2", ""), ("1,-2", "-2")] {
+            let error = schedule(text).expect_err("no schedule");
+            assert!(error.contains(&format!("`{map}` is not the size of a map")), "{text}: {error}");
+        }
+        assert!(schedule("1,0").expect_err("an empty map").contains("at least 1x1 tokens"));
+    }
 }

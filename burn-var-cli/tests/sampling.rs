@@ -14,10 +14,11 @@ use burn_var::models::classifier::ClassifierConfig;
 use burn_var::models::common::LoraConfig;
 use burn_var::models::dino::VitConfig;
 use burn_var::models::var::{Var, VqVae};
-use burn_var::rng::Rng;
 use burn_var::weights::{GenerationConfig, LoadOptions, Pretrained, SaveOptions, StateDict, save};
 use serde_json::Value;
-use support::{assert_same_weights, colour_image, command, fails, half, json, ok, save_injector, save_var, tiny_model};
+use support::{
+    assert_same_weights, colour_image, command, fails, half, json, noise, ok, save_injector, save_var, tiny_model,
+};
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -576,20 +577,6 @@ fn wrong_files_are_named() {
     assert!(fails(at, 2, &["sample", "--model", "empty"]).contains("tokenizer.safetensors"));
     assert!(fails(at, 1, &["info", "empty"]).contains("neither a checkpoint nor a training run"));
     assert!(fails(at, 2, &["sample", "--transformer", "transformer.safetensors"]).contains("belong together"));
-}
-
-/// IDX files of 16x16 images of noise in three classes.
-fn noise(folder: &Path, counts: [usize; 2]) {
-    for (prefix, count) in ["train", "t10k"].into_iter().zip(counts) {
-        let big_endian =
-            |numbers: &[usize]| numbers.iter().flat_map(|n| (*n as u32).to_be_bytes()).collect::<Vec<u8>>();
-        let mut rng = Rng::new(1, "noise", counts[0] as u64);
-        let pixels = (0..count * 256).map(|_| rng.below(256) as u8);
-        let images = [vec![0, 0, 8, 3], big_endian(&[count, 16, 16]), pixels.collect()].concat();
-        let labels = [vec![0, 0, 8, 1], big_endian(&[count]), (0..count).map(|i| (i % 3) as u8).collect()].concat();
-        fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("written");
-        fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("written");
-    }
 }
 
 #[test]

@@ -8,7 +8,10 @@ use burn::tensor::Device;
 use burn_var::Scales;
 use burn_var::guidance::AidWeight;
 use burn_var::models::aid::Injector;
+use burn_var::models::common::vq_model::VqModelConfig;
+use burn_var::models::flexvar::{FlexVaeConfig, FlexVarConfig, FlexVarPreset};
 use burn_var::models::var::{Var, VarConfig, VarInit, VqVaeConfig};
+use burn_var::rng::Rng;
 use burn_var::weights::{FloatType, GenerationConfig, Pretrained, SaveOptions, StateDict};
 use image::{Rgb, RgbImage};
 
@@ -82,6 +85,51 @@ pub(crate) fn tiny_model(folder: &Path, image_channels: usize) {
     let usage = GenerationConfig { class_names, ..GenerationConfig::default() };
     let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
     save_var(&transformer, &usage, folder.join("transformer.safetensors"));
+}
+
+/// An untrained FlexVAR of three classes that makes 16x16 grey images, in files of the same names.
+pub(crate) fn tiny_flexvar(folder: &Path) {
+    let device = Device::flex();
+    let patch_nums = Scales::square(&[1, 2, 4]).expect("valid");
+    let vq = VqModelConfig {
+        image_channels: 1,
+        ch: 32,
+        ch_mult: vec![1, 1, 1],
+        num_res_blocks: 1,
+        z_channels: 8,
+        ..VqModelConfig::vq16(24, 8)
+    };
+    let tokenizer = FlexVaeConfig { vq, patch_nums: patch_nums.clone() }.init(1, &device).expect("valid");
+    tokenizer.save(folder.join("tokenizer.safetensors"), &SaveOptions::default()).expect("written");
+    let transformer = FlexVarConfig {
+        depth: 2,
+        embed_dim: 64,
+        num_heads: 2,
+        vocab_size: 24,
+        z_channels: 8,
+        num_classes: 3,
+        patch_nums,
+        positions: 8,
+        ..FlexVarPreset::D16.config()
+    };
+    let transformer = transformer.init(VarInit { head: 30.0, ..VarInit::default() }, 1, &device).expect("valid");
+    let mut options = SaveOptions::default();
+    GenerationConfig::default().insert(&mut options.metadata).expect("JSON");
+    transformer.save(folder.join("transformer.safetensors"), &options).expect("written");
+}
+
+/// IDX files of 16x16 images of noise in three classes.
+pub(crate) fn noise(folder: &Path, counts: [usize; 2]) {
+    for (prefix, count) in ["train", "t10k"].into_iter().zip(counts) {
+        let big_endian =
+            |numbers: &[usize]| numbers.iter().flat_map(|n| (*n as u32).to_be_bytes()).collect::<Vec<u8>>();
+        let mut rng = Rng::new(1, "noise", counts[0] as u64);
+        let pixels = (0..count * 256).map(|_| rng.below(256) as u8);
+        let images = [vec![0, 0, 8, 3], big_endian(&[count, 16, 16]), pixels.collect()].concat();
+        let labels = [vec![0, 0, 8, 1], big_endian(&[count]), (0..count).map(|i| (i % 3) as u8).collect()].concat();
+        std::fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).expect("written");
+        std::fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).expect("written");
+    }
 }
 
 /// Saves in half precision.

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
@@ -96,7 +97,7 @@ impl Pipeline {
     }
 
     fn guidance_by(&self, injector: &Injector, weight: AidWeight) -> Result<Aid> {
-        let embedding = self.model.code_embedding().ok_or_else(|| {
+        let embedding = self.code_embedding().ok_or_else(|| {
             Error::unsupported("an injector", "this model has no embedding of code vectors for it to read")
         })?;
         Aid::new(injector.clone(), embedding, weight)
@@ -196,6 +197,12 @@ impl Pipeline {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &dyn Tokenizer {
         self.model.tokenizer()
+    }
+
+    /// Returns the transformer's embedding of code vectors, `[.., z_channels]` to `[.., width]`; `None` for a model without
+    /// one.
+    pub fn code_embedding(&self) -> Option<&Linear> {
+        self.model.code_embedding()
     }
 
     /// Returns the tokenizer and the transformer if they are of these types.

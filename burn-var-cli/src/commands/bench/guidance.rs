@@ -1,20 +1,19 @@
 //! The cost of guidance beside the transformer.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::{Distribution, Tensor};
-use burn_var::Tokenizer;
 use burn_var::guidance::{BatchInfo, Guidance, Logits, Ssg, SsgConfig};
 use burn_var::models::aid::InjectorConfig;
-use burn_var::models::var::{Var, VqVae};
-use burn_var::pipeline::ModelPair;
+use burn_var::pipeline::Pipeline;
 
 use super::Bench;
 
 impl Bench<'_> {
     /// Measures an injector of the paper's size for this transformer, at all scales of a batch.
-    pub(super) fn injector(&mut self, pair: &ModelPair<VqVae, Var>, batch: usize) -> Result<()> {
-        let scales = pair.tokenizer.scales();
-        let width = pair.transformer.config().embed_dim;
+    pub(super) fn injector(&mut self, pipeline: &Pipeline, batch: usize) -> Result<()> {
+        let scales = pipeline.scales();
+        let embedding = pipeline.code_embedding().context("an injector needs a model that embeds code vectors")?;
+        let [_, width] = embedding.weight.dims();
         let injector = InjectorConfig::paper(width).init(1, self.device)?;
         let tokens: Vec<Tensor<3>> =
             scales.sizes().iter().map(|size| self.noise([batch, size.area(), width])).collect();
@@ -26,11 +25,11 @@ impl Bench<'_> {
     }
 
     /// Measures Scaled Spatial Guidance at all scales of a batch.
-    pub(super) fn ssg(&mut self, pair: &ModelPair<VqVae, Var>, batch: usize) -> Result<()> {
-        let scales = pair.tokenizer.scales();
-        let vocab = pair.transformer.config().vocab_size;
+    pub(super) fn ssg(&mut self, pipeline: &Pipeline, batch: usize) -> Result<()> {
+        let scales = pipeline.scales();
+        let choices = pipeline.tokenizer().vocabulary().logits();
         let logits: Vec<Tensor<3>> =
-            scales.sizes().iter().map(|size| self.noise([batch, size.area(), vocab])).collect();
+            scales.sizes().iter().map(|size| self.noise([batch, size.area(), choices])).collect();
         let device = self.device.clone();
         self.seconds("Scaled Spatial Guidance", batch, |_| {
             let mut ssg = Ssg::new(SsgConfig::paper(0.3));

@@ -1,93 +1,216 @@
 //! Random models and images to measure with.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result};
+use burn::module::Module;
 use burn::tensor::Device;
-use burn_var::models::common::Lora;
-use burn_var::models::var::{Var, VarInit, VarPreset, VqVae, VqVaeConfig};
+use burn_var::models::common::{Lora, LoraTarget};
+use burn_var::models::flexvar::{FlexVae, FlexVaeConfig, FlexVar, FlexVarConfig, FlexVarPreset};
+use burn_var::models::var::{Var, VarConfig, VarInit, VarPreset, VqVae, VqVaeConfig};
 use burn_var::pipeline::{ModelPair, Pipeline};
 use burn_var::rng::Rng;
-use burn_var::weights::{FloatType, GenerationConfig, Pretrained, SaveOptions, StateDict, cast_linear};
-use burn_var::{Scales, Tokenizer};
+use burn_var::weights::{FloatType, GenerationConfig, Pretrained, StateDict, cast_linear};
+use burn_var::{Scales, TeacherForced, Tokenizer};
 use burn_var_train::data::{BatchLoader, ImageShape, Split, TokenCache, TokenCacheSpec, TokenCacheWriter, View};
 use burn_var_train::engine::Trainer;
+use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig};
 use burn_var_train::grid::write_png;
-use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig};
+use burn_var_train::run::RunConfig;
+use burn_var_train::tokenizer::{TokenizerMethod, TokenizerSizes, TokenizerTrainConfig, TrainedTokenizer};
+use burn_var_train::transformer::TransformerMethod;
 use burn_var_train::var::{VarMethod, VarTrainConfig};
 use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
+
+/// A published size of a family.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Preset {
+    Var(VarPreset),
+    FlexVar(FlexVarPreset),
+}
+
+impl Preset {
+    /// Returns the name on the command line: `d16` for VAR's, `flexvar-d16` for FlexVAR's.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Var(preset) => preset.name().to_owned(),
+            Self::FlexVar(preset) => format!("flexvar-{}", preset.name()),
+        }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        VarPreset::ALL.into_iter().map(Self::Var).chain(FlexVarPreset::ALL.into_iter().map(Self::FlexVar))
+    }
+}
+
+impl FromStr for Preset {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::all().find(|preset| preset.name() == name).ok_or_else(|| {
+            let names: Vec<String> = Self::all().map(Self::name).collect();
+            format!("expected one of {}", names.join(", "))
+        })
+    }
+}
 
 /// Returns a pipeline of a published size with random weights, over its own scale schedule or another.
 pub(super) fn pipeline(
-    preset: VarPreset,
+    preset: Preset,
     scales: Option<Scales>,
     weights: FloatType,
     lora: Option<&Path>,
     device: &Device,
 ) -> Result<Pipeline> {
-    let mut config = preset.config();
-    config.patch_nums = scales.unwrap_or(config.patch_nums);
-    let tokenizer = VqVaeConfig::public(config.patch_nums.clone()).init(1, device)?;
     weights.check(device)?;
-    let mut transformer = cast_linear(config.init(VarInit::default(), 1, device)?, weights);
-    if let Some(lora) = lora {
-        transformer = Lora::load(&StateDict::open(lora)?, device)?.merge(transformer)?;
+    match preset {
+        Preset::Var(preset) => {
+            let own = preset.config();
+            let config = VarConfig { patch_nums: scales.unwrap_or_else(|| own.patch_nums.clone()), ..own };
+            let tokenizer = VqVaeConfig::public(config.patch_nums.clone()).init(1, device)?;
+            let transformer = config.init(VarInit::default(), 1, device)?;
+            assembled(tokenizer, transformer, GenerationConfig::default(), weights, lora)
+        }
+        Preset::FlexVar(preset) => {
+            let own = preset.config();
+            let config = FlexVarConfig { patch_nums: scales.unwrap_or_else(|| own.patch_nums.clone()), ..own };
+            let tokenizer = FlexVaeConfig::public(config.patch_nums.clone()).init(1, device)?;
+            let transformer = config.init(VarInit::default(), 1, device)?;
+            assembled(tokenizer, transformer, FlexVarPreset::evaluation(), weights, lora)
+        }
     }
-    Ok(Pipeline::new(ModelPair::new(tokenizer, transformer)?, GenerationConfig::default())?)
 }
 
-/// Returns a tokenizer's trainer, of the sizes of another tokenizer.
-pub(super) fn tokenizer_trainer(
-    tokenizer: &VqVae,
+fn assembled<T, M>(
+    tokenizer: T,
+    transformer: M,
+    config: GenerationConfig,
+    weights: FloatType,
+    lora: Option<&Path>,
+) -> Result<Pipeline>
+where
+    T: Tokenizer + Send + Sync + 'static,
+    M: LoraTarget + Module + Send + Sync + 'static,
+{
+    let mut transformer = cast_linear(transformer, weights);
+    if let Some(lora) = lora {
+        transformer = Lora::load(&StateDict::open(lora)?, &tokenizer.device())?.merge(transformer)?;
+    }
+    Ok(Pipeline::new(ModelPair::new(tokenizer, transformer)?, config)?)
+}
+
+/// A transformer that this command can train on the tokens of its tokenizer.
+pub(super) trait Trainable: TeacherForced + Pretrained {
+    type Sizes: TokenizerSizes<Model = Self::Tokenizer>;
+    type Tokenizer: TrainedTokenizer<Config = Self::Sizes>;
+
+    /// Returns the training by a configuration, in which the settings that only this family has are missing.
+    fn method(
+        &self,
+        config: Value,
+        tokenizer: Self::Tokenizer,
+        tokens: TokenCache,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<TransformerMethod<Self::Tokenizer, Self>>;
+}
+
+impl Trainable for Var {
+    type Sizes = VqVaeConfig;
+    type Tokenizer = VqVae;
+
+    fn method(
+        &self,
+        config: Value,
+        tokenizer: VqVae,
+        tokens: TokenCache,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<VarMethod> {
+        let config: VarTrainConfig = serde_json::from_value(config)?;
+        Ok(VarMethod::new(config, tokenizer, tokens, folder, device)?)
+    }
+}
+
+impl Trainable for FlexVar {
+    type Sizes = FlexVaeConfig;
+    type Tokenizer = FlexVae;
+
+    /// Every step has the default schedule, so that all runs do the same work.
+    fn method(
+        &self,
+        mut config: Value,
+        tokenizer: FlexVae,
+        tokens: TokenCache,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<FlexVarMethod> {
+        config["positions"] = json!(self.config().positions);
+        config["scales"] = json!({ "default_share": 1.0 });
+        let config: FlexVarTrainConfig = serde_json::from_value(config)?;
+        Ok(FlexVarMethod::new(config, tokenizer, tokens, folder, device)?)
+    }
+}
+
+/// Returns a tokenizer's trainer, of the sizes of another tokenizer and over a scale schedule that it accepts.
+pub(super) fn tokenizer_trainer<T>(
+    tokenizer: &T,
+    scales: &Scales,
     folder: &Path,
     batch: usize,
     device: &Device,
-) -> Result<Trainer<TokenizerMethod>> {
-    let data = noise_images(folder, tokenizer, batch)?;
-    let config: TokenizerTrainConfig = toml::from_str(&training(batch, &data, ""))?;
-    let config = TokenizerTrainConfig { model: tokenizer.config().clone(), ..config };
+) -> Result<Trainer<TokenizerMethod<T::Config>>>
+where
+    T: TrainedTokenizer<Config: TokenizerSizes<Model = T>>,
+{
+    let tokenizer = over(tokenizer, scales, device)?;
+    let data = noise_images(folder, &tokenizer, batch)?;
+    let config: TokenizerTrainConfig<T::Config> =
+        serde_json::from_value(configuration(batch, &data, json!(tokenizer.config())))?;
     let run = config.run.clone();
     Ok(Trainer::new(TokenizerMethod::new(config, folder, device)?, &run)?)
 }
 
-/// Returns the configuration of a run.
-fn training(batch: usize, data: &Path, rest: &str) -> String {
-    // TOML takes a path as a string in Rust's notation, on Unix and on Windows.
-    let model = "[model]\nch = 32\nch_mult = [1]\nnum_res_blocks = 1\nz_channels = 1\nvocab_size = 1\npatch_nums = [1]";
-    let model = if rest.is_empty() { model } else { rest };
-    format!("[run]\nsteps = 1000000\nbatch_size = {batch}\n[data]\npath = {data:?}\n{model}\n")
-}
-
-/// Returns a transformer's trainer, of the sizes of another transformer.
-pub(super) fn var_trainer(
-    pair: &ModelPair<VqVae, Var>,
+/// Returns a transformer's trainer, of the sizes of another transformer and over a scale schedule that it accepts.
+pub(super) fn transformer_trainer<M: Trainable>(
+    pair: &ModelPair<M::Tokenizer, M>,
+    scales: &Scales,
     folder: &Path,
     batch: usize,
     device: &Device,
-) -> Result<Trainer<VarMethod>> {
-    let data = noise_images(folder, &pair.tokenizer, batch)?;
-    let file = folder.join("tokenizer.safetensors");
-    pair.tokenizer.save(&file, &SaveOptions::default())?;
-    let sizes = pair.transformer.config();
-    let model = format!(
-        "[model]\ndepth = {}\nembed_dim = {}\nnum_heads = {}\nmlp_ratio = {}\nshared_aln = {}\nattn_l2_norm = {}",
-        sizes.depth, sizes.embed_dim, sizes.num_heads, sizes.mlp_ratio, sizes.shared_aln, sizes.attn_l2_norm
-    );
-    let mut config: VarTrainConfig =
-        toml::from_str(&format!("tokenizer = {file:?}\n{}", training(batch, &data, &model)))?;
-    config.run.batch_size = batch;
-    let tokens = tokens(&data, &pair.tokenizer, &folder.join("tokens.safetensors"))?;
-    // The trainer owns a tokenizer of its own.
-    let run = config.run.clone();
-    Ok(Trainer::new(VarMethod::new(config, pair.tokenizer.clone(), tokens, folder, device)?, &run)?)
+) -> Result<Trainer<TransformerMethod<M::Tokenizer, M>>> {
+    let tokenizer = over(&pair.tokenizer, scales, device)?;
+    let data = noise_images(folder, &tokenizer, batch)?;
+    let own = json!(pair.transformer.config());
+    let names = ["depth", "embed_dim", "num_heads", "mlp_ratio", "shared_aln", "attn_l2_norm"];
+    let sizes: serde_json::Map<_, _> = names.iter().map(|name| ((*name).to_owned(), own[name].clone())).collect();
+    let mut config = configuration(batch, &data, sizes.into());
+    // A name only: the trainer gets the tokenizer itself.
+    config["tokenizer"] = json!("tokenizer.safetensors");
+    let run: RunConfig = serde_json::from_value(config["run"].clone())?;
+    let tokens = tokens(&data, &tokenizer, &folder.join("tokens.safetensors"))?;
+    Ok(Trainer::new(pair.transformer.method(config, tokenizer, tokens, folder, device)?, &run)?)
+}
+
+/// Returns the configuration of a run.
+fn configuration(batch: usize, data: &Path, model: Value) -> Value {
+    json!({ "run": { "steps": 1_000_000, "batch_size": batch }, "data": { "path": data }, "model": model })
+}
+
+/// Returns a copy of a tokenizer over a scale schedule.
+fn over<T: TrainedTokenizer>(tokenizer: &T, scales: &Scales, device: &Device) -> Result<T> {
+    let config = T::with_scales(tokenizer.config().clone(), scales);
+    Ok(T::init_zeros(&config, device)?.load_record(tokenizer.clone().into_record()))
 }
 
 /// Returns random tokens. The time does not depend on them.
-fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
+fn tokens(data: &Path, tokenizer: &impl Tokenizer, path: &Path) -> Result<TokenCache> {
     let source = burn_var_train::data::open_images(data, Split::Train, &Default::default())?;
-    let [channels, height, width] = tokenizer.config().image_shape();
+    let [channels, height, width] = tokenizer.image_shape(tokenizer.scales());
     let loader = BatchLoader::new(source, ImageShape::new(height, width, channels)?);
-    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.config().vocab_size);
+    let (scales, vocab) = (tokenizer.scales().clone(), tokenizer.vocabulary().size);
     let length = scales.tokens();
     let view = vec![View::Fixed { mirrored: false }];
     let spec = TokenCacheSpec::new(&**loader.source(), loader.shape(), view, scales, vocab, "random".to_owned())?;
@@ -101,10 +224,10 @@ fn tokens(data: &Path, tokenizer: &VqVae, path: &Path) -> Result<TokenCache> {
 }
 
 /// Writes a folder of noise in two classes, of the size of the model's images.
-fn noise_images(folder: &Path, tokenizer: &VqVae, batch: usize) -> Result<PathBuf> {
+fn noise_images(folder: &Path, tokenizer: &impl Tokenizer, batch: usize) -> Result<PathBuf> {
     // A batch of each class, so that one is left for training when some are set aside for tests.
     let count = batch.max(2);
-    let [_, height, width] = tokenizer.config().image_shape();
+    let [_, height, width] = tokenizer.image_shape(tokenizer.scales());
     let data = folder.join("images");
     for class in ["a", "b"] {
         let class_folder = data.join(class);

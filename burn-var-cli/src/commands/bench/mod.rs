@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
+use burn_var::MapSize;
 use burn_var::models::dino::VitConfig;
-use burn_var::models::var::VarPreset;
-use burn_var::{MapSize, Tokenizer};
+use burn_var::pipeline::ModelPair;
 use burn_var_train::engine::{Method, Trainer};
 use clap::ValueEnum;
 use serde::Serialize;
+use tempfile::TempDir;
 
+use self::made_up::{Preset, Trainable};
 use self::profile::{Share, profile};
 use crate::classes::equal_parts;
-use crate::generator::{Generator, Plain, Wanted};
+use crate::generator::{Generator, Pair, Plain, Wanted};
 use crate::memory;
 use crate::models::PairArgs;
 use crate::output::{Output, bytes};
@@ -31,9 +33,10 @@ pub(crate) struct Args {
     /// Measurements to run, separated by commas. [default: sample,train-tokenizer,train-var; with --preset sample]
     #[arg(long, value_enum, value_name = "MEASUREMENTS", value_delimiter = ',')]
     only: Vec<Measurement>,
-    /// A published size, d16 to d36, with random weights, in place of a model; minutes per run on a CPU.
+    /// A published size with random weights, in place of a model: d16 to d36 of VAR, flexvar-d16 to flexvar-d24 of
+    /// FlexVAR. Minutes per run on a CPU.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "tokenizer", "transformer"])]
-    preset: Option<VarPreset>,
+    preset: Option<Preset>,
     /// Number of timed runs, after one that is not timed; the median is shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -125,9 +128,9 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             output.note(format!("initializing the weights of {}", preset.name()));
             let settings = args.sampling.settings()?;
             let lora = settings.lora.as_deref();
-            let pipeline =
-                made_up::pipeline(preset, args.model.model.scales.clone(), args.model.weights.into(), lora, device)?;
-            let generator = Generator::with(pipeline, None, &settings)?;
+            let scales = args.model.model.scales.clone();
+            let pipeline = made_up::pipeline(preset, scales, args.model.weights.into(), lora, device)?;
+            let generator = Generator::with(args.model.sized(pipeline)?, None, &settings)?;
             let generator = generator.with_seed(args.sampling.seed).with_batch(args.sampling.batch);
             (format!("{} with random weights", preset.name()), generator)
         }
@@ -136,63 +139,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             Generator::of(&args.model, &args.sampling, Plain::Never, device)?,
         ),
     };
-    let pair = generator.pair()?;
-    let tokenizer = &pair.tokenizer;
-    let [channels, height, width] = generator.pipeline.image_shape();
-    let batch = generator.pipeline.batch_size();
-    let train_batch = args.train_batch.map_or(if height > 64 { 1 } else { 32 }, |batch| batch as usize);
-    let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let mut bench = Bench { runs: args.runs, profile: args.profile, device, output, results: Vec::new() };
+    let Args { runs, profile, .. } = *args;
+    let mut bench = Bench { runs, profile, device, output, folder, results: Vec::new() };
+    let train_batch = args.train_batch.map(|batch| batch as usize);
     for what in wanted {
-        match what {
-            Measurement::Sample => bench.sample(&generator)?,
-            Measurement::Encode => {
-                let images = random([batch, channels, height, width]);
-                bench.rate("images to tokens", "images/s", batch as f64, batch, |_| {
-                    Ok(tokenizer.encode(images.clone(), tokenizer.scales())?)
-                })?;
-            }
-            Measurement::Decode => {
-                let MapSize { height, width } = tokenizer.scales().finest();
-                let canvas = random([batch, tokenizer.z_channels(), height, width]);
-                bench.rate("canvas to images", "images/s", batch as f64, batch, |_| {
-                    Ok(tokenizer.decode(canvas.clone()))
-                })?;
-            }
-            Measurement::TrainTokenizer => {
-                let trainer = made_up::tokenizer_trainer(tokenizer, folder.path(), train_batch, device)?;
-                bench.steps("tokenizer training", trainer, train_batch)?;
-            }
-            Measurement::TrainVar => {
-                let trainer = made_up::var_trainer(pair, folder.path(), train_batch, device)?;
-                bench.steps("transformer training", trainer, train_batch)?;
-            }
-            Measurement::Dino => {
-                let vit = VitConfig::dino_small_16().init(1, device)?;
-                let images = random([batch, 3, 224, 224]);
-                bench.rate("DINO ViT-S/16", "images/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))?;
-            }
-            Measurement::DinoBackward => {
-                let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
-                let images = random([batch, 3, 224, 224]);
-                bench.rate("DINO ViT-S/16, gradients", "images/s", batch as f64, batch, |_| {
-                    let images = Tensor::from_inner(images.clone()).require_grad();
-                    Ok(vit.forward(images)?.sum().backward())
-                })?;
-            }
-            Measurement::Injector => bench.injector(pair, batch)?,
-            Measurement::Ssg => bench.ssg(pair, batch)?,
-            Measurement::Inception => bench.inception(batch)?,
-            Measurement::Frechet => bench.frechet()?,
-            Measurement::Coverage => bench.coverage()?,
-            Measurement::Matmul => {
-                let size = 2048;
-                let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
-                bench.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {
-                    Ok(a.clone().matmul(b.clone()))
-                })?;
-            }
+        match generator.pair()? {
+            Pair::Var(pair) => bench.measure(*what, &generator, pair, train_batch)?,
+            Pair::FlexVar(pair) => bench.measure(*what, &generator, pair, train_batch)?,
         }
     }
     let results = bench.results;
@@ -223,10 +177,76 @@ struct Bench<'a> {
     profile: bool,
     device: &'a Device,
     output: Output,
+    /// Data of the trainers.
+    folder: TempDir,
     results: Vec<Measured>,
 }
 
 impl Bench<'_> {
+    /// Runs one measurement.
+    fn measure<M: Trainable>(
+        &mut self,
+        what: Measurement,
+        generator: &Generator,
+        pair: &ModelPair<M::Tokenizer, M>,
+        train_batch: Option<usize>,
+    ) -> Result<()> {
+        let pipeline = &generator.pipeline;
+        let (tokenizer, scales, batch) = (pipeline.tokenizer(), pipeline.scales(), pipeline.batch_size());
+        let [channels, height, width] = pipeline.image_shape();
+        let train_batch = train_batch.unwrap_or(if height > 64 { 1 } else { 32 });
+        let device = self.device;
+        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
+        match what {
+            Measurement::Sample => self.sample(generator),
+            Measurement::Encode => {
+                let images = random([batch, channels, height, width]);
+                self.rate("images to tokens", "images/s", batch as f64, batch, |_| {
+                    Ok(tokenizer.encode(images.clone(), scales)?)
+                })
+            }
+            Measurement::Decode => {
+                let MapSize { height, width } = scales.finest();
+                let canvas = random([batch, tokenizer.z_channels(), height, width]);
+                self.rate("canvas to images", "images/s", batch as f64, batch, |_| Ok(tokenizer.decode(canvas.clone())))
+            }
+            Measurement::TrainTokenizer => {
+                let folder = self.folder.path();
+                let trainer = made_up::tokenizer_trainer(&pair.tokenizer, scales, folder, train_batch, device)?;
+                self.steps("tokenizer training", trainer, train_batch)
+            }
+            Measurement::TrainVar => {
+                let trainer = made_up::transformer_trainer(pair, scales, self.folder.path(), train_batch, device)?;
+                self.steps("transformer training", trainer, train_batch)
+            }
+            Measurement::Dino => {
+                let vit = VitConfig::dino_small_16().init(1, device)?;
+                let images = random([batch, 3, 224, 224]);
+                self.rate("DINO ViT-S/16", "images/s", batch as f64, batch, |_| Ok(vit.forward(images.clone())?))
+            }
+            Measurement::DinoBackward => {
+                let vit = VitConfig::dino_small_16().init(1, &device.clone().autodiff())?.freeze();
+                let images = random([batch, 3, 224, 224]);
+                self.rate("DINO ViT-S/16, gradients", "images/s", batch as f64, batch, |_| {
+                    let images = Tensor::from_inner(images.clone()).require_grad();
+                    Ok(vit.forward(images)?.sum().backward())
+                })
+            }
+            Measurement::Injector => self.injector(pipeline, batch),
+            Measurement::Ssg => self.ssg(pipeline, batch),
+            Measurement::Inception => self.inception(batch),
+            Measurement::Frechet => self.frechet(),
+            Measurement::Coverage => self.coverage(),
+            Measurement::Matmul => {
+                let size = 2048;
+                let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
+                self.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {
+                    Ok(a.clone().matmul(b.clone()))
+                })
+            }
+        }
+    }
+
     /// Runs `work` once to warm up, then the timed runs, then once more for the profile if asked for.
     fn each_run<R>(&self, name: &str, mut work: impl FnMut(u64) -> Result<R>) -> Result<(Vec<f64>, Vec<Share>)> {
         let mut times = Vec::new();

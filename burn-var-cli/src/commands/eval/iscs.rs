@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
+use burn_var::TokenPyramid;
 use burn_var::metrics::{Iscs, IscsScore, Side};
 use burn_var::models::dino::Vit;
-use burn_var::models::var::Var;
-use burn_var::pipeline::ModelPair;
+use burn_var::ops;
+use burn_var::pipeline::Pipeline;
 use burn_var::weights::{Pretrained, StateDict};
-use burn_var::{TokenPyramid, Tokenizer};
 use burn_var_train::curves::{Chart, Series};
 use burn_var_train::data::{BatchLoader, ImageOptions, ImageShape, Split, View, open_images};
 use burn_var_train::eval::evenly;
@@ -89,33 +90,33 @@ impl ScaleFeatures {
     }
 
     /// Returns the features of a batch at each scale. `stages` are the images decoded after each scale, for `Dino`.
-    fn extract(
-        &self,
-        stages: Vec<Tensor<4>>,
-        tokens: &TokenPyramid,
-        tokenizer: &dyn Tokenizer,
-        transformer: &Var,
-    ) -> Result<Vec<Vec<f32>>> {
+    fn extract(&self, stages: Vec<Tensor<4>>, tokens: &TokenPyramid, pipeline: &Pipeline) -> Result<Vec<Vec<f32>>> {
         let read = |features: Tensor<2>| -> Result<Vec<f32>> {
             Ok(features.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read features"))?)
         };
         match self {
             Self::Dino(vit) => stages.into_iter().map(|images| read(vit.forward(vit.prepare(images)?)?)).collect(),
-            Self::Tokens => (0..tokenizer.scales().len())
-                .map(|k| {
-                    let embedded = transformer.embed_codes(tokenizer.lookup(tokens.map(k)));
-                    read(embedded.mean_dim(1).squeeze_dim::<2>(1))
-                })
-                .collect(),
+            Self::Tokens => {
+                let embedding = code_embedding(pipeline)?;
+                let bias = embedding.bias.as_ref().map(|bias| bias.val());
+                let embed = |codes| ops::linear(codes, embedding.weight.val(), bias.clone());
+                (0..tokens.scales().len())
+                    .map(|k| read(embed(pipeline.tokenizer().lookup(tokens.map(k))).mean_dim(1).squeeze_dim::<2>(1)))
+                    .collect()
+            }
         }
     }
 
-    fn dim(&self, transformer: &Var) -> usize {
-        match self {
+    fn dim(&self, pipeline: &Pipeline) -> Result<usize> {
+        Ok(match self {
             Self::Dino(vit) => vit.config().embed_dim,
-            Self::Tokens => transformer.config().embed_dim,
-        }
+            Self::Tokens => code_embedding(pipeline)?.weight.dims()[1],
+        })
     }
+}
+
+fn code_embedding(pipeline: &Pipeline) -> Result<&Linear> {
+    pipeline.code_embedding().context("--feature vae-tokens needs a model that embeds code vectors; use dino-cls")
 }
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
@@ -124,21 +125,22 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let features = ScaleFeatures::load(args, device)?;
     let generator = Generator::new(&args.draw, Plain::Too, device)?;
-    let ModelPair { tokenizer, transformer } = generator.pair()?;
+    let pipeline = &generator.pipeline;
+    let (tokenizer, scales) = (pipeline.tokenizer(), pipeline.scales());
     let stages = matches!(features, ScaleFeatures::Dino(_));
-    let mut empty = Iscs::new(tokenizer.scales().len(), features.dim(transformer))?;
+    let mut empty = Iscs::new(scales.len(), features.dim(pipeline)?)?;
 
-    let [channels, height, width] = generator.pipeline.image_shape();
+    let [channels, height, width] = pipeline.image_shape();
     let source = open_images(&args.data, Split::Test, &ImageOptions::default())?;
     let loader = BatchLoader::new(source, ImageShape::new(height, width, channels)?);
     let chosen = evenly(loader.source().len(), args.count as usize);
     let bar = output.bar(chosen.len(), "real images");
-    for numbers in chosen.chunks(generator.pipeline.batch_size()) {
+    for numbers in chosen.chunks(pipeline.batch_size()) {
         let images = loader.load(numbers, View::Fixed { mirrored: false }, device)?.images;
-        let tokens = tokenizer.encode(images, tokenizer.scales())?;
+        let tokens = tokenizer.encode(images, scales)?;
         let canvases = if stages { tokenizer.canvases(&tokens) } else { Vec::new() };
-        let stages = canvases.into_iter().map(|canvas| tokenizer.decode(canvas)).collect();
-        empty.push(Side::Real, &features.extract(stages, &tokens, tokenizer, transformer)?)?;
+        let stages = canvases.into_iter().map(|canvas| tokenizer.preview(canvas, scales)).collect();
+        empty.push(Side::Real, &features.extract(stages, &tokens, pipeline)?)?;
         bar.inc(numbers.len() as u64);
     }
     bar.finish_and_clear();
@@ -149,7 +151,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let bar = output.bar(labels.len(), name);
         generator.run(&labels, Wanted { stages, plain, ..Default::default() }, |batch| {
             let output = batch.output;
-            iscs.push(Side::Generated, &features.extract(output.stages, &output.tokens, tokenizer, transformer)?)?;
+            iscs.push(Side::Generated, &features.extract(output.stages, &output.tokens, pipeline)?)?;
             tokens.extend(output.tokens.to_rows()?);
             bar.inc(batch.labels.len() as u64);
             Ok(())
