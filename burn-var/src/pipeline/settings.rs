@@ -35,6 +35,7 @@ impl Settings {
         Sampler {
             top_k: self.top_k.unwrap_or(own.top_k),
             top_p: self.top_p.unwrap_or(own.top_p),
+            top_p_rule: own.top_p_rule,
             temperature: self.temperature.unwrap_or(own.temperature),
             more_smooth: self.more_smooth.unwrap_or(own.more_smooth),
             greedy_unlisted: self.greedy_unlisted.unwrap_or(own.greedy_unlisted),
