@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_var::editing::KnownTokens;
 use burn_var::guidance::AidWeight;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::models::aid::Injector;
 use burn_var::models::common::Lora;
+use burn_var::models::flexvar::{FlexVae, FlexVar};
+use burn_var::models::llamagen::{LlamaGen, LlamaGenVq};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
@@ -53,7 +56,7 @@ struct InjectorInfo {
 /// The results of a batch that are needed besides its images.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
-    /// The images after every scale.
+    /// The images after every scale, or after every row of a raster.
     pub(crate) stages: bool,
     /// The guided logits of every scale.
     pub(crate) logits: bool,
@@ -73,7 +76,7 @@ pub(crate) struct Batch<'a> {
 pub(crate) struct BatchOutput {
     /// `[batch, channels, height, width]` in `[-1, 1]`.
     pub(crate) images: Tensor<4>,
-    /// If wanted, the images after every scale, the last one included.
+    /// If wanted, the images after every stage, the last one included.
     pub(crate) stages: Vec<Tensor<4>>,
     /// If wanted, the guided logits of every scale, `[batch, tokens, vocab]`.
     pub(crate) logits: Vec<Tensor<3>>,
@@ -230,11 +233,12 @@ impl Generator {
         let sampler = pipeline.sampler();
         let request = BatchRequest { first, sampler, known, ..BatchRequest::new(conditions, self.seed) };
         let (mut canvases, mut logits) = (Vec::new(), Vec::new());
+        let ends: Vec<usize> = pipeline.scales().stages().into_iter().map(|stage| stage.end).collect();
         let start = Instant::now();
         let mut steps = pipeline.start(request)?;
         for step in steps.by_ref() {
             let step = step?;
-            if wanted.stages {
+            if wanted.stages && ends.contains(&(step.k() + 1)) {
                 canvases.push(step.scale().canvas.clone());
             }
             if wanted.logits {
@@ -284,6 +288,18 @@ fn injector_file(settings: &AidSettings, own: Option<&StateDict>) -> Result<Opti
     Ok(Some((dict, weight)))
 }
 
+/// Returns the fingerprint of a model of any family.
+fn fingerprint(pipeline: &Pipeline) -> Result<String> {
+    fn of<T: Module + 'static, M: Module + 'static>(pipeline: &Pipeline) -> Option<burn_var_train::Result<String>> {
+        let ModelPair { tokenizer, transformer } = pipeline.pair::<T, M>()?;
+        let whole = || Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.finish());
+        Some(whole())
+    }
+    let found = of::<VqVae, Var>(pipeline);
+    let found = found.or_else(|| of::<FlexVae, FlexVar>(pipeline)).or_else(|| of::<LlamaGenVq, LlamaGen>(pipeline));
+    Ok(found.context("the family of the model is not known")??)
+}
+
 fn lora_fingerprint(file: &PathBuf, device: &Device) -> Result<String> {
     Ok(Fingerprint::new().module(&Lora::load(&StateDict::open(file)?, device)?)?.finish())
 }
@@ -300,8 +316,7 @@ pub(crate) struct GeneratedSet {
 
 impl GeneratedSet {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let ModelPair { tokenizer, transformer } = generator.pair()?;
-        let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
+        let model = fingerprint(&generator.pipeline)?;
         Ok(Self { generator, labels, model })
     }
 

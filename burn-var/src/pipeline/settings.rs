@@ -10,6 +10,9 @@ use crate::weights::GenerationConfig;
 pub struct Settings {
     /// Classifier-free guidance.
     pub cfg: Option<Schedule>,
+    /// Strength of classifier-free guidance, over a schedule of the form of `cfg` or of the model's file: see
+    /// [`Schedule::with_strength`].
+    pub cfg_strength: Option<f64>,
     /// Number of most likely codes to draw from; 0 is all.
     pub top_k: Option<usize>,
     /// Share of the probability to draw from; 0 is all.
@@ -45,6 +48,7 @@ impl Settings {
     /// Resolves the guidance for a model, except for the injector, which has weights of its own.
     pub fn guidance(&self, model: &GenerationConfig) -> GuidanceConfig {
         let cfg = self.cfg.clone().unwrap_or_else(|| model.cfg.clone());
+        let cfg = self.cfg_strength.map_or_else(|| cfg.clone(), |strength| cfg.with_strength(strength));
         GuidanceConfig { cfg, vpg: self.vpg.clone(), ssg: self.ssg.clone() }
     }
 }
