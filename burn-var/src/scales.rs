@@ -399,7 +399,10 @@ mod tests {
     fn a_raster_is_one_token_per_step() {
         let size = MapSize { height: 2, width: 3 };
         let scales = Scales::raster(size).unwrap();
-        assert_eq!((scales.raster_size(), scales.finest(), scales.to_string()), (Some(size), size, "raster:2x3".into()));
+        assert_eq!(
+            (scales.raster_size(), scales.finest(), scales.to_string()),
+            (Some(size), size, "raster:2x3".into())
+        );
         assert_eq!(scales.stages(), [0..3, 3..6], "rows");
         assert_eq!(Scales::square(&[1, 2]).unwrap().stages(), [0..1, 1..2], "scales");
         assert_eq!(scales.for_size(MapSize::square(4)).unwrap(), Scales::raster(MapSize::square(4)).unwrap());

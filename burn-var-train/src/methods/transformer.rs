@@ -181,7 +181,8 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let mut metrics = vec![("loss".into(), mean(&nll)), ("accuracy".into(), mean(&hits))];
         for (stage, of) in scales.stages().into_iter().enumerate() {
-            let (name, range) = (self.stage_name(scales, stage), scales.range(of.start).start..scales.range(of.end - 1).end);
+            let (name, range) =
+                (self.stage_name(scales, stage), scales.range(of.start).start..scales.range(of.end - 1).end);
             metrics.push((format!("loss_{name}"), mean(&nll[range.clone()])));
             metrics.push((format!("accuracy_{name}"), mean(&hits[range])));
         }

@@ -33,7 +33,10 @@ impl TeacherInput {
     /// [`Error::Unsupported`] if the input has code vectors alone.
     pub fn ids(&self) -> Result<Tensor<2, Int>> {
         self.ids.clone().ok_or_else(|| {
-            Error::unsupported("a pass over code vectors", "this model embeds the ids of tokens: use `TeacherInput::of`")
+            Error::unsupported(
+                "a pass over code vectors",
+                "this model embeds the ids of tokens: use `TeacherInput::of`",
+            )
         })
     }
 }

@@ -62,7 +62,13 @@ impl Schedule {
                 let steps = steps.map_or(after_first, |steps| steps.min(after_first));
                 strength * at.k() as f64 / steps.max(1) as f64
             }
-            Self::First { strength, scales } => if at.k() < *scales { *strength } else { 0.0 },
+            Self::First { strength, scales } => {
+                if at.k() < *scales {
+                    *strength
+                } else {
+                    0.0
+                }
+            }
             Self::PowerCosine { strength, .. } if at.is_first() => *strength,
             Self::PowerCosine { strength, power } => {
                 let progress = (at.k() - 1) as f64 / (at.scales().len() - 1) as f64;

@@ -158,9 +158,7 @@ fn inputs_are(
     let other = match query_keys {
         QueryKeys::Scaled(_) => true,
         QueryKeys::Unit(sharpness) => accepts(sharpness),
-        QueryKeys::Rotary { table, .. } => {
-            flex::supports(table) && query_keys.key_heads(qkv.dims()[2], heads) == heads
-        }
+        QueryKeys::Rotary { table, .. } => flex::supports(table) && query_keys.key_heads(qkv.dims()[2], heads) == heads,
     };
     other && biases.iter().flatten().all(accepts)
 }

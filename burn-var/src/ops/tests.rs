@@ -304,7 +304,8 @@ fn self_attention_with_rotary_positions() {
             let qkv = inputs[0].clone().reshape([batch, tokens, packed]);
             let place = (&qkv.device(), qkv.dtype());
             let table = Tensor::from_data(TensorData::new(angles(tokens, channels), [tokens, channels]), place);
-            let causal = (0..tokens * tokens).map(|at| if at % tokens <= at / tokens { 0.0 } else { f32::NEG_INFINITY });
+            let causal =
+                (0..tokens * tokens).map(|at| if at % tokens <= at / tokens { 0.0 } else { f32::NEG_INFINITY });
             let mask = TensorData::new(causal.collect::<Vec<f32>>(), [1, 1, tokens, tokens]);
             let mask = Tensor::<4>::from_data(mask, place);
             self_attention(qkv, None, heads, QueryKeys::Rotary { scale: 0.3, table }, Some(mask))

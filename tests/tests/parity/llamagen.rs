@@ -78,9 +78,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let ids: Tensor<2, Int> = case.ids("ids", device);
     let tokens = TokenPyramid::from_sequence(config.patch_nums.clone(), ids.clone())?;
     let input = TeacherInput::of(&tokenizer, &tokens);
-    let forward = |conditions: &[Condition]| {
-        transformer.teacher_forced(conditions, input.clone(), &config.patch_nums, None)
-    };
+    let forward =
+        |conditions: &[Condition]| transformer.teacher_forced(conditions, input.clone(), &config.patch_nums, None);
     checks.floats("tf_logits", "logits", forward(&conditions)?);
     checks.floats("tf_logits_null", "logits", forward(&vec![Condition::Null; conditions.len()])?);
     gradients(case, &conditions, &input, device, checks)?;

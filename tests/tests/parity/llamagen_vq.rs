@@ -88,9 +88,11 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let mut bytes = Vec::with_capacity(resized.shape().num_elements());
     for image in to_images(resized, ValueRange::Signed)? {
         let pixels = (0..channels).flat_map(|c| (0..height as u32).map(move |y| (c, y)));
-        bytes.extend(pixels.flat_map(|(c, y)| (0..width as u32).map(move |x| (c, x, y))).map(|(c, x, y)| {
-            f64::from(image.get_pixel(x, y).0[c])
-        }));
+        bytes.extend(
+            pixels
+                .flat_map(|(c, y)| (0..width as u32).map(move |x| (c, x, y)))
+                .map(|(c, x, y)| f64::from(image.get_pixel(x, y).0[c])),
+        );
     }
     checks.array("bytes", "bytes", Array { shape, values: bytes });
     training(case, size, &device.clone().autodiff(), checks)
@@ -100,10 +102,7 @@ fn training(case: &Case, size: MapSize, device: &Device, checks: &mut Checks<'_>
     let model = from_recipe(case, size, device)?;
     let recipe: WeightGen = case.get("/lpips/weightgen");
     let shapes = VGG16.into_iter().flat_map(|(i, [input, output])| {
-        [
-            (format!("features.{i}.weight"), vec![output, input, 3, 3]),
-            (format!("features.{i}.bias"), vec![output]),
-        ]
+        [(format!("features.{i}.weight"), vec![output, input, 3, 3]), (format!("features.{i}.bias"), vec![output])]
     });
     let lpips = Lpips::load(&recipe.state_dict(shapes), &Lpips::published_heads()?, device)?;
     let image: Tensor<4> = case.tensor("image", device);

@@ -47,7 +47,8 @@ mod tests {
         let dropped = values.iter().filter(|value| **value == 0.0).count();
         assert!((1800..2200).contains(&dropped), "{dropped} of 10000");
         assert!(values.iter().all(|value| *value == 0.0 || *value == 1.25));
-        let images: Vec<f32> = drop_path(x(), 0.5, Some(&mut noise)).mean_dims(&[1, 2]).into_data().try_into_vec().unwrap();
+        let images: Vec<f32> =
+            drop_path(x(), 0.5, Some(&mut noise)).mean_dims(&[1, 2]).into_data().try_into_vec().unwrap();
         assert!(images.iter().all(|image| *image == 0.0 || *image == 2.0), "{images:?}");
         let same = dropout(x(), 0.2, None).into_data();
         assert_eq!(same, x().into_data(), "without noise");

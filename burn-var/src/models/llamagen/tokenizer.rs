@@ -143,7 +143,11 @@ impl Tokenizer for LlamaGenVq {
         raster_size(scales)?;
         let (shape, expected) = (images.dims(), self.image_shape(scales));
         if shape[1..] != expected {
-            return Err(Error::shape("images", format!("[batch, {}]", expected.map(|n| n.to_string()).join(", ")), shape));
+            return Err(Error::shape(
+                "images",
+                format!("[batch, {}]", expected.map(|n| n.to_string()).join(", ")),
+                shape,
+            ));
         }
         TokenPyramid::from_sequence(scales.clone(), self.vq.quantize.quantize(self.latent(images)?))
     }
@@ -165,7 +169,10 @@ impl Tokenizer for LlamaGenVq {
     fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
         let [batch, channels, _, width] = canvas.dims();
         let (row, column) = (at.k() / width, at.k() % width);
-        canvas.slice_assign([0..batch, 0..channels, row..row + 1, column..column + 1], codes.swap_dims(1, 2).unsqueeze_dim(3))
+        canvas.slice_assign(
+            [0..batch, 0..channels, row..row + 1, column..column + 1],
+            codes.swap_dims(1, 2).unsqueeze_dim(3),
+        )
     }
 
     /// Returns zeros: the transformer reads ids.

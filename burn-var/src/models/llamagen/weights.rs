@@ -46,7 +46,8 @@ impl Pretrained for LlamaGen {
     /// raster.
     fn infer(dict: &StateDict, scales: Option<&Scales>) -> Result<LlamaGenConfig> {
         let [vocab_size, dim] = axes(dict, "tok_embeddings.weight", Self::KIND)?;
-        if !dict.contains("cls_embedding.embedding_table.weight") && dict.contains("cls_embedding.cap_proj.fc1.weight") {
+        if !dict.contains("cls_embedding.embedding_table.weight") && dict.contains("cls_embedding.cap_proj.fc1.weight")
+        {
             let reason = "it is conditioned on texts, expected a class-conditional LlamaGen transformer";
             return Err(Error::format(dict.origin(), reason));
         }
