@@ -1,5 +1,6 @@
 //! Sheets of images with captions.
 
+use burn_var::Scales;
 use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage, imageops};
 
@@ -19,6 +20,14 @@ const MOST_PIXELS: u64 = 400_000_000;
 pub(crate) struct Row {
     pub(crate) caption: String,
     pub(crate) images: Vec<RgbImage>,
+}
+
+/// Returns the headings of the stages of a schedule: the sizes of its maps, or the rows of a raster.
+pub(crate) fn stage_names(scales: &Scales) -> Vec<String> {
+    match scales.raster_size() {
+        Some(size) => (1..=size.height).map(|row| format!("row {row}")).collect(),
+        None => scales.sizes().iter().map(|size| format!("{}x{}", size.height, size.width)).collect(),
+    }
 }
 
 /// Lays out rows of images of one size, with captions to the left and `headings` over the columns.

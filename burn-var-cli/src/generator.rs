@@ -12,6 +12,7 @@ use burn_var::image::{ValueRange, to_images};
 use burn_var::models::aid::Injector;
 use burn_var::models::common::Lora;
 use burn_var::models::flexvar::{FlexVae, FlexVar};
+use burn_var::models::llamagen::{LlamaGen, LlamaGenVq};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
@@ -50,19 +51,6 @@ pub(crate) enum Pair<'a> {
     FlexVar(&'a ModelPair<FlexVae, FlexVar>),
 }
 
-impl Pair<'_> {
-    /// Returns the fingerprint of all weights.
-    fn fingerprint(&self) -> Result<String> {
-        fn of<T: Module, M: Module>(ModelPair { tokenizer, transformer }: &ModelPair<T, M>) -> Result<String> {
-            Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.finish())
-        }
-        match self {
-            Self::Var(pair) => of(pair),
-            Self::FlexVar(pair) => of(pair),
-        }
-    }
-}
-
 /// The origin of an injector, for results.
 #[derive(Debug, Clone, serde::Serialize)]
 struct InjectorInfo {
@@ -74,7 +62,7 @@ struct InjectorInfo {
 /// The results of a batch that are needed besides its images.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
-    /// The images after every scale.
+    /// The images after every scale, or after every row of a raster.
     pub(crate) stages: bool,
     /// The guided logits of every scale.
     pub(crate) logits: bool,
@@ -94,7 +82,7 @@ pub(crate) struct Batch<'a> {
 pub(crate) struct BatchOutput {
     /// `[batch, channels, height, width]` in `[-1, 1]`.
     pub(crate) images: Tensor<4>,
-    /// If wanted, the images after every scale, the last one included.
+    /// If wanted, the images after every stage, the last one included.
     pub(crate) stages: Vec<Tensor<4>>,
     /// If wanted, the guided logits of every scale, `[batch, tokens, vocab]`.
     pub(crate) logits: Vec<Tensor<3>>,
@@ -250,11 +238,12 @@ impl Generator {
         let sampler = pipeline.sampler();
         let request = BatchRequest { first, sampler, known, ..BatchRequest::new(conditions, self.seed) };
         let (mut canvases, mut logits) = (Vec::new(), Vec::new());
+        let ends: Vec<usize> = pipeline.scales().stages().into_iter().map(|stage| stage.end).collect();
         let start = Instant::now();
         let mut steps = pipeline.start(request)?;
         for step in steps.by_ref() {
             let step = step?;
-            if wanted.stages {
+            if wanted.stages && ends.contains(&(step.k() + 1)) {
                 canvases.push(step.scale().canvas.clone());
             }
             if wanted.logits {
@@ -308,6 +297,18 @@ fn injector_file(settings: &AidSettings, own: Option<&StateDict>) -> Result<Opti
     Ok(Some((dict, weight)))
 }
 
+/// Returns the fingerprint of a model of any family.
+fn fingerprint(pipeline: &Pipeline) -> Result<String> {
+    fn of<T: Module + 'static, M: Module + 'static>(pipeline: &Pipeline) -> Option<burn_var_train::Result<String>> {
+        let ModelPair { tokenizer, transformer } = pipeline.pair::<T, M>()?;
+        let whole = || Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.finish());
+        Some(whole())
+    }
+    let found = of::<VqVae, Var>(pipeline);
+    let found = found.or_else(|| of::<FlexVae, FlexVar>(pipeline)).or_else(|| of::<LlamaGenVq, LlamaGen>(pipeline));
+    Ok(found.context("the family of the model is not known")??)
+}
+
 fn lora_fingerprint(file: &PathBuf, device: &Device) -> Result<String> {
     Ok(Fingerprint::new().module(&Lora::load(&StateDict::open(file)?, device)?)?.finish())
 }
@@ -324,7 +325,7 @@ pub(crate) struct GeneratedSet {
 
 impl GeneratedSet {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let model = generator.pair()?.fingerprint()?;
+        let model = fingerprint(&generator.pipeline)?;
         Ok(Self { generator, labels, model })
     }
 

@@ -23,7 +23,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// The scale schedule: sizes of the token maps, such as `1,2,3,4,5,6,8,10,13,16`, or `1,2x3,4x6` for 2 rows of 3
-    /// tokens. FlexVAR generates over any; other models have one, which a public file does not record.
+    /// tokens. FlexVAR generates over any; other models have one, which a public file does not record. That of LlamaGen is
+    /// the map that it draws token by token: `raster:16`, or `raster:16x24`.
     #[arg(long, value_name = "SIZES", alias = "patch-nums", value_parser = schedule)]
     pub(crate) scales: Option<Scales>,
 }
@@ -39,6 +40,9 @@ pub(crate) fn schedule(text: &str) -> Result<Scales, String> {
         let expected = "expected tokens per side, `4` for instance, or `2x3` for 2 rows of 3";
         size(map).ok_or_else(|| format!("`{map}` is not the size of a map: {expected}"))
     };
+    if let Some(raster) = text.trim().strip_prefix("raster:") {
+        return Scales::raster(named(raster)?).map_err(|error| error.to_string());
+    }
     let sizes = text.split(',').map(named).collect::<Result<Vec<_>, String>>()?;
     Scales::new(sizes).map_err(|error| error.to_string())
 }
@@ -61,7 +65,8 @@ pub(crate) struct PairArgs {
     /// slightly.
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub(crate) weights: Weights,
-    /// The size of the images in pixels, for FlexVAR, which generates any: its schedule is cut or continued to fit.
+    /// The size of the images in pixels, for FlexVAR and LlamaGen, which generate any: FlexVAR's schedule is cut or continued
+    /// to fit.
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = pixels, conflicts_with = "scales")]
     pub(crate) size: Option<[u32; 2]>,
 }

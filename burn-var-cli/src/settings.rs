@@ -23,7 +23,8 @@ pub(crate) struct SamplingArgs {
     /// Seed of the whole set: image i of a seed is the same in every batch.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Strength of classifier-free guidance at the last scale, 0 at the first and linear between. 0 is none.
+    /// Strength of classifier-free guidance: for VAR and FlexVAR at the last scale, 0 at the first and linear between; for
+    /// LlamaGen at every token, its guidance scale minus 1. 0 is none.
     #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
     cfg: Option<f64>,
     /// Strength of classifier-free guidance at every scale, `0,0.5,1,1.5` for instance.
@@ -131,6 +132,8 @@ impl From<Order> for SsgOrder {
 pub(crate) struct FileSettings {
     /// Classifier-free guidance: `{ ramp = 1.5 }`, `{ decay = 1.5 }`, `{ constant = 1.5 }` or `{ per-scale = [0, 1] }`.
     cfg: Option<Schedule>,
+    #[serde(skip)]
+    cfg_strength: Option<f64>,
     top_k: Option<usize>,
     top_p: Option<f64>,
     temperature: Option<f64>,
@@ -148,6 +151,7 @@ impl FileSettings {
     pub(crate) fn pipeline(&self) -> Settings {
         Settings {
             cfg: self.cfg.clone(),
+            cfg_strength: self.cfg_strength,
             top_k: self.top_k,
             top_p: self.top_p,
             temperature: self.temperature,
@@ -199,7 +203,8 @@ impl SamplingArgs {
         if let Some(strengths) = &self.cfg_schedule {
             settings.cfg = Some(Schedule::PerScale(strengths.clone()));
         } else if let Some(strength) = self.cfg {
-            settings.cfg = Some(Schedule::Ramp(strength));
+            // The form is that of the model's own schedule, not of the file's.
+            (settings.cfg, settings.cfg_strength) = (None, Some(strength));
         }
         if let Some(strength) = self.ssg {
             let ssg = settings.ssg.get_or_insert_with(|| SsgConfig::paper(strength));

@@ -13,6 +13,7 @@ use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::common::{Lora, LowRankConfig};
 use burn_var::models::dino::VitConfig;
 use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVaeConfig, FlexVar, MaskedFirst, SeenScales};
+use burn_var::models::llamagen::LlamaGenVqConfig;
 use burn_var::models::var::VqVae;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{Pretrained, SaveOptions, StateDict};
@@ -26,11 +27,12 @@ use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::{BatchLoader, ImageShape, Split, Supervision, TokenCache, View};
 use burn_var_train::engine::{Method, TrainConfig, Trainer};
 use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, MaskRatio, train_flexvar};
+use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
 use burn_var_train::patch_gan::PatchGan;
 use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
 use burn_var_train::sar::{ForcingSchedule, Sampling, SarConfig, SarTrainConfig, StudentForcing, Target, train_sar};
-use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_tokenizer};
+use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_llamagen_vq, train_tokenizer};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
 /// IDX files of 15x16 grey images in three classes: blots at different places, and noise.
@@ -521,6 +523,69 @@ fn scales_can_stand_for_resized_images() {
         let expected: Vec<u32> = expected.try_into_vec_as::<u32>().expect("read");
         assert_eq!(row(&image)[scales.range(k)], expected, "scale {size}");
     }
+}
+
+/// How to train LlamaGen's tokenizer.
+fn llamagen_vq_config(data: &Path) -> TokenizerTrainConfig<LlamaGenVqConfig> {
+    let text = run_section(data)
+        + "[model]\npatch_nums = { raster = 4 }\n\
+           [model.vq]\nimage_channels = 1\nch = 32\nch_mult = [1, 2, 1]\nnum_res_blocks = 1\nz_channels = 6\n\
+           codebook_size = 24\ncodebook_embed_dim = 5\nentropy_loss_ratio = 0.1\n\
+           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[revival]\nevery = 2\nuntil = 0.9\nthreshold = 0.5\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// An untrained tokenizer of LlamaGen in `folder`, and how to train a transformer on it with all its dropouts.
+fn llamagen_config(folder: &Path) -> LlamaGenTrainConfig {
+    let data = images(folder);
+    let path = folder.join("llamagen_vq.safetensors");
+    let tokenizer = llamagen_vq_config(&data).model.init(2, &Device::default()).expect("valid");
+    tokenizer.save(&path, &SaveOptions::default()).expect("written");
+    let text = format!("tokenizer = {path:?}\nclass_dropout = 0.3\n{}", run_section(&data))
+        + "[model]\ndim = 32\nn_layer = 2\nn_head = 2\ndrop_path_rate = 0.2\n\
+           [learning_rate]\npeak = 0.001\nwarmup_steps = 2\n[preview]\nper_class = 1\nclasses = 2\n";
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn the_tokenizer_of_llamagen_resumes_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = llamagen_vq_config(&images(folder.path()));
+    assert_eq!((config.optimizer.beta_1, config.optimizer.beta_2), (0.9, 0.95), "the authors' optimizer");
+    compare(folder.path(), &["average", "model", "optimizer", "usage"], |run, progress| {
+        train_llamagen_vq(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+}
+
+#[test]
+fn a_llamagen_transformer_resumes_to_the_bit_and_learns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = llamagen_config(folder.path());
+    let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
+        train_llamagen(config.clone(), run, &Device::default(), progress).expect("trains")
+    });
+    let log = read_log(whole.join("log.jsonl")).expect("a log");
+    let losses: Vec<f64> = log.iter().map(|record| record["loss"].as_f64().expect("a loss")).collect();
+    assert!((losses[0] - 24_f64.ln()).abs() < 1e-4, "a head of zeros knows nothing: {losses:?}");
+    assert!(losses[5] < losses[0] - 0.001, "{losses:?}");
+    let rows = |record: &serde_json::Value| (0..9).filter(|row| record.get(format!("loss_{row}")).is_some()).count();
+    assert_eq!(rows(&log[0]), 4, "a loss per row of tokens");
+}
+
+#[test]
+fn a_llamagen_transformer_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = llamagen_config(folder.path());
+    let device = Device::default();
+    let first_loss = |config: &LlamaGenTrainConfig, name: &str| {
+        let run = folder.path().join(name);
+        train_llamagen(config.clone(), &run, &device, &mut StopAfter(3)).expect("trains");
+        let log = read_log(run.join("log.jsonl")).expect("a log");
+        log.iter().map(|record| record["loss"].as_f64().expect("a loss") as f32).collect::<Vec<_>>()
+    };
+    let whole = first_loss(&config, "whole");
+    config.run.accumulate = 4;
+    assert_close(&first_loss(&config, "pieces"), &whole, 1e-3, "losses of pieces of one image");
 }
 
 #[test]

@@ -54,12 +54,18 @@ impl KnownTokens {
     /// stays and 0 where it is drawn. A token is known where the mask, resized to its scale, is above 0.5; the smallest
     /// scales are known as a whole (VAR's zero-shot editing).
     ///
+    /// A next-token model draws each token from those before it, so the known tokens of a raster must be its first ones.
+    ///
     /// # Errors
-    /// [`Error::Shape`] if there is not one mask per image.
+    /// [`Error::Shape`] if there is not one mask per image; [`Error::Unsupported`] if a raster has known tokens after drawn
+    /// ones; [`Error::Device`] if the mask of a raster cannot be read back.
     pub fn masked(tokens: TokenPyramid, mask: Tensor<4>) -> Result<Self> {
         let [batch, channels, ..] = mask.dims();
         if batch != tokens.batch() || channels != 1 {
             return Err(Error::shape("mask", format!("[{}, 1, height, width]", tokens.batch()), mask.dims()));
+        }
+        if let Some(size) = tokens.scales().raster_size() {
+            return Self::beginning(tokens, Resize::Bilinear.apply(mask, size));
         }
         let of = |k: usize| {
             let size @ MapSize { height, width } = tokens.scales().size(k);
@@ -67,6 +73,23 @@ impl KnownTokens {
             if size.area() <= WHOLE { kept.ones_like() } else { kept }.greater_elem(0.5)
         };
         Ok(Self { masks: (0..tokens.scales().len()).map(of).collect(), tokens })
+    }
+
+    /// Marks tokens of a raster as known by a mask of its size.
+    fn beginning(tokens: TokenPyramid, mask: Tensor<4>) -> Result<Self> {
+        let count = tokens.scales().len();
+        let kept = mask.flatten::<2>(1, 3).greater_elem(0.5); // [batch, tokens]
+        let rows = kept.clone().int().try_into_vec_as::<i64>().map_err(Error::device("read the mask"))?;
+        for row in rows.chunks(count) {
+            let first = row.iter().position(|kept| *kept == 0).unwrap_or(count);
+            if let Some(after) = row[first..].iter().position(|kept| *kept != 0) {
+                let hint = "a next-token model draws every token from those before it, row by row: keep only the beginning \
+                            of the image, the rows above the new part";
+                let what = format!("keeping token {} after token {first} is drawn anew", first + after);
+                return Err(Error::unsupported(what, hint));
+            }
+        }
+        Ok(Self { masks: (0..count).map(|k| kept.clone().narrow(1, k, 1)).collect(), tokens })
     }
 
     /// Marks tokens as known by a mask per scale, `[batch, tokens]` each: for models whose maps do not cover the whole
@@ -181,6 +204,23 @@ mod tests {
         assert_eq!(known.drawn().unwrap(), [1, 4]);
         assert!(KnownTokens::with_masks(tokens(&[1, 2]), vec![mask(1)]).is_err(), "a mask is missing");
         assert!(KnownTokens::with_masks(tokens(&[1, 2]), vec![mask(1), mask(3)]).is_err(), "a mask of another size");
+    }
+
+    #[test]
+    fn a_raster_keeps_its_beginning_only() {
+        let size = MapSize { height: 3, width: 2 };
+        let tokens = || {
+            let scales = Scales::raster(size).unwrap();
+            TokenPyramid::from_rows(scales, &[[0u32, 1, 2, 3, 4, 5]; 2], &Device::default()).unwrap()
+        };
+        let mask = |rows: [[f32; 6]; 2]| {
+            let mask = Tensor::from_data(TensorData::new(rows.concat(), [2, 1, 3, 2]), &Device::default());
+            KnownTokens::masked(tokens(), Resize::Nearest.apply(mask, MapSize { height: 12, width: 8 }))
+        };
+        let known = mask([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.0; 6]]).unwrap();
+        assert_eq!(known.drawn().unwrap(), [1, 1, 1, 2, 2, 2], "of both images");
+        let error = mask([[1.0; 6], [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]]).unwrap_err().to_string();
+        assert!(error.contains("token 5 after token 2") && error.contains("beginning"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,8 @@ pub use burn::tensor::{Device, Tensor};
 
 pub use crate::editing::KnownTokens;
 pub use crate::generation::{
-    BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, TeacherForced, Tokenizer, Vocabulary,
+    BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, TeacherForced, TeacherInput, Tokenizer,
+    Vocabulary,
 };
 pub use crate::guidance::{BatchInfo, Branches, Guidance, Logits, Schedule};
 #[cfg(feature = "image")]

@@ -65,7 +65,8 @@ impl From<MapSize> for PatchNum {
 /// position of each map in the sequence of all tokens.
 ///
 /// The finest map has the size of the tokenizer's latent. Maps are usually square and growing; neither is required. A
-/// model that predicts one token after the other has a schedule too: [`Scales::raster`].
+/// model that predicts one token after the other has a schedule too: [`Scales::raster`]. In files, a schedule is the list
+/// of its maps, and a raster is `{ raster = 16 }`, or `{ raster = [16, 24] }` for 16 rows of 24 tokens.
 ///
 /// ```
 /// use burn_var::Scales;
@@ -78,9 +79,39 @@ impl From<MapSize> for PatchNum {
 /// # }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<MapSize>", into = "Vec<MapSize>")]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Scales {
     sizes: Vec<MapSize>,
+    /// The map whose positions are the scales, if this is a raster.
+    raster: Option<MapSize>,
+}
+
+/// Schedule as written in configurations.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields, expecting = "expected a list of map sizes, or `{ raster = SIZE }`")]
+enum Written {
+    Maps(Vec<MapSize>),
+    Raster { raster: MapSize },
+}
+
+impl TryFrom<Written> for Scales {
+    type Error = Error;
+
+    fn try_from(written: Written) -> Result<Self> {
+        match written {
+            Written::Maps(sizes) => Self::new(sizes),
+            Written::Raster { raster } => Self::raster(raster),
+        }
+    }
+}
+
+impl From<Scales> for Written {
+    fn from(scales: Scales) -> Self {
+        match scales.raster {
+            Some(raster) => Self::Raster { raster },
+            None => Self::Maps(scales.sizes),
+        }
+    }
 }
 
 impl TryFrom<Vec<MapSize>> for Scales {
@@ -114,7 +145,7 @@ impl Scales {
             let found = format!("{:?}", sizes.iter().map(|s| [s.height, s.width]).collect::<Vec<_>>());
             return Err(Error::config("patch_nums", found, "at least one map, each of at least 1x1 tokens"));
         }
-        Ok(Self { sizes })
+        Ok(Self { sizes, raster: None })
     }
 
     /// Creates a schedule of square maps.
@@ -127,17 +158,21 @@ impl Scales {
 
     /// Creates a published schedule, which is known to be valid.
     pub(crate) fn published(sides: &[usize]) -> Self {
-        Self { sizes: sides.iter().copied().map(MapSize::square).collect() }
+        Self { sizes: sides.iter().copied().map(MapSize::square).collect(), raster: None }
     }
 
     /// Returns this schedule for another size of the last map, for models that accept any (FlexVAR).
     ///
     /// Every map gets the new shape, its longer side being that of the old map. A smaller size ends the schedule early;
-    /// a larger one continues it in steps of at most half as much again: from 16 to 32 by 23, as FlexVAR's authors do.
+    /// a larger one continues it in steps of at most half as much again: from 16 to 32 by 23, as FlexVAR's authors do. A
+    /// raster becomes the raster of the new size.
     ///
     /// # Errors
     /// [`Error::Config`] if the size is empty.
     pub fn for_size(&self, size: MapSize) -> Result<Self> {
+        if self.raster.is_some() {
+            return Self::raster(size);
+        }
         let longer = |size: MapSize| size.height.max(size.width);
         let (target, own) = (longer(size), longer(self.finest()));
         let mut sides: Vec<usize> = self.sizes.iter().map(|size| longer(*size)).filter(|side| *side < target).collect();
@@ -163,7 +198,25 @@ impl Scales {
     /// # Errors
     /// The errors of [`Scales::new`].
     pub fn raster(size: MapSize) -> Result<Self> {
-        Self::new(vec![MapSize::square(1); size.area()])
+        let steps = Self::new(vec![MapSize::square(1); size.area()])?;
+        Ok(Self { raster: Some(size), ..steps })
+    }
+
+    /// Creates the raster of a published size, which is known to be valid.
+    pub(crate) fn of_raster(size: MapSize) -> Self {
+        Self { sizes: vec![MapSize::square(1); size.area()], raster: Some(size) }
+    }
+
+    /// Returns the size of the map that a raster walks over; `None` for a schedule of whole maps.
+    pub fn raster_size(&self) -> Option<MapSize> {
+        self.raster
+    }
+
+    /// Returns the ranges of scales that are shown and measured one by one: every scale by itself, or every row of a
+    /// raster.
+    pub fn stages(&self) -> Vec<Range<usize>> {
+        let step = self.raster.map_or(1, |size| size.width);
+        (0..self.len()).step_by(step).map(|first| first..first + step).collect()
     }
 
     /// Returns scale `k` of this schedule.
@@ -199,20 +252,24 @@ impl Scales {
         &self.sizes
     }
 
-    /// Returns the size of the last map, which is the size of the latent.
+    /// Returns the size of the latent: that of the last map, or of the map that a raster walks over.
     pub fn finest(&self) -> MapSize {
-        self.sizes[self.sizes.len() - 1]
+        self.raster.unwrap_or(self.sizes[self.sizes.len() - 1])
     }
 
     /// Returns the number of maps of the first size that the schedule begins with: the steps of a masked first scale, or 1.
+    /// A raster has single tokens instead of maps: 1.
     pub fn first_repeats(&self) -> usize {
+        if self.raster.is_some() {
+            return 1;
+        }
         self.sizes.iter().take_while(|size| **size == self.sizes[0]).count()
     }
 
     /// Returns the schedule with a single map of the first size.
     #[must_use]
     pub fn without_repeats(&self) -> Self {
-        Self { sizes: self.sizes[self.first_repeats() - 1..].to_vec() }
+        Self { sizes: self.sizes[self.first_repeats() - 1..].to_vec(), ..*self }
     }
 
     /// Returns the number of tokens of all maps together, L.
@@ -225,6 +282,9 @@ impl Scales {
     /// # Panics
     /// If `k` is not below [`Scales::len`].
     pub fn range(&self, k: usize) -> Range<usize> {
+        if self.raster.is_some() {
+            return k..k + 1;
+        }
         let start = self.sizes[..k].iter().map(|size| size.area()).sum();
         start..start + self.sizes[k].area()
     }
@@ -295,6 +355,9 @@ impl<'a> ScaleAt<'a> {
 
 impl std::fmt::Display for Scales {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(size) = self.raster {
+            return write!(f, "raster:{size}");
+        }
         for (k, size) in self.sizes.iter().enumerate() {
             if k > 0 {
                 f.write_str(", ")?;
@@ -339,6 +402,11 @@ mod tests {
         let scales: Scales = serde_json::from_str("[1, [3, 5]]").unwrap();
         assert_eq!(scales.finest(), MapSize { height: 3, width: 5 });
         assert_eq!(serde_json::to_string(&scales).unwrap(), "[1,[3,5]]");
+        let raster: Scales = serde_json::from_str(r#"{"raster":[2,3]}"#).unwrap();
+        assert_eq!(raster, Scales::raster(MapSize { height: 2, width: 3 }).unwrap());
+        assert_eq!(serde_json::to_string(&raster).unwrap(), r#"{"raster":[2,3]}"#);
+        let error = serde_json::from_str::<Scales>(r#"{"raster":2,"rows":3}"#).unwrap_err().to_string();
+        assert!(error.contains("raster = SIZE"), "{error}");
         assert_eq!(scales.to_string(), "1, 3x5");
     }
 
@@ -351,7 +419,16 @@ mod tests {
 
     #[test]
     fn a_raster_is_one_token_per_step() {
-        let scales = Scales::raster(MapSize { height: 2, width: 3 }).unwrap();
+        let size = MapSize { height: 2, width: 3 };
+        let scales = Scales::raster(size).unwrap();
+        assert_eq!(
+            (scales.raster_size(), scales.finest(), scales.to_string()),
+            (Some(size), size, "raster:2x3".into())
+        );
+        assert_eq!(scales.stages(), [0..3, 3..6], "rows");
+        assert_eq!(Scales::square(&[1, 2]).unwrap().stages(), [0..1, 1..2], "scales");
+        assert_eq!(scales.for_size(MapSize::square(4)).unwrap(), Scales::raster(MapSize::square(4)).unwrap());
+        assert!(Scales::raster(MapSize { height: 0, width: 3 }).is_err(), "no token");
         assert_eq!((scales.len(), scales.tokens(), scales.range(4)), (6, 6, 4..5));
         assert_eq!(scales.at(4).before(), Some(scales.at(3)), "the token before");
         assert!(scales.at(0).is_first() && scales.at(5).is_last() && scales.at(0).before().is_none());

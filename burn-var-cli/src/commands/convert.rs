@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use burn_var::Scales;
 use burn_var::models::common::{Lora, LoraTarget};
 use burn_var::models::flexvar::{FlexVar, FlexVarPreset};
+use burn_var::models::llamagen::{LlamaGen, LlamaGenConfig};
 use burn_var::models::var::Var;
 use burn_var::weights::{
     AnyModel, FloatType, GenerationConfig, LoadOptions, MODELS, Pretrained, SaveOptions, StateDict,
@@ -60,12 +61,12 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     let dict = StateDict::open(&args.input)?;
     let model = choose(&dict, args.part.as_deref())?;
     let kind = model.kind();
-    let is_transformer = [Var::KIND, FlexVar::KIND].contains(&kind);
+    let is_transformer = [Var::KIND, FlexVar::KIND, LlamaGen::KIND].contains(&kind);
     if args.class_names.is_some() && !is_transformer {
         return Err(usage("--class-names is for transformers: other models have no classes by name"));
     }
-    if args.lora.is_some() && !is_transformer {
-        return Err(usage("--lora is for transformers: it changes the weights of one"));
+    if args.lora.is_some() && (!is_transformer || kind == LlamaGen::KIND) {
+        return Err(usage("--lora is for the transformers of VAR and FlexVAR: it changes the weights of one"));
     }
     let device = Device::default();
     let path = &args.output;
@@ -74,7 +75,11 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     if let Some(file) = &args.class_names {
         let config = model.config(&dict, args.scales.as_ref())?;
         let classes = config["num_classes"].as_u64().unwrap_or_default() as usize;
-        let evaluation = if kind == FlexVar::KIND { FlexVarPreset::evaluation() } else { GenerationConfig::default() };
+        let evaluation = match kind {
+            FlexVar::KIND => FlexVarPreset::evaluation(),
+            LlamaGen::KIND => serde_json::from_value::<LlamaGenConfig>(config)?.evaluation(),
+            _ => GenerationConfig::default(),
+        };
         let own = GenerationConfig::of(&dict)?.unwrap_or(evaluation);
         let generation = GenerationConfig { class_names: class_names(file, classes)?, ..own };
         generation.insert(&mut options.metadata)?;

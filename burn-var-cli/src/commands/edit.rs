@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let original: Tensor<4> = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
     let tokens = tokenizer.encode(original.clone(), generator.pipeline.scales())?;
     let change = Change::new(&args.part, [height, width], &tokens, device)?;
-    let drawn_tokens = change.known(&tokens, 1)?.drawn()?;
+    let drawn_tokens = change.known(&tokens, 1).map_err(asked)?.drawn()?;
     if drawn_tokens.iter().all(|drawn| *drawn == 0) {
         let size = generator.pipeline.scales().finest();
         return Err(usage(format!(
@@ -202,7 +202,7 @@ impl Change {
     }
 
     /// Returns the tokens that are kept, repeated for a batch.
-    fn known(&self, tokens: &TokenPyramid, batch: usize) -> Result<KnownTokens> {
+    fn known(&self, tokens: &TokenPyramid, batch: usize) -> burn_var::Result<KnownTokens> {
         let maps = (0..tokens.scales().len()).map(|k| tokens.map(k).repeat_dim(0, batch)).collect();
         let tokens = TokenPyramid::new(tokens.scales().clone(), maps)?;
         Ok(match self {

@@ -12,7 +12,7 @@ use burn_var_train::grid::write_png;
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::caption::{Row, sheet};
+use crate::caption::{Row, sheet, stage_names};
 use crate::generator::or_default;
 use crate::models::{ModelArgs, check_target};
 use crate::output::Output;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Originals beside reconstructions, a PNG file. [default: burn-var-reconstruction.png]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Show each image after every scale of tokens.
+    /// Show each image after every scale of tokens, or every row of LlamaGen's.
     #[arg(long)]
     stages: bool,
     #[command(flatten)]
@@ -92,13 +92,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     })
 }
 
-/// Returns the original, then the image after every scale, or after the last only.
+/// Returns the original, then the image after every stage, or after the last only.
 fn stages(tokenizer: &dyn Tokenizer, original: Tensor<4>, all: bool) -> Result<Vec<Tensor<4>>> {
-    let mut canvases = tokenizer.canvases(&tokenizer.encode(original.clone(), tokenizer.scales())?);
+    let canvases = tokenizer.canvases(&tokenizer.encode(original.clone(), tokenizer.scales())?);
+    let mut ends: Vec<usize> = tokenizer.scales().stages().into_iter().map(|stage| stage.end).collect();
     if !all {
-        canvases.drain(..canvases.len() - 1);
+        ends.drain(..ends.len() - 1);
     }
-    let decoded = canvases.into_iter().map(|canvas| tokenizer.preview(canvas, tokenizer.scales()));
+    let decoded = ends.into_iter().map(|end| tokenizer.preview(canvases[end - 1].clone(), tokenizer.scales()));
     Ok(std::iter::once(original).chain(decoded).collect())
 }
 
@@ -110,7 +111,7 @@ pub(crate) fn planes(image: &RgbImage, channels: usize) -> Vec<f32> {
 fn headings(tokenizer: &dyn Tokenizer, stages: bool) -> Vec<String> {
     let mut headings = vec!["original".to_owned()];
     if stages {
-        headings.extend(tokenizer.scales().sizes().iter().map(|size| format!("{}x{}", size.height, size.width)));
+        headings.extend(stage_names(tokenizer.scales()));
     } else {
         headings.push("tokens".to_owned());
     }

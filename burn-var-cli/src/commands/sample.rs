@@ -12,7 +12,7 @@ use burn_var_train::grid::{write_gif, write_png};
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::caption::{Row, sheet};
+use crate::caption::{Row, sheet, stage_names};
 use crate::classes::{equal_parts, in_turn};
 use crate::generator::{Batch, DrawArgs, Generator, Plain, Wanted, or_default};
 use crate::models::check_target;
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Write `arr_0` (uint8, N x height x width x 3) and `arr_1` (int64 labels), the format of evaluation tools.
     #[arg(long, value_name = "FILE")]
     npz: Option<PathBuf>,
-    /// Show how each image grows, one column per scale.
+    /// Show how each image grows, one column per scale, or per row of tokens of LlamaGen.
     #[arg(long)]
     stages: bool,
     /// The sheet as it grows scale by scale, an animated GIF file.
@@ -228,8 +228,7 @@ impl Rows {
     }
 }
 
-/// Returns the headings of the columns: the sizes of the token maps, if every scale is shown.
+/// Returns the headings of the columns, if every stage is shown.
 fn headings(generator: &Generator, stages: bool) -> Vec<String> {
-    let sizes = generator.pipeline.scales().sizes();
-    if stages { sizes.iter().map(|size| format!("{}x{}", size.height, size.width)).collect() } else { Vec::new() }
+    if stages { stage_names(generator.pipeline.scales()) } else { Vec::new() }
 }

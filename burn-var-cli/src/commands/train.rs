@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use burn::tensor::Device;
 use burn_var::models::flexvar::FlexVaeConfig;
+use burn_var::models::llamagen::LlamaGenVqConfig;
 use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
+use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
 use burn_var_train::sar::{SarTrainConfig, train_sar};
-use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_tokenizer};
+use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_llamagen_vq, train_tokenizer};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +35,12 @@ pub(crate) enum Command {
     /// FlexVAR's transformer, on the tokens of a FlexVAE, over random scale schedules.
     #[command(name = "flexvar")]
     FlexVar(Args),
+    /// LlamaGen's tokenizer: one map of tokens per image.
+    #[command(name = "llamagen-vq")]
+    LlamaGenVq(Args),
+    /// LlamaGen's transformer, on the tokens of that tokenizer, row by row.
+    #[command(name = "llamagen")]
+    LlamaGen(Args),
     /// SAR or student forcing: a trained transformer of FlexVAR or VAR, on its own outputs.
     Sar(Args),
     /// The classifier that judges generated images.
@@ -97,6 +105,8 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     | Command::FlexVae(args)
     | Command::Var(args)
     | Command::FlexVar(args)
+    | Command::LlamaGenVq(args)
+    | Command::LlamaGen(args)
     | Command::Sar(args)
     | Command::Classifier(args)
     | Command::Dino(args)
@@ -113,6 +123,11 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         }
         Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::LlamaGenVq(_) => {
+            let config = args.config::<TokenizerTrainConfig<LlamaGenVqConfig>>(&[])?;
+            train_llamagen_vq(config, out, device, &mut progress)?
+        }
+        Command::LlamaGen(_) => train_llamagen(args.config::<LlamaGenTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, device, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
-use burn_var::guidance::{Cfg, Guidance, Schedule};
+use burn_var::generation::TeacherInput;
+use burn_var::guidance::{Cfg, Guidance};
 use burn_var::image::{ValueRange, to_images};
 use burn_var::models::var::drop_labels;
 use burn_var::ops;
@@ -43,7 +44,8 @@ pub(super) fn default_class_dropout() -> f64 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preview {
-    /// Strength of classifier-free guidance at the last scale.
+    /// Strength of classifier-free guidance, over the schedule that the family is used with: for VAR and FlexVAR the
+    /// strength at the last scale, for LlamaGen at every token.
     pub cfg: f64,
     /// Sampling of tokens.
     pub sampler: Sampler,
@@ -155,7 +157,7 @@ pub(super) struct TeacherForcing;
 
 impl<T: Tokenizer, M: TeacherForced> Objective<T, M> for TeacherForcing {
     fn loss(&self, pass: &Pass<'_, T, M>) -> Result<ObjectiveLoss> {
-        let input = Tensor::from_inner(pass.tokenizer.teacher_input(pass.tokens));
+        let input = TeacherInput::of(pass.tokenizer, pass.tokens).on_graph();
         let noise = &mut pass.piece.noise("drop path");
         let logits = pass.model.teacher_forced(pass.conditions, input, pass.tokens.scales(), Some(noise))?;
         let targets = pass.tokens.sequence();
@@ -228,7 +230,7 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
         Ok((tokens, drop_labels(&batch.tokens.labels, self.settings.class_dropout, noise)))
     }
 
-    /// Returns loss and accuracy, of all tokens and of each scale.
+    /// Returns loss and accuracy, of all tokens and of each scale, or of each row of a raster.
     fn per_scale(&self, of: ObjectiveLoss, scales: &Scales) -> Result<Metrics> {
         let read = |values: Tensor<2>| -> Result<Vec<f64>> {
             let per_position = values.mean_dim(0);
@@ -246,19 +248,20 @@ impl<T: Tokenizer, M: Module> TransformerMethod<T, M> {
         };
         let all = 0..scales.tokens();
         let mut metrics = vec![("loss".into(), mean(&nll, all.clone())), ("accuracy".into(), mean(&hits, all))];
-        for k in 0..scales.len() {
-            let (name, range) = (self.scale_name(scales, k), scales.range(k));
+        for (stage, of) in scales.stages().into_iter().enumerate() {
+            let (name, range) =
+                (self.stage_name(scales, stage), scales.range(of.start).start..scales.range(of.end - 1).end);
             metrics.push((format!("loss_{name}"), mean(&nll, range.clone())));
             metrics.push((format!("accuracy_{name}"), mean(&hits, range)));
         }
         Ok(metrics)
     }
 
-    /// Returns the name of a scale in metrics: its index, or its size if schedules change.
-    fn scale_name(&self, scales: &Scales, k: usize) -> String {
+    /// Returns the name of a stage in metrics: its index, or the size of the scale if schedules change.
+    fn stage_name(&self, scales: &Scales, stage: usize) -> String {
         match &self.schedules.sampling {
-            Some(_) => scales.size(k).to_string(),
-            None => k.to_string(),
+            Some(_) => scales.size(stage).to_string(),
+            None => stage.to_string(),
         }
     }
 }
@@ -342,7 +345,7 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
         let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
         let mut request = BatchRequest::classes(&labels, self.settings.run.seed);
         request.sampler = preview.sampler;
-        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(preview.cfg))];
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::new(M::cfg(preview.cfg)))];
         let generated =
             generate(&self.tokenizer, self.average(), guidance, request, &mut |_| ControlFlow::Continue(()))?;
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
@@ -355,7 +358,7 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
         let path = self.folder.join("transformer.safetensors");
         let usage = GenerationConfig {
             class_names: self.stream.spec().class_names.clone(),
-            cfg: Schedule::Ramp(self.settings.preview.cfg),
+            cfg: M::cfg(self.settings.preview.cfg),
             sampler: self.settings.preview.sampler,
         };
         let mut options = SaveOptions::default();
@@ -367,8 +370,9 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
         let stored = &self.stream.spec().scales;
         let each = |name: &str| -> Vec<String> {
-            let scales = (0..stored.len()).map(|k| format!("{name}_{}", self.scale_name(stored, k)));
-            scales.chain([name.to_owned()]).collect()
+            let stages = 0..stored.stages().len();
+            let stages = stages.map(|stage| format!("{name}_{}", self.stage_name(stored, stage)));
+            stages.chain([name.to_owned()]).collect()
         };
         let mut charts = vec![("loss", each("loss")), ("accuracy", each("accuracy"))];
         charts.extend(self.objective.charts());

@@ -49,6 +49,7 @@ pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
     state: M::State,
     corrupted: Option<M::State>,
     canvas: Tensor<4>,
+    codebook: Tensor<2>,
     previous: Option<Previous>,
     rngs: Vec<Rng>,
     maps: Vec<Tensor<2, Int>>,
@@ -100,6 +101,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
             corrupted: (corrupted_scales > 0).then(|| state.clone()),
             state,
             canvas: tokenizer.blank(images, &scales),
+            codebook: tokenizer.codebook(),
             previous: None,
             rngs: (0..images as u64).map(|i| Rng::new(request.seed, "sample", request.first + i)).collect(),
             maps: Vec::with_capacity(scales.len()),
@@ -189,7 +191,7 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let vocabulary = self.tokenizer.vocabulary();
         let rows = [batch, tokens * vocabulary.symbols, vocabulary.size];
         let sampler = self.request.sampler.at_size(at.size());
-        let drawn = sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.tokenizer.codebook())?;
+        let drawn = sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.codebook)?;
         let mut ids = drawn.ids;
         let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
         let kept = self.model.kept(&mut self.state, at, &mut self.rngs)?;

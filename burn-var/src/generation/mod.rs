@@ -19,5 +19,5 @@ pub use condition::Condition;
 pub use generate::{Generated, Generation, ScaleDone, check_pair, generate};
 pub use next_scale::{NextScale, ScaleInput, ScaleTokens, State, Vocabulary};
 pub use request::BatchRequest;
-pub use teacher_forced::TeacherForced;
+pub use teacher_forced::{TeacherForced, TeacherInput};
 pub use tokenizer::Tokenizer;

@@ -28,6 +28,22 @@ pub enum Schedule {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         steps: Option<usize>,
     },
+    /// The same at the first scales, and 0 after: LlamaGen's `cfg_interval`, of which an interval of n tokens is the first
+    /// `n + 2` scales. The branches that only this guidance needs end there.
+    First {
+        /// Strength at the first scales.
+        strength: f64,
+        /// Number of those scales.
+        scales: usize,
+    },
+    /// LlamaGen's `power-cosine`: `strength` at the first scale, then from 0 at the second up to `strength` behind the last,
+    /// `strength / 2 (1 - cos(pi ((k - 1) / (K - 1))^power))` at scale `k` of `K`.
+    PowerCosine {
+        /// Strength at the end.
+        strength: f64,
+        /// Power of the progress: the larger, the later guidance sets in.
+        power: f64,
+    },
     /// One value per scale. Trailing zeros save the branches that only this guidance needs.
     PerScale(Vec<f64>),
 }
@@ -46,7 +62,33 @@ impl Schedule {
                 let steps = steps.map_or(after_first, |steps| steps.min(after_first));
                 strength * at.k() as f64 / steps.max(1) as f64
             }
+            Self::First { strength, scales } => {
+                if at.k() < *scales {
+                    *strength
+                } else {
+                    0.0
+                }
+            }
+            Self::PowerCosine { strength, .. } if at.is_first() => *strength,
+            Self::PowerCosine { strength, power } => {
+                let progress = (at.k() - 1) as f64 / (at.scales().len() - 1) as f64;
+                strength / 2.0 * (1.0 - (std::f64::consts::PI * progress.powf(*power)).cos())
+            }
             Self::PerScale(strengths) => strengths.get(at.k()).copied().unwrap_or(0.0),
+        }
+    }
+
+    /// Returns a schedule of the same form with another strength. A list of strengths becomes VAR's ramp.
+    #[must_use]
+    pub fn with_strength(&self, strength: f64) -> Self {
+        match *self {
+            Self::Ramp(_) | Self::PerScale(_) => Self::Ramp(strength),
+            Self::HalfRamp(_) => Self::HalfRamp(strength),
+            Self::Decay(_) => Self::Decay(strength),
+            Self::Constant(_) => Self::Constant(strength),
+            Self::RampWithin { side, steps, .. } => Self::RampWithin { strength, side, steps },
+            Self::First { scales, .. } => Self::First { strength, scales },
+            Self::PowerCosine { power, .. } => Self::PowerCosine { strength, power },
         }
     }
 
@@ -60,7 +102,12 @@ impl Schedule {
             | Self::HalfRamp(strength)
             | Self::Decay(strength)
             | Self::Constant(strength)
-            | Self::RampWithin { strength, .. } => std::slice::from_ref(strength),
+            | Self::RampWithin { strength, .. }
+            | Self::First { strength, .. } => std::slice::from_ref(strength),
+            Self::PowerCosine { power, .. } if !(power.is_finite() && *power > 0.0) => {
+                return Err(Error::config(format!("power of {name}"), power, "a positive number"));
+            }
+            Self::PowerCosine { strength, .. } => std::slice::from_ref(strength),
             Self::PerScale(strengths) if strengths.len() != scales.len() => {
                 let expected = format!("{}, one per scale", scales.len());
                 return Err(Error::config(name, format!("{} numbers", strengths.len()), expected));
@@ -91,6 +138,11 @@ mod tests {
         assert_eq!(found(within(3, None)), [0.0, 1.5, 3.0], "all scales are on the ramp");
         assert_eq!(found(within(1, None)), [0.0, 3.0, 3.0], "larger ones have its strength");
         assert_eq!(found(within(3, Some(1))), [0.0, 3.0, 6.0], "further steps exceed it");
+        assert_eq!(found(Schedule::First { strength: 3.0, scales: 2 }), [3.0, 3.0, 0.0]);
+        let cosine = found(Schedule::PowerCosine { strength: 3.0, power: 2.0 });
+        assert_eq!(cosine[..2], [3.0, 0.0], "the first scale has all of it, the second none");
+        assert!((cosine[2] - 1.5 * (1.0 - (std::f64::consts::PI / 4.0).cos())).abs() < 1e-12, "{cosine:?}");
+        assert_eq!(Schedule::PowerCosine { strength: 3.0, power: 2.0 }.with_strength(1.0).at(scales.at(0)), 1.0);
         assert_eq!(found(within(3, Some(9))), [0.0, 1.5, 3.0], "a short schedule ends at it");
     }
 
@@ -100,5 +152,7 @@ mod tests {
         let error = Schedule::PerScale(vec![1.0, 2.0]).check("cfg", &scales).unwrap_err().to_string();
         assert!(error.contains("cfg") && error.contains("3, one per scale"), "{error}");
         assert!(Schedule::Ramp(f64::NAN).check("cfg", &scales).is_err());
+        let error = Schedule::PowerCosine { strength: 1.0, power: 0.0 }.check("cfg", &scales).unwrap_err().to_string();
+        assert!(error.contains("power of cfg"), "{error}");
     }
 }

@@ -220,6 +220,10 @@ impl Guidance for Ssg {
     fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
         self.before = None;
         self.config.schedule.check(self.name(), batch.scales)?;
+        if batch.scales.raster_size().is_some() {
+            let hint = "it compares maps of growing size, and a next-token model has none: use VAR or FlexVAR, or leave it out";
+            return Err(Error::unsupported("Scaled Spatial Guidance over a raster", hint));
+        }
         batch.scales.sizes().windows(2).try_for_each(|sizes| Dse::check(sizes[0], sizes[1]))
     }
 

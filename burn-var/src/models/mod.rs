@@ -9,4 +9,5 @@ pub mod dino;
 pub mod flexvar;
 #[cfg(feature = "metrics")]
 pub mod inception;
+pub mod llamagen;
 pub mod var;

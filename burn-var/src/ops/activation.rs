@@ -12,6 +12,18 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::silu(x)
 }
 
+/// Computes `silu(gate) * x`, the gate of a feed-forward layer with SwiGLU.
+///
+/// # Shapes
+/// - `gate`, `x` and output: the same, any
+pub fn swiglu<const D: usize>(gate: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&gate) && flex::supports(&x) {
+        return flex::run(flex::SwiGlu, [gate.into_dispatch(), x.into_dispatch()]);
+    }
+    activation::silu(gate) * x
+}
+
 /// Computes the rectified linear unit, `max(x, 0)`.
 pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]

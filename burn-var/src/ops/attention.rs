@@ -42,10 +42,31 @@ pub enum QueryKeys {
     /// Queries and keys normalized to unit length (epsilon 1e-12, as PyTorch's `normalize`), queries times the
     /// sharpness of their head, `[heads]`.
     Unit(Tensor<1>),
+    /// Rotary positions: each pair of adjacent channels of queries and keys is turned by an angle of its token's position.
+    Rotary {
+        /// Factor of the products.
+        scale: f64,
+        /// Cosine and sine of each pair, side by side: `[tokens, head_width]`. Gets no gradient.
+        table: Tensor<2>,
+    },
+}
+
+impl QueryKeys {
+    /// Returns the number of heads of keys and values in a joint projection of `packed` channels: fewer than those of
+    /// queries if several of them share one, which only rotary attention has.
+    fn key_heads(&self, packed: usize, heads: usize) -> usize {
+        match self {
+            Self::Rotary { table, .. } => (packed / table.dims()[1].max(1)).saturating_sub(heads) / 2,
+            Self::Scaled(_) | Self::Unit(_) => heads,
+        }
+    }
 }
 
 /// Computes multi-head self-attention from a joint projection to queries, keys and values, `[batch, tokens, 3 * width]`
 /// to `[batch, tokens, width]`, with `width` a multiple of `heads`.
+///
+/// With [rotary](QueryKeys::Rotary) positions there may be fewer heads of keys and values, each shared by as many adjacent
+/// heads of queries (grouped-query attention): the projection then has fewer than three times the width.
 ///
 /// # Shapes
 /// - `biases`: of queries and values, `[width]` each; `None` if the projection has its own
@@ -58,18 +79,32 @@ pub fn self_attention(
     mask: Option<Tensor<4>>,
 ) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if flex::supports(&qkv) && vectors(&biases, &query_keys).all(flex::supports) && mask.iter().all(flex::supports) {
+    if flex::supports(&qkv)
+        && inputs_are(&biases, &query_keys, &qkv, heads, flex::supports)
+        && mask.iter().all(flex::supports)
+    {
         let mask = mask.unwrap_or_else(|| flex::absent(&qkv));
         let (kernel, vectors) = packed(&qkv, biases, heads, query_keys);
-        let [q_bias, v_bias, sharpness] = vectors.map(Tensor::into_dispatch);
-        return flex::run(kernel, [qkv.into_dispatch(), q_bias, v_bias, sharpness, mask.into_dispatch()]);
+        let [q_bias, v_bias, per_head] = vectors.map(Tensor::into_dispatch);
+        return flex::run(kernel, [qkv.into_dispatch(), q_bias, v_bias, per_head, mask.into_dispatch()]);
     }
     let (q, k, v, scale) = split_heads(qkv, biases, heads, query_keys);
+    let [k, v] = [k, v].map(|part| for_each_head(part, heads));
     attention(q, k, v, mask, scale)
 }
 
-/// Splits the inputs of [`self_attention`] into the queries, keys and values of each head, as [`attention`] takes them,
-/// and the scale of their products.
+/// Repeats each head of keys or values, `[batch, heads, tokens, channels]`, for the heads of queries that share it.
+fn for_each_head(part: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [batch, own, tokens, channels] = part.dims();
+    if own == heads {
+        return part;
+    }
+    let part = part.unsqueeze_dim::<5>(2).expand([batch, own, heads / own, tokens, channels]);
+    part.reshape([batch, heads, tokens, channels])
+}
+
+/// Splits the inputs of [`self_attention`] into the queries, keys and values of each head, as [`attention`] takes them
+/// except that keys and values may have fewer heads, and the scale of their products.
 fn split_heads(
     qkv: Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
@@ -77,35 +112,58 @@ fn split_heads(
     query_keys: QueryKeys,
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>, f64) {
     let [batch, tokens, packed] = qkv.dims();
-    let width = packed / 3;
+    let key_heads = query_keys.key_heads(packed, heads);
+    let channels = packed / (heads + 2 * key_heads);
     // Sliced before the heads are split: permuting the whole would copy it three times.
-    let part = |i: usize, bias: Option<Tensor<1>>| {
-        let part = qkv.clone().narrow(2, i * width, width);
+    let part = |first: usize, heads: usize, bias: Option<Tensor<1>>| {
+        let part = qkv.clone().narrow(2, first * channels, heads * channels);
         let part = match bias {
             Some(bias) => part + bias.unsqueeze::<3>(),
             None => part,
         };
-        part.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+        part.reshape([batch, tokens, heads, channels]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
     };
     let [q_bias, v_bias] = biases.map_or([None, None], |biases| biases.map(Some));
-    let (q, k, v) = (part(0, q_bias), part(1, None), part(2, v_bias));
+    let (q, k) = (part(0, heads, q_bias), part(heads, key_heads, None));
+    let v = part(heads + key_heads, key_heads, v_bias);
     match query_keys {
+        QueryKeys::Rotary { scale, table } => (rotated(q, &table), rotated(k, &table), v, scale),
         QueryKeys::Scaled(scale) => (q, k, v, scale),
         QueryKeys::Unit(sharpness) => (unit(q) * sharpness.reshape([1, heads, 1, 1]), unit(k), v, 1.0),
     }
 }
 
-/// Iterates over the inputs of a self-attention besides the joint projection and the mask.
-#[cfg(feature = "flex")]
-fn vectors<'a>(biases: &'a Option<[Tensor<1>; 2]>, query_keys: &'a QueryKeys) -> impl Iterator<Item = &'a Tensor<1>> {
-    let sharpness = match query_keys {
-        QueryKeys::Scaled(_) => None,
-        QueryKeys::Unit(sharpness) => Some(sharpness),
-    };
-    biases.iter().flatten().chain(sharpness)
+/// Turns pairs of adjacent channels, `[batch, heads, tokens, channels]`, by the cosines and sines of a table, `[tokens,
+/// channels]`.
+fn rotated(x: Tensor<4>, table: &Tensor<2>) -> Tensor<4> {
+    let [batch, heads, tokens, channels] = x.dims();
+    let pairs = x.reshape([batch, heads, tokens, channels / 2, 2]);
+    let table = table.clone().reshape([1, 1, tokens, channels / 2, 2]);
+    let [a, b] = [0, 1].map(|i| pairs.clone().narrow(4, i, 1));
+    let [cos, sin] = [0, 1].map(|i| table.clone().narrow(4, i, 1));
+    let turned = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
+    Tensor::cat(turned, 4).reshape([batch, heads, tokens, channels])
 }
 
-/// Returns the kernel, and its inputs for both biases and the sharpness.
+/// Returns true if the kernel can compute a self-attention: it is not grouped, and `accepts` all inputs besides the joint
+/// projection and the mask.
+#[cfg(feature = "flex")]
+fn inputs_are(
+    biases: &Option<[Tensor<1>; 2]>,
+    query_keys: &QueryKeys,
+    qkv: &Tensor<3>,
+    heads: usize,
+    accepts: fn(&Tensor<1>) -> bool,
+) -> bool {
+    let other = match query_keys {
+        QueryKeys::Scaled(_) => true,
+        QueryKeys::Unit(sharpness) => accepts(sharpness),
+        QueryKeys::Rotary { table, .. } => flex::supports(table) && query_keys.key_heads(qkv.dims()[2], heads) == heads,
+    };
+    other && biases.iter().flatten().all(accepts)
+}
+
+/// Returns the kernel, and its inputs for both biases and the sharpness or the table of positions.
 #[cfg(feature = "flex")]
 fn packed(
     qkv: &Tensor<3>,
@@ -114,11 +172,17 @@ fn packed(
     query_keys: QueryKeys,
 ) -> (flex::SelfAttention, [Tensor<1>; 3]) {
     let [q_bias, v_bias] = biases.unwrap_or_else(|| [(); 2].map(|()| flex::absent(qkv)));
-    let (scale, sharpness) = match query_keys {
+    let (scale, per_head) = match query_keys {
         QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(qkv)),
         QueryKeys::Unit(sharpness) => (None, sharpness),
+        QueryKeys::Rotary { scale, table } => {
+            let table = table.flatten::<1>(0, 1);
+            // A constant, which must not end up in the graph.
+            (Some(scale as f32), if table.device().is_autodiff() { table.inner() } else { table })
+        }
     };
-    (flex::SelfAttention { heads, scale }, [q_bias, v_bias, sharpness])
+    let rotary = scale.is_some() && per_head.dims() != [0];
+    (flex::SelfAttention { heads, scale, rotary }, [q_bias, v_bias, per_head])
 }
 
 /// Normalizes vectors along the last axis to unit length (epsilon 1e-12, as PyTorch's `normalize`).
@@ -267,7 +331,7 @@ pub fn cached_attention(
 ) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if flex::is_plain(&qkv)
-        && vectors(&biases, &query_keys).all(flex::is_plain)
+        && inputs_are(&biases, &query_keys, &qkv, heads, flex::is_plain)
         && cache.memory.iter().flatten().all(flex::is_plain)
     {
         let [batch, tokens, channels] = qkv.dims();
@@ -279,6 +343,6 @@ pub fn cached_attention(
         return mixed;
     }
     let (query, key, value, scale) = split_heads(qkv, biases, heads, query_keys);
-    let [keys, values] = cache.extend([key, value]);
+    let [keys, values] = cache.extend([key, value]).map(|part| for_each_head(part, heads));
     attention(query, keys, values, None, scale)
 }

@@ -24,7 +24,7 @@ mod softmax;
 #[cfg(all(test, feature = "flex", feature = "training"))]
 mod tests;
 
-pub use activation::{gelu, gelu_tanh, relu, silu};
+pub use activation::{gelu, gelu_tanh, relu, silu, swiglu};
 #[cfg(feature = "training")]
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scale_mask, self_attention};
@@ -32,7 +32,7 @@ pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
-pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate};
+pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
 pub use pool::{max_pool_3x3, mean_pool_3x3};
 pub use residual::gated_residual;
 pub use softmax::softmax;

@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "flex")]
 use super::flex;
@@ -60,6 +60,23 @@ pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) ->
         return flex::run(kernel, [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()]);
     }
     normalize(x, eps) * weight + bias
+}
+
+/// Divides vectors along the last axis by their root mean square, then multiplies each channel by its `weight`. `eps` is
+/// added to the mean square, which is computed in single precision.
+///
+/// # Shapes
+/// - `x` and output: `[batch, length, channels]`
+/// - `weight`: `[channels]`
+pub fn rms_norm(x: Tensor<3>, weight: Tensor<1>, eps: f64) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::supports(&x) && flex::supports(&weight) {
+        return flex::run(flex::RmsNorm { eps }, [x.into_dispatch(), weight.into_dispatch()]);
+    }
+    let dtype = x.dtype();
+    let x = if matches!(dtype, DType::F16 | DType::BF16) { x.cast(DType::F32) } else { x };
+    let size = (x.clone().square().mean_dim(2) + eps).sqrt();
+    (x / size).cast(dtype) * weight.unsqueeze::<3>()
 }
 
 /// Normalizes the last axis to mean 0 and biased variance 1.

@@ -109,6 +109,22 @@ fn group_norms() {
 }
 
 #[test]
+fn rms_norms() {
+    for [batch, length, channels] in [[1, 1, 3], [3, 70, 37], [2, 130, 192]] {
+        agree(
+            &format!("rms_norm of {batch} x {length} x {channels}"),
+            &[batch * length * channels, channels],
+            |inputs| rms_norm(inputs[0].clone().reshape([batch, length, channels]), inputs[1].clone(), 1e-5),
+        );
+    }
+}
+
+#[test]
+fn gated_activations() {
+    agree("swiglu", &[20_001, 20_001], |inputs| swiglu(inputs[0].clone() * 4.0, inputs[1].clone()));
+}
+
+#[test]
 fn modulated_layer_norm() {
     for [batch, length, channels] in [[1, 1, 3], [3, 5, 37], [2, 130, 192]] {
         let lengths = [batch * length * channels, batch * channels, batch * channels];
@@ -268,6 +284,83 @@ fn self_attention_of_packed_heads() {
             });
         }
     }
+}
+
+/// Cosines and sines for `tokens` tokens; all zero for the first, as LlamaGen has it.
+fn angles(tokens: usize, channels: usize) -> Vec<f32> {
+    let pair = |i: usize| match i {
+        i if i < channels / 2 => [0.0; 2],
+        i => [(i as f32).cos(), (i as f32).sin()],
+    };
+    (0..tokens * channels / 2).flat_map(pair).collect()
+}
+
+#[test]
+fn self_attention_with_rotary_positions() {
+    for ([batch, tokens, heads, channels], key_heads) in [([2, 9, 3, 6], 3), ([1, 140, 2, 16], 2), ([2, 5, 4, 2], 2)] {
+        let packed = (heads + 2 * key_heads) * channels;
+        let name = format!("self_attention of {tokens} tokens, {heads} rotary heads, {key_heads} of keys");
+        agree(&name, &[batch * tokens * packed], |inputs| {
+            let qkv = inputs[0].clone().reshape([batch, tokens, packed]);
+            let place = (&qkv.device(), qkv.dtype());
+            let table = Tensor::from_data(TensorData::new(angles(tokens, channels), [tokens, channels]), place);
+            let causal =
+                (0..tokens * tokens).map(|at| if at % tokens <= at / tokens { 0.0 } else { f32::NEG_INFINITY });
+            let mask = TensorData::new(causal.collect::<Vec<f32>>(), [1, 1, tokens, tokens]);
+            let mask = Tensor::<4>::from_data(mask, place);
+            self_attention(qkv, None, heads, QueryKeys::Rotary { scale: 0.3, table }, Some(mask))
+        });
+    }
+}
+
+/// Heads that share keys and values are heads with copies of them.
+#[test]
+fn grouped_heads_share_keys_and_values() {
+    let device = Device::flex();
+    let (heads, channels, tokens) = (4, 6, 7);
+    let part = |count: usize, seed: u64| {
+        let values = noise(2 * tokens * count * channels, seed);
+        Tensor::<4>::from_data(TensorData::new(values, [2, tokens, count, channels]), &device)
+    };
+    let (query, key, value) = (part(heads, 1), part(2, 2), part(2, 3));
+    let twice = |part: &Tensor<4>| {
+        let halves = [0, 1].map(|i| part.clone().narrow(2, i, 1));
+        Tensor::cat(vec![halves[0].clone(), halves[0].clone(), halves[1].clone(), halves[1].clone()], 2)
+    };
+    let table = Tensor::<2>::from_data(TensorData::new(angles(tokens, channels), [tokens, channels]), &device);
+    let mixed = |parts: [Tensor<4>; 3]| {
+        let qkv = Tensor::cat(parts.map(|part| part.flatten::<3>(2, 3)).into(), 2);
+        let mut cache = KvCache::new(tokens);
+        let steps = (0..tokens).map(|at| {
+            let query_keys = QueryKeys::Rotary { scale: 0.3, table: table.clone().narrow(0, at, 1) };
+            cached_attention(qkv.clone().narrow(1, at, 1), None, heads, query_keys, &mut cache)
+        });
+        Tensor::cat(steps.collect(), 1)
+    };
+    let grouped = mixed([query.clone(), key.clone(), value.clone()]);
+    let copied = mixed([query, twice(&key), twice(&value)]);
+    let error = (grouped - copied).abs().max().into_scalar::<f32>();
+    assert!(error <= 1e-5, "grouped and copied heads differ by {error:e}");
+}
+
+#[test]
+fn cached_rotary_attention_equals_masked_attention() {
+    let device = Device::flex();
+    let (heads, channels, tokens) = (3, 6, 9);
+    let values = noise(2 * tokens * 3 * heads * channels, 5);
+    let qkv = Tensor::<3>::from_data(TensorData::new(values, [2, tokens, 3 * heads * channels]), &device);
+    let table = Tensor::<2>::from_data(TensorData::new(angles(tokens, channels), [tokens, channels]), &device);
+    let causal = (0..tokens * tokens).map(|at| if at % tokens <= at / tokens { 0.0 } else { f32::NEG_INFINITY });
+    let mask = TensorData::new(causal.collect::<Vec<f32>>(), [1, 1, tokens, tokens]);
+    let query_keys = QueryKeys::Rotary { scale: 0.3, table: table.clone() };
+    let whole = self_attention(qkv.clone(), None, heads, query_keys, Some(Tensor::from_data(mask, &device)));
+    let mut cache = KvCache::new(tokens);
+    let steps = (0..tokens).map(|at| {
+        let query_keys = QueryKeys::Rotary { scale: 0.3, table: table.clone().narrow(0, at, 1) };
+        cached_attention(qkv.clone().narrow(1, at, 1), None, heads, query_keys, &mut cache)
+    });
+    let error = (Tensor::cat(steps.collect(), 1) - whole).abs().max().into_scalar::<f32>();
+    assert!(error <= 1e-5, "cached and masked attention differ by {error:e}");
 }
 
 /// Compares with the same rounded weights in single precision; few rows take another code path than many.

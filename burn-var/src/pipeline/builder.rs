@@ -9,6 +9,7 @@ use crate::guidance::AidWeight;
 use crate::models::aid::Injector;
 use crate::models::common::Lora;
 use crate::models::flexvar::FlexVar;
+use crate::models::llamagen::LlamaGen;
 use crate::models::var::Var;
 use crate::weights::{FloatType, GenerationConfig, LoadOptions, Pretrained, StateDict};
 use crate::{Error, Result, Scales};
@@ -121,9 +122,12 @@ impl PipelineBuilder {
     pub fn build(self) -> Result<Pipeline> {
         let files = self.open()?;
         // Whatever is not recognized as another family is taken for VAR, whose loader says what is missing.
-        let mut pipeline = match files.transformer.models()?.iter().any(|model| model.kind() == FlexVar::KIND) {
-            true => self.load::<FlexVar>(&files)?,
-            false => self.load::<Var>(&files)?,
+        let models = files.transformer.models()?;
+        let holds = |kind| models.iter().any(|model| model.kind() == kind);
+        let mut pipeline = match () {
+            () if holds(FlexVar::KIND) => self.load::<FlexVar>(&files)?,
+            () if holds(LlamaGen::KIND) => self.load::<LlamaGen>(&files)?,
+            () => self.load::<Var>(&files)?,
         };
         if let Some(dict) = self.injector_file(&files)? {
             let weight = AidWeight::of(&dict)?.unwrap_or_default();
@@ -141,7 +145,7 @@ impl PipelineBuilder {
         let options = LoadOptions { linear: self.weights, ..LoadOptions::default() };
         let mut transformer = M::load_with(&files.transformer, &config, options, &device)?;
         if let Some(lora) = &self.lora {
-            transformer = Lora::load(&StateDict::open(resolve(lora)?)?, &device)?.merge(transformer)?;
+            transformer = transformer.merged(&Lora::load(&StateDict::open(resolve(lora)?)?, &device)?)?;
         }
         let tokenizer = self.tokenizer_config::<M>(&files.tokenizer, &transformer, &device)?;
         let tokenizer = M::Tokenizer::load_with(&files.tokenizer, &tokenizer, LoadOptions::default(), &device)?;
@@ -149,7 +153,7 @@ impl PipelineBuilder {
             let transformer = files.transformer.origin().display();
             Error::format(files.tokenizer.origin(), format!("it does not fit `{transformer}`: {error}"))
         })?;
-        Pipeline::new(pair, GenerationConfig::of(&files.transformer)?.unwrap_or_else(M::evaluation))
+        Pipeline::new(pair, GenerationConfig::of(&files.transformer)?.unwrap_or_else(|| M::evaluation(&config)))
     }
 
     /// Returns the tokenizer's configuration, with the transformer's schedule where the tokenizer's is unknown, and where

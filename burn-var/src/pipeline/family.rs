@@ -3,33 +3,60 @@
 use burn::tensor::Device;
 
 use crate::generation::{NextScale, Tokenizer};
-use crate::models::common::LoraTarget;
+use crate::models::common::Lora;
 use crate::models::flexvar::{FlexVae, FlexVar, FlexVarPreset};
+use crate::models::llamagen::{LlamaGen, LlamaGenConfig, LlamaGenVq};
 use crate::models::var::{Var, VqVae};
 use crate::weights::{GenerationConfig, LoadOptions, Pretrained, StateDict};
-use crate::{Result, Scales};
+use crate::{Error, Result, Scales};
 
 /// A transformer with the tokenizer that its family uses.
-pub(super) trait Family: Pretrained + NextScale + LoraTarget + Send + Sync + 'static {
+pub(super) trait Family: Pretrained + NextScale + Send + Sync + 'static {
     type Tokenizer: Pretrained + Tokenizer + Send + Sync + 'static;
 
     /// Returns the settings of the authors' evaluation, for files without any.
-    fn evaluation() -> GenerationConfig;
+    fn evaluation(config: &Self::Config) -> GenerationConfig;
+
+    /// Merges a LoRA into the weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a LoRA of other sizes; [`Error::Unsupported`] for a family without.
+    fn merged(self, lora: &Lora) -> Result<Self>;
 }
 
 impl Family for Var {
     type Tokenizer = VqVae;
 
-    fn evaluation() -> GenerationConfig {
+    fn evaluation(_: &Self::Config) -> GenerationConfig {
         GenerationConfig::default()
+    }
+
+    fn merged(self, lora: &Lora) -> Result<Self> {
+        lora.merge(self)
     }
 }
 
 impl Family for FlexVar {
     type Tokenizer = FlexVae;
 
-    fn evaluation() -> GenerationConfig {
+    fn evaluation(_: &Self::Config) -> GenerationConfig {
         FlexVarPreset::evaluation()
+    }
+
+    fn merged(self, lora: &Lora) -> Result<Self> {
+        lora.merge(self)
+    }
+}
+
+impl Family for LlamaGen {
+    type Tokenizer = LlamaGenVq;
+
+    fn evaluation(config: &LlamaGenConfig) -> GenerationConfig {
+        config.evaluation()
+    }
+
+    fn merged(self, _: &Lora) -> Result<Self> {
+        Err(Error::unsupported("a LoRA", "it is for the transformers of VAR and FlexVAR, and this is LlamaGen's"))
     }
 }
 
@@ -51,8 +78,11 @@ pub fn load_tokenizer(
         Ok(Box::new(T::load_with(dict, &config, LoadOptions::default(), device)?))
     }
     // Whatever is not recognized as another family is taken for VAR's, whose loader says what is missing.
-    match dict.models()?.iter().any(|model| model.kind() == FlexVae::KIND) {
-        true => load::<FlexVae>(dict, scales, device),
-        false => load::<VqVae>(dict, scales, device),
+    let models = dict.models()?;
+    let holds = |kind| models.iter().any(|model| model.kind() == kind);
+    match () {
+        () if holds(FlexVae::KIND) => load::<FlexVae>(dict, scales, device),
+        () if holds(LlamaGenVq::KIND) => load::<LlamaGenVq>(dict, scales, device),
+        () => load::<VqVae>(dict, scales, device),
     }
 }

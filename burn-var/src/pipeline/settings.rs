@@ -10,6 +10,9 @@ use crate::weights::GenerationConfig;
 pub struct Settings {
     /// Classifier-free guidance.
     pub cfg: Option<Schedule>,
+    /// Strength of classifier-free guidance, over a schedule of the form of `cfg` or of the model's file: see
+    /// [`Schedule::with_strength`].
+    pub cfg_strength: Option<f64>,
     /// Number of most likely codes to draw from; 0 is all.
     pub top_k: Option<usize>,
     /// Share of the probability to draw from; 0 is all.
@@ -35,6 +38,7 @@ impl Settings {
         Sampler {
             top_k: self.top_k.unwrap_or(own.top_k),
             top_p: self.top_p.unwrap_or(own.top_p),
+            top_p_rule: own.top_p_rule,
             temperature: self.temperature.unwrap_or(own.temperature),
             more_smooth: self.more_smooth.unwrap_or(own.more_smooth),
             greedy_unlisted: self.greedy_unlisted.unwrap_or(own.greedy_unlisted),
@@ -44,6 +48,7 @@ impl Settings {
     /// Resolves the guidance for a model, except for the injector, which has weights of its own.
     pub fn guidance(&self, model: &GenerationConfig) -> GuidanceConfig {
         let cfg = self.cfg.clone().unwrap_or_else(|| model.cfg.clone());
+        let cfg = self.cfg_strength.map_or_else(|| cfg.clone(), |strength| cfg.with_strength(strength));
         GuidanceConfig { cfg, vpg: self.vpg.clone(), ssg: self.ssg.clone() }
     }
 }

@@ -28,8 +28,11 @@ pub struct Sampler {
     /// Number of largest logits to keep, with all that tie with the smallest of them; 0 keeps all, 1 is greedy.
     pub top_k: usize,
     /// Minimum probability mass to keep: the least likely tokens are dropped while their total is at most `1 - top_p`;
-    /// 0 keeps all.
+    /// 0 keeps all. See [`TopPRule`].
     pub top_p: f64,
+    /// Side from which top-p counts.
+    #[serde(default, skip_serializing_if = "TopPRule::is_default")]
+    pub top_p_rule: TopPRule,
     /// Divisor of the logits, applied first; 1 in the papers' code, which has no temperature.
     pub temperature: f64,
     /// Paints a Gumbel-softmax mixture of codes instead of one code (VAR's `more_smooth`). For looks, not for metrics.
@@ -40,6 +43,26 @@ pub struct Sampler {
     pub greedy_unlisted: bool,
 }
 
+/// Side from which top-p counts. Both rules keep the same tokens, except where sums meet the limit exactly and among tokens
+/// of equal probability.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TopPRule {
+    /// VAR's: drops from the least likely token up, while the total of those dropped is at most `1 - top_p`. Of equally
+    /// likely tokens, the first are dropped first.
+    #[default]
+    Ascending,
+    /// LlamaGen's: keeps from the most likely token down, until the total of those kept exceeds `top_p`. Of equally likely
+    /// tokens, the first are kept. 1 keeps all.
+    Descending,
+}
+
+impl TopPRule {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -47,7 +70,14 @@ fn is_false(flag: &bool) -> bool {
 impl Default for Sampler {
     /// Returns the evaluation setting of the VAR paper: top-k 900, top-p 0.96.
     fn default() -> Self {
-        Self { top_k: 900, top_p: 0.96, temperature: 1.0, more_smooth: false, greedy_unlisted: false }
+        Self {
+            top_k: 900,
+            top_p: 0.96,
+            top_p_rule: TopPRule::Ascending,
+            temperature: 1.0,
+            more_smooth: false,
+            greedy_unlisted: false,
+        }
     }
 }
 
@@ -127,7 +157,8 @@ impl Sampler {
     ///
     /// Equal to `sample_with_top_k_top_p_` of VAR (golden case `sampling`): entries that tie with the k-th largest
     /// stay; top-p drops from the smallest, in the order of a stable sort, while the running sum is at most
-    /// `1 - top_p`, and always keeps the largest.
+    /// `1 - top_p`, and always keeps the largest. With [`TopPRule::Descending`], equal to `top_k_top_p_filtering` of
+    /// LlamaGen.
     ///
     /// # Errors
     /// [`Error::NonFinite`] if a logit is not a number.
@@ -147,25 +178,50 @@ impl Sampler {
             let (_, &mut kth, _) = sorted.select_nth_unstable_by(self.top_k - 1, |a, b| b.total_cmp(a));
             row.iter_mut().filter(|logit| **logit < kth).for_each(|logit| *logit = f32::NEG_INFINITY);
         }
-        if self.top_p > 0.0 {
-            let probabilities = softmax(row);
-            // Logit and index packed into one number, which sorts faster than indices by their logits.
-            let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-            let mut order: Vec<u64> = kept.map(|(i, &logit)| u64::from(ascending(logit)) << 32 | i as u64).collect();
-            order.sort_unstable();
-            let mut sum = 0.0;
-            // The largest is last in the order, and always stays.
-            let (_, smaller) = order.split_last().unwrap_or((&0, &[]));
-            for &entry in smaller {
-                let i = (entry & u64::from(u32::MAX)) as usize;
-                sum += probabilities[i];
-                if sum > 1.0 - self.top_p {
-                    break;
-                }
-                row[i] = f32::NEG_INFINITY;
-            }
+        match self.top_p_rule {
+            _ if self.top_p == 0.0 => {}
+            TopPRule::Ascending => self.drop_least_likely(row),
+            TopPRule::Descending if self.top_p < 1.0 => self.keep_most_likely(row),
+            TopPRule::Descending => {}
         }
         Ok(())
+    }
+
+    /// Applies top-p by [`TopPRule::Ascending`].
+    fn drop_least_likely(&self, row: &mut [f32]) {
+        let probabilities = softmax(row);
+        // Logit and index packed into one number, which sorts faster than indices by their logits.
+        let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        let mut order: Vec<u64> = kept.map(|(i, &logit)| u64::from(ascending(logit)) << 32 | i as u64).collect();
+        order.sort_unstable();
+        let mut sum = 0.0;
+        // The largest is last in the order, and always stays.
+        let (_, smaller) = order.split_last().unwrap_or((&0, &[]));
+        for &entry in smaller {
+            let i = (entry & u64::from(u32::MAX)) as usize;
+            sum += probabilities[i];
+            if sum > 1.0 - self.top_p {
+                break;
+            }
+            row[i] = f32::NEG_INFINITY;
+        }
+    }
+
+    /// Applies top-p by [`TopPRule::Descending`].
+    fn keep_most_likely(&self, row: &mut [f32]) {
+        let probabilities = softmax(row);
+        let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        let mut order: Vec<u64> = kept.map(|(i, &logit)| u64::from(!ascending(logit)) << 32 | i as u64).collect();
+        order.sort_unstable();
+        let indices = order.into_iter().map(|entry| (entry & u64::from(u32::MAX)) as usize);
+        let mut sum = 0.0;
+        for (rank, i) in indices.enumerate() {
+            // The first that exceeds the limit stays.
+            if rank > 0 && sum > self.top_p {
+                row[i] = f32::NEG_INFINITY;
+            }
+            sum += probabilities[i];
+        }
     }
 }
 
@@ -184,8 +240,9 @@ pub fn softmax(row: &[f32]) -> Vec<f64> {
     weights
 }
 
-/// Returns the first index at which the cumulative softmax of `row` exceeds `u`, a number in `[0, 1)`.
-fn pick(row: &[f32], u: f64) -> usize {
+/// Draws a token: returns the first index at which the cumulative softmax of `row` exceeds `u`, a number in `[0, 1)`.
+/// Entries of minus infinity are never drawn.
+pub fn pick(row: &[f32], u: f64) -> usize {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
     let weights: Vec<(usize, f64)> = kept.map(|(i, &logit)| (i, f64::from(logit - largest).exp())).collect();
@@ -231,6 +288,23 @@ mod tests {
         let mut row = [3.0, 2.0, 1.0, 1.0, 0.0];
         Sampler { top_k: 3, ..Sampler::greedy() }.filter(&mut row).unwrap();
         assert_eq!(row, [3.0, 2.0, 1.0, 1.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn top_p_counts_from_either_side() {
+        let filtered = |top_p_rule, top_p, row: [f32; 4]| {
+            let mut row = row.map(f32::ln);
+            Sampler { top_k: 0, top_p, top_p_rule, ..Sampler::default() }.filter(&mut row).unwrap();
+            row.map(f32::is_finite)
+        };
+        let row = [0.25, 0.25, 0.25, 0.25];
+        assert_eq!(filtered(TopPRule::Ascending, 0.6, row), [false, true, true, true], "drops the first of equal ones");
+        assert_eq!(filtered(TopPRule::Descending, 0.6, row), [true, true, true, false], "drops the last");
+        let row = [0.1, 0.5, 0.15, 0.25];
+        assert_eq!(filtered(TopPRule::Descending, 0.45, row), [false, true, false, false], "one is enough");
+        assert_eq!(filtered(TopPRule::Descending, 0.6, row), [false, true, false, true], "the one that exceeds stays");
+        assert_eq!(filtered(TopPRule::Descending, 1.0, row), [true; 4]);
+        assert_eq!(filtered(TopPRule::Descending, 0.0, row), [true; 4]);
     }
 
     #[test]

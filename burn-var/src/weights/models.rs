@@ -20,6 +20,7 @@ use crate::models::dino::Vit;
 use crate::models::flexvar::{FlexVae, FlexVar};
 #[cfg(feature = "metrics")]
 use crate::models::inception::Inception;
+use crate::models::llamagen::{LlamaGen, LlamaGenVq};
 use crate::models::var::{Var, VqVae};
 use crate::{Error, Result, Scales};
 
@@ -58,6 +59,8 @@ pub static MODELS: &[&dyn AnyModel] = &[
     &Erased::<VqVae>(PhantomData),
     &Erased::<FlexVar>(PhantomData),
     &Erased::<FlexVae>(PhantomData),
+    &Erased::<LlamaGen>(PhantomData),
+    &Erased::<LlamaGenVq>(PhantomData),
     &Erased::<Injector>(PhantomData),
     #[cfg(feature = "training")]
     &Erased::<DiscriminatorHeads>(PhantomData),

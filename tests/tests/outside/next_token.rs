@@ -30,9 +30,8 @@ impl Tokenizer for Raster {
         1
     }
 
-    /// Returns the tokenizer's size: a raster says how many tokens there are, not how wide a row is.
-    fn image_shape(&self, _scales: &Scales) -> [usize; 3] {
-        [1, MAP.height, MAP.width]
+    fn image_shape(&self, scales: &Scales) -> [usize; 3] {
+        [1, scales.finest().height, scales.finest().width]
     }
 
     fn device(&self) -> Device {

@@ -17,6 +17,9 @@ mod inception_fid;
 mod inception_score;
 mod interp;
 mod iscs;
+mod llamagen;
+mod llamagen_sample;
+mod llamagen_vq;
 mod lpips;
 mod phi_select;
 mod precision_recall;
@@ -52,6 +55,9 @@ macro_rules! every_kind {
             parity_var var,
             parity_flexvae flexvae,
             parity_flexvar flexvar,
+            parity_llamagen llamagen,
+            parity_llamagen_vq llamagen_vq,
+            parity_llamagen_sample llamagen_sample,
             parity_checkpoints checkpoints,
             parity_frechet frechet,
             parity_lpips lpips,

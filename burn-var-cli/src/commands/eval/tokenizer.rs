@@ -51,7 +51,7 @@ struct Report {
     network: Option<String>,
     /// Share of the codes that occur in the tokens of the test images.
     codes_in_use: f64,
-    /// The same for each scale.
+    /// The same for each scale; the tokens of a raster count as one.
     codes_in_use_by_scale: Vec<f64>,
     /// Perplexity of the codes of each scale, `exp(-sum p log p)`: the number of equally frequent codes with this entropy.
     perplexity_by_scale: Vec<f64>,
@@ -71,15 +71,19 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let all: Vec<usize> = (0..loader.source().len()).collect();
     let bar = output.bar(all.len(), "images");
     let scales = tokenizer.scales();
-    let mut used = vec![vec![0_usize; tokenizer.vocabulary().size]; scales.len()];
+    let parts: Vec<std::ops::Range<usize>> = match scales.raster_size() {
+        Some(_) => std::iter::once(0..scales.tokens()).collect(),
+        None => (0..scales.len()).map(|k| scales.range(k)).collect(),
+    };
+    let mut used = vec![vec![0_usize; tokenizer.vocabulary().size]; parts.len()];
     let (mut mean, mut similarity, mut distance) = (MeanPsnr::default(), 0.0, 0.0);
     let mut tables = network.as_ref().map(|network| [(); 2].map(|()| FeatureTable::new(&**network)));
     for indices in all.chunks(BATCH) {
         let images = loader.load(indices, View::Fixed { mirrored: false }, device)?.images;
         let tokens: TokenPyramid = tokenizer.encode(images.clone(), scales)?;
         for row in tokens.to_rows()? {
-            for (k, used) in used.iter_mut().enumerate() {
-                row[scales.range(k)].iter().for_each(|code| used[*code as usize] += 1);
+            for (part, used) in parts.iter().zip(&mut used) {
+                row[part.clone()].iter().for_each(|code| used[*code as usize] += 1);
             }
         }
         let Some(canvas) = tokenizer.canvases(&tokens).pop() else { continue };

@@ -1,4 +1,4 @@
-//! The tokenizers that this method trains: VAR's, and FlexVAR's.
+//! The tokenizers that this method trains: VAR's, FlexVAR's, and LlamaGen's.
 
 use std::fmt::Debug;
 
@@ -6,6 +6,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use burn_var::math::Resize;
 use burn_var::models::flexvar::{FlexVae, FlexVaeConfig};
+use burn_var::models::llamagen::{LlamaGenVq, LlamaGenVqConfig};
 use burn_var::models::var::{Quantized, VqVae, VqVaeConfig};
 use burn_var::nn::Conv2d;
 use burn_var::weights::Pretrained;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Result;
+use crate::optim::OptimConfig;
 
 /// The sizes of a tokenizer in a configuration.
 pub trait TokenizerSizes: Clone + PartialEq + Debug + Serialize + DeserializeOwned + 'static {
@@ -23,6 +25,11 @@ pub trait TokenizerSizes: Clone + PartialEq + Debug + Serialize + DeserializeOwn
     /// Scales that a step trains besides the last, unless the configuration names another number. 0 for a tokenizer whose
     /// every step trains all scales.
     const EXTRA_SCALES: usize;
+
+    /// Returns the settings of AdamW that absent keys have: those of VQ-GAN by default.
+    fn optimizer() -> OptimConfig {
+        super::default_optimizer()
+    }
 
     /// Checks that the sizes fit each other.
     ///
@@ -156,6 +163,47 @@ impl TrainedTokenizer for FlexVae {
         }
         let vq_loss = vq_loss / scales.len() as f64;
         Ok(Reconstruction { trunk, image, extra: smaller, vq_loss, scales })
+    }
+
+    fn last_convolution(&self) -> &Conv2d {
+        self.vq.decoder.conv_out()
+    }
+
+    fn codes_mut(&mut self) -> &mut Param<Tensor<2>> {
+        &mut self.vq.quantize.embedding.weight
+    }
+}
+
+impl TokenizerSizes for LlamaGenVqConfig {
+    type Model = LlamaGenVq;
+
+    const EXTRA_SCALES: usize = 0;
+
+    fn optimizer() -> OptimConfig {
+        OptimConfig { beta_1: 0.9, beta_2: 0.95, weight_decay: 0.0, clip_norm: Some(1.0), ..OptimConfig::default() }
+    }
+
+    fn validate(&self) -> burn_var::Result<()> {
+        self.validate()
+    }
+
+    fn image_shape(&self) -> [usize; 3] {
+        self.image_shape()
+    }
+
+    fn init(&self, seed: u64, device: &Device) -> burn_var::Result<LlamaGenVq> {
+        self.init(seed, device)
+    }
+}
+
+impl TrainedTokenizer for LlamaGenVq {
+    /// All tokens of the image count as one scale.
+    fn reconstruct(&self, images: &Tensor<4>, _extra: &[usize]) -> Result<Reconstruction> {
+        let quantized = self.quantize_train(self.latent(images.clone())?);
+        let vq_loss = quantized.loss();
+        let (trunk, image) = self.vq.decoder.forward_with_trunk(self.vq.post_quant_conv.forward(quantized.codes));
+        let scales = vec![TrainedScale { k: 0, ids: quantized.ids, rows: quantized.rows }];
+        Ok(Reconstruction { trunk, image, extra: Vec::new(), vq_loss, scales })
     }
 
     fn last_convolution(&self) -> &Conv2d {

@@ -1,4 +1,4 @@
-//! Training of the tokenizers of VAR and FlexVAR, which their authors never released.
+//! Training of the tokenizers of VAR and FlexVAR, which their authors never released, and of LlamaGen's.
 //!
 //! VAR's tokenizer adds up all scales and reconstructs one image. FlexVAR's decodes each scale by itself, so a step trains
 //! the last scale and some of the others ([`TokenizerTrainConfig::extra_scales`]): their images are compared with the image
@@ -20,6 +20,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use burn_var::Tokenizer;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::models::flexvar::FlexVaeConfig;
+use burn_var::models::llamagen::LlamaGenVqConfig;
 use burn_var::models::var::VqVaeConfig;
 use burn_var::rng::Rng;
 use burn_var::weights::{Pretrained, SaveOptions};
@@ -60,7 +61,7 @@ pub struct TokenizerTrainConfig<C: TokenizerSizes = VqVaeConfig> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra_scales: Option<usize>,
     /// AdamW.
-    #[serde(default = "default_optimizer", deserialize_with = "optimizer")]
+    #[serde(default = "C::optimizer", deserialize_with = "optimizer::<_, C>")]
     pub optimizer: OptimConfig,
     /// Learning rate.
     #[serde(default)]
@@ -84,8 +85,13 @@ fn default_optimizer() -> OptimConfig {
     OptimConfig { beta_1: 0.5, beta_2: 0.9, weight_decay: 0.0, clip_norm: Some(1.0), ..OptimConfig::default() }
 }
 
-fn optimizer<'de, D: Deserializer<'de>>(section: D) -> std::result::Result<OptimConfig, D::Error> {
-    crate::config::over(default_optimizer(), section)
+/// Reads AdamW's section; absent keys have the values of the family.
+fn optimizer<'de, D, C>(section: D) -> std::result::Result<OptimConfig, D::Error>
+where
+    D: Deserializer<'de>,
+    C: TokenizerSizes,
+{
+    crate::config::over(C::optimizer(), section)
 }
 
 /// Revival of dead codes: codes that are hardly chosen any more move onto residuals of the present batch, where the
@@ -474,9 +480,13 @@ impl<C: TokenizerSizes> Method for TokenizerMethod<C> {
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
         let model = self.average();
         let tokens = model.encode(self.shown.clone(), model.scales())?;
-        // The originals, then each image as it grows scale by scale.
+        // The originals, then each image as it grows scale by scale; the tokens of a raster show nothing by themselves.
+        let mut canvases = model.canvases(&tokens);
+        if model.scales().raster_size().is_some() {
+            canvases.drain(..canvases.len() - 1);
+        }
         let mut rows = vec![self.shown.clone()];
-        rows.extend(model.canvases(&tokens).into_iter().map(|canvas| model.preview(canvas, model.scales())));
+        rows.extend(canvases.into_iter().map(|canvas| model.preview(canvas, model.scales())));
         let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
         let columns = self.shown.dims()[0];
         Grid::new(columns).write(&path, &to_images(Tensor::cat(rows, 0), ValueRange::Signed)?)?;
@@ -491,7 +501,9 @@ impl<C: TokenizerSizes> Method for TokenizerMethod<C> {
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let usage = (0..self.learner.model.scales().len()).map(|k| format!("usage_{k}")).collect();
+        let scales = self.learner.model.scales();
+        let counted = if scales.raster_size().is_some() { 1 } else { scales.len() };
+        let usage = (0..counted).map(|k| format!("usage_{k}")).collect();
         let mut terms = own(&["loss", "l2", "vq"]);
         for (name, weight) in [("l1", self.config.loss.l1), ("perceptual", self.config.loss.perceptual)] {
             terms.extend((weight > 0.0).then(|| name.to_owned()));
@@ -540,6 +552,19 @@ pub fn train_tokenizer(
 /// The errors of [`train`].
 pub fn train_flexvae(
     config: TokenizerTrainConfig<FlexVaeConfig>,
+    folder: &Path,
+    device: &Device,
+    progress: &mut dyn Progress,
+) -> Result<Option<PathBuf>> {
+    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+}
+
+/// Trains LlamaGen's tokenizer as [`train_tokenizer`] does VAR's.
+///
+/// # Errors
+/// The errors of [`train`].
+pub fn train_llamagen_vq(
+    config: TokenizerTrainConfig<LlamaGenVqConfig>,
     folder: &Path,
     device: &Device,
     progress: &mut dyn Progress,

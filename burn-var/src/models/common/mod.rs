@@ -3,6 +3,7 @@
 pub mod attention;
 mod block;
 mod detach_cache;
+pub(crate) mod dropout;
 mod lora;
 mod lora_weights;
 mod modulation;

@@ -12,7 +12,7 @@ use crate::error::require_positive;
 use crate::init::{Init, ParamInfo};
 use crate::nn::{self, Conv2d, GroupNorm};
 use crate::weights::shapes::{axes, count};
-use crate::weights::{Kind, StateDict};
+use crate::weights::{KeyMap, Kind, StateDict};
 use crate::{Error, MapSize, Result};
 
 /// Sizes of a [`VqModel`]. Fields are named as in LlamaGen's code.
@@ -43,6 +43,17 @@ pub struct VqModelConfig {
     /// Weight of the entropy loss; 0 in all published models.
     #[serde(default)]
     pub entropy_loss_ratio: f64,
+    /// Temperature of the choice of codes in the entropy loss.
+    #[serde(default = "default_entropy_temperature", skip_serializing_if = "is_default_temperature")]
+    pub entropy_temperature: f64,
+}
+
+fn default_entropy_temperature() -> f64 {
+    0.01
+}
+
+fn is_default_temperature(temperature: &f64) -> bool {
+    *temperature == default_entropy_temperature()
 }
 
 fn default_image_channels() -> usize {
@@ -71,6 +82,7 @@ impl VqModelConfig {
             codebook_l2_norm: true,
             commit_loss_beta: default_beta(),
             entropy_loss_ratio: 0.0,
+            entropy_temperature: default_entropy_temperature(),
         }
     }
 
@@ -118,6 +130,9 @@ impl VqModelConfig {
                 return Err(Error::config(name, value, "0 or more"));
             }
         }
+        if !(self.entropy_temperature.is_finite() && self.entropy_temperature > 0.0) {
+            return Err(Error::config("entropy_temperature", self.entropy_temperature, "a positive number"));
+        }
         Ok(())
     }
 
@@ -146,6 +161,7 @@ impl VqModelConfig {
                 l2_norm: self.codebook_l2_norm,
                 beta: self.commit_loss_beta,
                 entropy_ratio: self.entropy_loss_ratio,
+                entropy_temperature: self.entropy_temperature,
             },
             post_quant_conv: Conv2d::same([inner, outer], 1, device),
             decoder: Decoder::new(&self.networks(), device),
@@ -184,9 +200,17 @@ impl VqModelConfig {
         Ok(config)
     }
 
+    /// Returns the names of the parameters of a tokenizer whose field `vq` is the networks.
+    pub(crate) fn keys(&self, kind: Kind) -> KeyMap {
+        let config = self.clone();
+        // A count of the codes' uses in training.
+        let buffers = &["quantize.codebook_used"];
+        KeyMap::new(kind.title, buffers, move |path| config.key(path.trim_start_matches("vq."))).with_split(Self::split)
+    }
+
     /// Returns LlamaGen's name of a parameter. Its levels have other names than VAR's, and the decoder's are in order of
     /// computation, coarsest first.
-    pub(crate) fn key(&self, path: &str) -> String {
+    fn key(&self, path: &str) -> String {
         let levels = self.ch_mult.len();
         let parts: Vec<&str> = path.split('.').collect();
         let level = |index: &str| index.parse().unwrap_or(0_usize);
@@ -203,7 +227,7 @@ impl VqModelConfig {
     }
 
     /// Returns the names of queries, keys and values, which are a tensor each.
-    pub(crate) fn split(key: &str) -> Option<Vec<String>> {
+    fn split(key: &str) -> Option<Vec<String>> {
         let (before, after) = key.split_once(".qkv.")?;
         Some(["q", "k", "v"].map(|part| format!("{before}.{part}.{after}")).into())
     }
@@ -256,6 +280,7 @@ pub struct VectorQuantizer {
     l2_norm: bool,
     beta: f64,
     entropy_ratio: f64,
+    entropy_temperature: f64,
 }
 
 /// Result of a quantization in training.
@@ -351,12 +376,11 @@ impl VectorQuantizer {
     /// Computes the mean entropy of the choice at each position minus the entropy of the mean choice: small where each
     /// position is certain and all codes are in use.
     fn entropy_loss(&self, rows: Tensor<2>) -> Tensor<1> {
-        const TEMPERATURE: f64 = 0.01;
         let codes = self.codes();
         let own = rows.clone().square().sum_dim(1);
         let theirs = codes.clone().square().sum_dim(1).transpose();
         let distance = own + theirs - rows.matmul(codes.transpose()) * 2.0;
-        let logits = distance * (-1.0 / TEMPERATURE);
+        let logits = distance * (-1.0 / self.entropy_temperature);
         let probabilities = softmax(logits.clone(), 1);
         let each = (probabilities.clone() * log_softmax(logits, 1)).sum_dim(1).mean().neg();
         let mean = probabilities.mean_dim(0);

@@ -4,6 +4,7 @@ use burn::tensor::Device;
 
 use super::{FlexVae, FlexVaeConfig};
 use crate::models::common::vq_model::VqModelConfig;
+use crate::models::llamagen::LlamaGenVq;
 use crate::weights::{KeyMap, Kind, Pretrained, StateDict};
 use crate::{Result, Scales};
 
@@ -25,11 +26,12 @@ impl Pretrained for FlexVae {
 
     /// Returns the names of LlamaGen's tokenizer.
     fn keys(config: &FlexVaeConfig) -> KeyMap {
-        let vq = config.vq.clone();
-        // A count of the codes' uses in training.
-        let buffers = &["quantize.codebook_used"];
-        KeyMap::new(Self::KIND.title, buffers, move |path| vq.key(path.trim_start_matches("vq.")))
-            .with_split(VqModelConfig::split)
+        config.vq.keys(Self::KIND)
+    }
+
+    /// Tells FlexVAE from LlamaGen's tokenizer, whose names are the same.
+    fn recognizes(dict: &StateDict) -> bool {
+        Self::KIND.landmark.is_some_and(|key| dict.contains(key)) && !LlamaGenVq::recognizes(dict)
     }
 
     fn init_zeros(config: &FlexVaeConfig, device: &Device) -> Result<Self> {

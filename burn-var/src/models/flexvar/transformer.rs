@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::first_scale::{FirstScale, SeenScales, Unmasking, check_masked};
 use crate::error::require_positive;
-use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, Vocabulary};
+use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, TeacherInput, Vocabulary};
 use crate::init::{Init, initialize};
 use crate::math::Resize;
 use crate::models::common::trunk::{check_teacher_input, embed_classes};
@@ -473,10 +473,11 @@ impl TeacherForced for FlexVar {
     fn teacher_forced(
         &self,
         conditions: &[Condition],
-        input: Tensor<3>,
+        input: impl Into<TeacherInput>,
         scales: &Scales,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
+        let input = input.into().codes;
         check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
         let first = scales.size(0).area();
         let Some(start) = &self.pos_start else {

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
-use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, Vocabulary};
+use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, TeacherInput, Vocabulary};
 use crate::init::initialize;
 use crate::models::common::trunk::{check_teacher_input, embed_classes};
 use crate::models::common::{Block, BlockSizes, BlockStack, HeadNorm, Lora, LoraTarget, StackState, VarInit};
@@ -246,10 +246,11 @@ impl TeacherForced for Var {
     fn teacher_forced(
         &self,
         conditions: &[Condition],
-        input: Tensor<3>,
+        input: impl Into<TeacherInput>,
         scales: &Scales,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
+        let input = input.into().codes;
         let state = self.start(conditions, scales)?;
         check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
         let start = self.start_tokens(&state);

@@ -23,10 +23,12 @@ mod packed;
 mod pointwise;
 mod pool;
 mod residual;
+mod rms_norm;
 mod scratch;
 mod self_attention;
 mod simd;
 mod softmax;
+mod swiglu;
 mod winograd;
 
 #[cfg(feature = "training")]
@@ -43,5 +45,7 @@ pub(super) use linear::Linear;
 pub(super) use pointwise::Pointwise;
 pub(super) use pool::{Pool, pool};
 pub(super) use residual::GatedResidual;
+pub(super) use rms_norm::RmsNorm;
 pub(super) use self_attention::SelfAttention;
 pub(super) use softmax::Softmax;
+pub(super) use swiglu::SwiGlu;

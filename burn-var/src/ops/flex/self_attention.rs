@@ -12,14 +12,16 @@ use super::{
 /// Minimum length that a vector is divided by.
 const EPSILON: f32 = 1e-12;
 
-/// Self-attention of packed queries, keys and values, with optional biases of queries and values, a sharpness per head,
-/// and a mask. Each task computes one head of one image, and reads and writes the packed tensors without copying the
+/// Self-attention of packed queries, keys and values, with optional biases of queries and values, a sharpness per head
+/// or a table of rotary positions, and a mask. Each task computes one head of one image, and reads and writes the packed tensors without copying the
 /// heads apart.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct SelfAttention {
     pub(in crate::ops) heads: usize,
     /// Scale of the scores; without one, queries and keys are normalized and the sharpness is read.
     pub(in crate::ops) scale: Option<f32>,
+    /// Reads cosines and sines, `[tokens, channels]`, in place of a sharpness.
+    pub(in crate::ops) rotary: bool,
 }
 
 impl Kernel<5> for SelfAttention {
@@ -68,6 +70,10 @@ impl Kernel<5> for SelfAttention {
                 query.copy_from_slice(&grads[0][row.clone()]);
                 key.copy_from_slice(&grads[1][row.clone()]);
                 value.copy_from_slice(&grads[2][row.clone()]);
+                if self.rotary {
+                    turn_back(packed.angles(token), query);
+                    turn_back(packed.angles(token), key);
+                }
                 if self.scale.is_none() {
                     let sharpness = packed.sharpness(index);
                     let (unit, length) = (&parts.query[row.clone()], parts.lengths[token]);
@@ -154,6 +160,7 @@ struct Packed<'a> {
     qkv: &'a [f32],
     q_bias: &'a [f32],
     v_bias: &'a [f32],
+    /// The sharpness of each head, or the table of positions.
     sharpness: &'a [f32],
     mask: &'a [f32],
     batch: usize,
@@ -192,6 +199,10 @@ impl<'a> Packed<'a> {
             kernel.heads
         );
         assert!(
+            !kernel.rotary || sharpness.len() == tokens * (width / kernel.heads),
+            "self_attention: angles for {tokens} tokens"
+        );
+        assert!(
             mask.is_empty() || mask.len() == tokens * tokens,
             "self_attention: a mask of shape {:?} for {tokens} tokens",
             inputs[4].shape()
@@ -208,6 +219,11 @@ impl<'a> Packed<'a> {
     /// Returns the offset of a token's query.
     fn first_of(&self, index: usize, token: usize) -> usize {
         self.first(index, 3 * self.width) + token * 3 * self.width
+    }
+
+    /// Returns the cosines and sines of a token.
+    fn angles(&self, token: usize) -> &[f32] {
+        &self.sharpness[token * self.channels..][..self.channels]
     }
 
     fn sharpness(&self, index: usize) -> f32 {
@@ -235,6 +251,10 @@ impl<'a> Packed<'a> {
             keys[row.clone()].copy_from_slice(key);
             values[row.clone()].copy_from_slice(value);
             add(v_bias, &mut values[row.clone()]);
+            if self.kernel.rotary {
+                turn(self.angles(token), &mut queries[row.clone()]);
+                turn(self.angles(token), &mut keys[row.clone()]);
+            }
             if self.kernel.scale.is_none() {
                 lengths[token] = to_length(self.sharpness(index), &mut queries[row.clone()]);
                 lengths[self.tokens + token] = to_length(1.0, &mut keys[row]);
@@ -269,6 +289,22 @@ vectorized! {
             *x *= factor;
         }
         before
+    }
+
+    /// Turns pairs of adjacent values by angles, given their cosines and sines.
+    fn turn(angles: &[f32], x: &mut [f32]) {
+        for (pair, angle) in x.as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0) {
+            let ([a, b], [cos, sin]) = (*pair, *angle);
+            *pair = [a * cos - b * sin, b * cos + a * sin];
+        }
+    }
+
+    /// Turns the gradient of the output of [`turn`] into that of its input.
+    fn turn_back(angles: &[f32], grad: &mut [f32]) {
+        for (pair, angle) in grad.as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0) {
+            let ([a, b], [cos, sin]) = (*pair, *angle);
+            *pair = [a * cos + b * sin, b * cos - a * sin];
+        }
     }
 
     /// Turns the gradient of `y = length x / before` into that of `x`, and returns that of `length`.

@@ -1,0 +1,13 @@
+//! LlamaGen (Sun et al. 2024, arXiv 2406.06525): next-token prediction by the architecture of Llama, row by row over the
+//! tokens of an image. The weights serve maps of any size.
+
+mod block;
+mod preset;
+mod tokenizer;
+mod tokenizer_weights;
+mod transformer;
+mod weights;
+
+pub use preset::LlamaGenPreset;
+pub use tokenizer::{LlamaGenVq, LlamaGenVqConfig};
+pub use transformer::{LlamaGen, LlamaGenConfig, LlamaGenState};
