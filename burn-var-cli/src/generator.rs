@@ -49,6 +49,7 @@ pub(crate) enum Plain {
 pub(crate) enum Pair<'a> {
     Var(&'a ModelPair<VqVae, Var>),
     FlexVar(&'a ModelPair<FlexVae, FlexVar>),
+    LlamaGen(&'a ModelPair<LlamaGenVq, LlamaGen>),
 }
 
 /// The origin of an injector, for results.
@@ -185,7 +186,8 @@ impl Generator {
     pub(crate) fn pair(&self) -> Result<Pair<'_>> {
         let var = self.pipeline.pair().map(Pair::Var);
         let pair = var.or_else(|| self.pipeline.pair().map(Pair::FlexVar));
-        pair.context("this command is for models of VAR and FlexVAR only")
+        let pair = pair.or_else(|| self.pipeline.pair().map(Pair::LlamaGen));
+        pair.context("this command is for models of VAR, FlexVAR and LlamaGen only")
     }
 
     /// Returns labels for `count` images that cycle through all classes.
@@ -271,7 +273,7 @@ impl Generator {
         settings["seed"] = serde_json::json!(self.seed);
         settings["sampler"] = serde_json::json!(self.pipeline.sampler());
         // The weights of other families determine it.
-        if matches!(self.pair(), Ok(Pair::FlexVar(_))) {
+        if matches!(self.pair(), Ok(Pair::FlexVar(_) | Pair::LlamaGen(_))) {
             settings["scales"] = serde_json::json!(self.pipeline.scales());
         }
         if let Some(aid) = &self.aid {

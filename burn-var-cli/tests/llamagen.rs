@@ -159,6 +159,23 @@ fn generated_images_are_evaluated() {
 }
 
 #[test]
+fn speed_is_measured() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    tiny(at, 2);
+    let only = "sample,encode,decode,train-tokenizer,train-var";
+    let bench = ["bench", "--only", only, "--runs", "1", "--batch", "2", "--train-batch", "2"];
+    let report = json(at, &with_pair(&bench, &[]));
+    let results = report["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 7, "sampling in three parts, and the others: {report}");
+    assert!(results.iter().all(|result| result["median"].as_f64() > Some(0.0)), "{report}");
+    let message = fails(at, 1, &with_pair(&["bench", "--only", "injector"], &[]));
+    assert!(message.contains("code vectors"), "{message}");
+    let message = fails(at, 2, &["bench", "--preset", "gpt-b", "--lora", "lora.safetensors"]);
+    assert!(message.contains("LlamaGen"), "{message}");
+}
+
+#[test]
 fn both_models_are_trained() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = folder.path();

@@ -8,6 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn_var::models::common::{Lora, LoraTarget};
 use burn_var::models::flexvar::{FlexVae, FlexVaeConfig, FlexVar, FlexVarConfig, FlexVarPreset};
+use burn_var::models::llamagen::{LlamaGen, LlamaGenConfig, LlamaGenPreset, LlamaGenVq, LlamaGenVqConfig};
 use burn_var::models::var::{Var, VarConfig, VarInit, VarPreset, VqVae, VqVaeConfig};
 use burn_var::pipeline::{ModelPair, Pipeline};
 use burn_var::rng::Rng;
@@ -17,6 +18,7 @@ use burn_var_train::data::{BatchLoader, ImageShape, Split, TokenCache, TokenCach
 use burn_var_train::engine::Trainer;
 use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig};
 use burn_var_train::grid::write_png;
+use burn_var_train::llamagen::{LlamaGenMethod, LlamaGenTrainConfig};
 use burn_var_train::run::RunConfig;
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerSizes, TokenizerTrainConfig, TrainedTokenizer};
 use burn_var_train::transformer::TransformerMethod;
@@ -24,24 +26,30 @@ use burn_var_train::var::{VarMethod, VarTrainConfig};
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
+use crate::output::usage;
+
 /// A published size of a family.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Preset {
     Var(VarPreset),
     FlexVar(FlexVarPreset),
+    LlamaGen(LlamaGenPreset),
 }
 
 impl Preset {
-    /// Returns the name on the command line: `d16` for VAR's, `flexvar-d16` for FlexVAR's.
+    /// Returns the name on the command line: `d16` for VAR's, `flexvar-d16` for FlexVAR's, `gpt-b` for LlamaGen's.
     pub(super) fn name(self) -> String {
         match self {
             Self::Var(preset) => preset.name().to_owned(),
             Self::FlexVar(preset) => format!("flexvar-{}", preset.name()),
+            Self::LlamaGen(preset) => preset.name().to_owned(),
         }
     }
 
     fn all() -> impl Iterator<Item = Self> {
-        VarPreset::ALL.into_iter().map(Self::Var).chain(FlexVarPreset::ALL.into_iter().map(Self::FlexVar))
+        let residual = VarPreset::ALL.into_iter().map(Self::Var);
+        let whole = FlexVarPreset::ALL.into_iter().map(Self::FlexVar);
+        residual.chain(whole).chain(LlamaGenPreset::ALL.into_iter().map(Self::LlamaGen))
     }
 }
 
@@ -80,6 +88,16 @@ pub(super) fn pipeline(
             let transformer = config.init(VarInit::default(), 1, device)?;
             assembled(tokenizer, transformer, FlexVarPreset::evaluation(), weights, lora)
         }
+        Preset::LlamaGen(_) if lora.is_some() => {
+            Err(usage("--lora is for the transformers of VAR and FlexVAR, and this preset is LlamaGen's"))
+        }
+        Preset::LlamaGen(preset) => {
+            let own = preset.config();
+            let config = LlamaGenConfig { patch_nums: scales.unwrap_or_else(|| own.patch_nums.clone()), ..own };
+            let tokenizer = LlamaGenVqConfig::vq16(config.patch_nums.clone()).init(1, device)?;
+            let transformer = cast_linear(config.init(1, device)?, weights);
+            Ok(Pipeline::new(ModelPair::new(tokenizer, transformer)?, preset.evaluation())?)
+        }
     }
 }
 
@@ -101,10 +119,16 @@ where
     Ok(Pipeline::new(ModelPair::new(tokenizer, transformer)?, config)?)
 }
 
+/// Sizes that VAR and FlexVAR share.
+const TRUNK_SIZES: [&str; 6] = ["depth", "embed_dim", "num_heads", "mlp_ratio", "shared_aln", "attn_l2_norm"];
+
 /// A transformer that this command can train on the tokens of its tokenizer.
 pub(super) trait Trainable: TeacherForced + Pretrained {
     type Sizes: TokenizerSizes<Model = Self::Tokenizer>;
     type Tokenizer: TrainedTokenizer<Config = Self::Sizes>;
+
+    /// Names of the sizes that a training's configuration has, of those in the model's.
+    const SIZES: &'static [&'static str];
 
     /// Returns the training by a configuration, in which the settings that only this family has are missing.
     fn method(
@@ -120,6 +144,8 @@ pub(super) trait Trainable: TeacherForced + Pretrained {
 impl Trainable for Var {
     type Sizes = VqVaeConfig;
     type Tokenizer = VqVae;
+
+    const SIZES: &'static [&'static str] = &TRUNK_SIZES;
 
     fn method(
         &self,
@@ -138,6 +164,8 @@ impl Trainable for FlexVar {
     type Sizes = FlexVaeConfig;
     type Tokenizer = FlexVae;
 
+    const SIZES: &'static [&'static str] = &TRUNK_SIZES;
+
     /// Every step has the default schedule, so that all runs do the same work.
     fn method(
         &self,
@@ -151,6 +179,25 @@ impl Trainable for FlexVar {
         config["scales"] = json!({ "default_share": 1.0 });
         let config: FlexVarTrainConfig = serde_json::from_value(config)?;
         Ok(FlexVarMethod::new(config, tokenizer, tokens, folder, device)?)
+    }
+}
+
+impl Trainable for LlamaGen {
+    type Sizes = LlamaGenVqConfig;
+    type Tokenizer = LlamaGenVq;
+
+    const SIZES: &'static [&'static str] = &["dim", "n_layer", "n_head", "n_kv_head", "ffn_hidden"];
+
+    fn method(
+        &self,
+        config: Value,
+        tokenizer: LlamaGenVq,
+        tokens: TokenCache,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<LlamaGenMethod> {
+        let config: LlamaGenTrainConfig = serde_json::from_value(config)?;
+        Ok(LlamaGenMethod::new(config, tokenizer, tokens, folder, device)?)
     }
 }
 
@@ -184,8 +231,8 @@ pub(super) fn transformer_trainer<M: Trainable>(
     let tokenizer = over(&pair.tokenizer, scales, device)?;
     let data = noise_images(folder, &tokenizer, batch)?;
     let own = json!(pair.transformer.config());
-    let names = ["depth", "embed_dim", "num_heads", "mlp_ratio", "shared_aln", "attn_l2_norm"];
-    let sizes: serde_json::Map<_, _> = names.iter().map(|name| ((*name).to_owned(), own[name].clone())).collect();
+    let sizes = M::SIZES.iter().map(|name| ((*name).to_owned(), own[name].clone()));
+    let sizes: serde_json::Map<_, _> = sizes.filter(|(_, size)| !size.is_null()).collect();
     let mut config = configuration(batch, &data, sizes.into());
     // A name only: the trainer gets the tokenizer itself.
     config["tokenizer"] = json!("tokenizer.safetensors");

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "MEASUREMENTS", value_delimiter = ',')]
     only: Vec<Measurement>,
     /// A published size with random weights, in place of a model: d16 to d36 of VAR, flexvar-d16 to flexvar-d24 of
-    /// FlexVAR. Minutes per run on a CPU.
+    /// FlexVAR, gpt-b to gpt-3b of LlamaGen. Minutes per run on a CPU.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "tokenizer", "transformer"])]
     preset: Option<Preset>,
     /// Number of timed runs, after one that is not timed; the median is shown.
@@ -147,6 +147,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         match generator.pair()? {
             Pair::Var(pair) => bench.measure(*what, &generator, pair, train_batch)?,
             Pair::FlexVar(pair) => bench.measure(*what, &generator, pair, train_batch)?,
+            Pair::LlamaGen(pair) => bench.measure(*what, &generator, pair, train_batch)?,
         }
     }
     let results = bench.results;
