@@ -171,7 +171,7 @@ fn speed_is_measured() {
     assert!(results.iter().all(|result| result["median"].as_f64() > Some(0.0)), "{report}");
     let message = fails(at, 1, &with_pair(&["bench", "--only", "injector"], &[]));
     assert!(message.contains("code vectors"), "{message}");
-    let message = fails(at, 2, &["bench", "--preset", "gpt-b", "--lora", "lora.safetensors"]);
+    let message = fails(at, 2, &["bench", "--quiet", "--preset", "gpt-b", "--lora", "lora.safetensors"]);
     assert!(message.contains("LlamaGen"), "{message}");
 }
 
