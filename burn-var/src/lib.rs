@@ -36,6 +36,7 @@
 //!
 //! - VAR (arXiv 2404.02905): [`models::var`]; its guidance, [`guidance::Cfg`]; its editing, [`editing`].
 //! - FlexVAR (arXiv 2502.20313): [`models::flexvar`].
+//! - LlamaGen (arXiv 2406.06525), next-token prediction in the same loop: [`models::llamagen`].
 //! - AID-VAR: [`models::aid`]; its measure ISCS, [`metrics`].
 //! - Scaled Spatial Guidance: [`guidance::Ssg`]. Visual prefix guidance: [`guidance::Vpg`].
 //! - DINO (arXiv 2104.14294): [`models::dino`]. Inception v3 of FID: [`models::inception`].
