@@ -10,6 +10,7 @@ use burn_var::guidance::AidWeight;
 use burn_var::image::{ValueRange, to_images};
 use burn_var::models::aid::Injector;
 use burn_var::models::common::Lora;
+use burn_var::models::flexvar::{FlexVae, FlexVar};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
@@ -288,6 +289,17 @@ fn lora_fingerprint(file: &PathBuf, device: &Device) -> Result<String> {
     Ok(Fingerprint::new().module(&Lora::load(&StateDict::open(file)?, device)?)?.finish())
 }
 
+/// Returns the fingerprint of a model's weights, and of the schedule where the weights leave it open.
+fn model_fingerprint(pipeline: &Pipeline) -> Result<String> {
+    if let Some(ModelPair { tokenizer, transformer }) = pipeline.pair::<VqVae, Var>() {
+        return Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.finish());
+    }
+    let ModelPair { tokenizer, transformer } =
+        pipeline.pair::<FlexVae, FlexVar>().context("this command is for VAR and FlexVAR models only")?;
+    let sizes = format!("{:?}", pipeline.scales().sizes());
+    Ok(Fingerprint::new().module(tokenizer)?.module(transformer)?.field(sizes.as_bytes()).finish())
+}
+
 /// A set of images that are generated when they are read. Clones share the weights.
 #[derive(Clone)]
 pub(crate) struct GeneratedSet {
@@ -300,8 +312,7 @@ pub(crate) struct GeneratedSet {
 
 impl GeneratedSet {
     pub(crate) fn new(generator: Generator, labels: Vec<usize>) -> Result<Self> {
-        let ModelPair { tokenizer, transformer } = generator.pair()?;
-        let model = Fingerprint::new().module(tokenizer)?.module(transformer)?.finish();
+        let model = model_fingerprint(&generator.pipeline)?;
         Ok(Self { generator, labels, model })
     }
 

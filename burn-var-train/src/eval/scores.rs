@@ -200,7 +200,7 @@ pub fn resampled_frechet(
 }
 
 /// Returns the interval that holds the middle 95 of 100 values.
-fn interval(mut values: Vec<f64>) -> Interval {
+pub(super) fn interval(mut values: Vec<f64>) -> Interval {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
     Interval { low: at(0.025), high: at(0.975) }

@@ -4,6 +4,7 @@ pub mod aid;
 pub mod classifier;
 pub mod dino;
 pub mod flexvar;
+pub mod judge;
 mod masked_first;
 pub mod sar;
 pub mod tokenizer;

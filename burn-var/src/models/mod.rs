@@ -9,4 +9,6 @@ pub mod dino;
 pub mod flexvar;
 #[cfg(feature = "metrics")]
 pub mod inception;
+#[cfg(feature = "metrics")]
+pub mod judge;
 pub mod var;
