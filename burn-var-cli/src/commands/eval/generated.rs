@@ -120,7 +120,7 @@ pub(super) struct Report {
 pub(super) struct JudgeReport {
     pub(super) name: String,
     /// A description of the network.
-    network: String,
+    pub(super) network: String,
     frechet: f64,
     /// Bootstrap interval, with resamples.
     frechet_interval: Option<Interval>,
@@ -354,6 +354,13 @@ impl Evaluation<'_> {
         if !Statistics::are_in(&NpzFile::open(path)?) {
             return Ok(None);
         }
+        if self.networks.all.len() > 1 && !NpzFile::open(path)?.contains("arr_0") {
+            return Err(usage(format!(
+                "`{}` holds the statistics of one network, and the judges need the images themselves: name them with \
+                 --reference or --data",
+                path.display()
+            )));
+        }
         let statistics = Statistics::read(path)?;
         let (name, network) = (format!("`{}`", path.display()), self.network.identity());
         NetworkIdentity::check_statistics(("the images", network), (&name, statistics.network.as_ref()))?;
@@ -425,13 +432,6 @@ impl Evaluation<'_> {
                     judged.push(JudgedReference { statistics: Statistics::of(&table)?, floor: None });
                 }
                 Some(table)
-            }
-            false if self.networks.all.len() > 1 => {
-                return Err(usage(format!(
-                    "`{}` holds the statistics of one network, and the judges need the images themselves: name them with \
-                     --reference or --data",
-                    path.display()
-                )));
             }
             false => None,
         };
@@ -565,6 +565,11 @@ pub(super) fn rows(report: &Report) -> Vec<[String; 3]> {
     let interval = scores.frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
     let frechet = format!("{}{}", number(scores.frechet), interval.unwrap_or_default());
     row("Frechet distance", Some(frechet), floor.map(|floor| number(floor.frechet)));
+    for JudgeReport { name, frechet, frechet_interval, floor, .. } in &report.judges {
+        let interval = frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
+        let frechet = format!("{}{}", number(*frechet), interval.unwrap_or_default());
+        row(&format!("Frechet distance, {name}"), Some(frechet), floor.map(number));
+    }
     row(
         "spatial Frechet distance",
         scores.spatial_frechet.map(number),
@@ -615,18 +620,6 @@ pub(super) const CLASS_HEADS: [&str; 5] = ["class", "Frechet distance", "images"
 fn text(report: &Report) -> String {
     let mut lines = vec![format!("{:<26} {:>28} {:>18}", "", "these", "real images")];
     lines.extend(rows(report).iter().map(|[name, value, real]| format!("{name:<26} {value:>28} {real:>18}")));
-    if !report.judges.is_empty() {
-        lines.extend([
-            String::new(),
-            format!("{:<26} {:>28} {:>18}", "Frechet distance through", "these", "real images"),
-        ]);
-        lines.extend(report.judges.iter().map(|judge| {
-            let interval = judge.frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
-            let value = format!("{:.4}{}", judge.frechet, interval.unwrap_or_default());
-            let floor = judge.floor.map(|floor| format!("{floor:.4}")).unwrap_or_default();
-            format!("{:<26} {value:>28} {floor:>18}", judge.name)
-        }));
-    }
     if !report.classes.is_empty() {
         let line = |[name, values @ ..]: &[String; 5]| {
             let values: String = values.iter().map(|value| format!(" {value:>16}")).collect();

@@ -24,11 +24,6 @@ use crate::generator::{GeneratedSet, Generator};
 use crate::models::PairArgs;
 use crate::output::Output;
 
-/// The file of all measures through one network, in the folder of one setting and seed.
-const FIGURES: &str = "figures.json";
-/// The file of distances through a judge, in the same folder.
-const JUDGED: &str = "judged.json";
-
 /// The measures of one setting, training and seed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Figures {
@@ -39,9 +34,9 @@ pub(super) struct Figures {
     /// Share of images in which the classifier recognizes the requested class, if the network is a classifier.
     #[serde(rename = "recognised")]
     pub(super) recognized: Option<f64>,
-    /// Time to generate an image and compute its features.
+    /// Time to generate an image and compute its features; `None` if all features were there already.
     #[serde(rename = "seconds_a_picture")]
-    pub(super) seconds_per_image: f64,
+    pub(super) seconds_per_image: Option<f64>,
 }
 
 /// The distances of one setting, training and seed through one judge.
@@ -113,6 +108,9 @@ pub(super) struct Inputs<'a> {
     device: &'a Device,
     /// Description of the real images.
     pub(super) reference: String,
+    /// Names of the files of measures against these real images, in the folder of one setting and seed: all measures through
+    /// the first network, and the distances through a judge.
+    files: [String; 2],
     /// Features of the real images through each network.
     references: Vec<Reference>,
     /// Distances of as many training images through each judge, which no model can be expected to beat.
@@ -138,15 +136,21 @@ impl<'a> Inputs<'a> {
         let name = sweep.reference.name();
         let mut real = DataImages::new(real, shape);
         let reference = format!("{name} images of {}", real.describe());
-        let mut inputs = Self { args, networks, device, reference, references: Vec::new(), floors: Vec::new() };
+        let tag = &Fingerprint::new().field(real.identity()?.as_bytes()).finish()[..8];
+        let mut files = ["figures", "judged"].map(|name| format!("{name}-{tag}.json"));
+        // Sweeps without judges have these names: the folder refuses other real images.
+        let plain = networks.first_judge == 1 && sweep.reference == RealImages::Test;
+        if plain {
+            files[0] = "figures.json".to_owned();
+        }
+        let mut inputs = Self { args, networks, device, reference, files, references: Vec::new(), floors: Vec::new() };
         let mut places = inputs.places(&real)?;
-        // The network of all measures has the folder that sweeps without judges have.
-        if networks.first_judge == 1 {
+        if plain {
             places[0] = args.out.join(name);
         }
         let all: Vec<usize> = (0..places.len()).collect();
         let bar = output.bar(real.count(), &format!("{name} images"));
-        let tables = inputs.features(&mut real, &all, &places, &bar);
+        let tables = inputs.features(&mut real, &all, &places, &mut |done| bar.set_position(done as u64));
         bar.finish_and_clear();
         inputs.references = tables?.into_iter().map(Reference::of).collect::<burn_var_train::Result<_>>()?;
 
@@ -156,7 +160,7 @@ impl<'a> Inputs<'a> {
             let mut train = DataImages::new(Arc::new(Part::new(train, numbers)?), shape);
             let places = inputs.places(&train)?;
             let bar = output.bar(train.count(), "training images");
-            let tables = inputs.features(&mut train, judges, &places, &bar);
+            let tables = inputs.features(&mut train, judges, &places, &mut |done| bar.set_position(done as u64));
             bar.finish_and_clear();
             let floor = |(judge, table): (&usize, FeatureTable)| {
                 Distance::of(&table, &inputs.references[*judge].statistics, 0, 0).map(|distance| distance.frechet)
@@ -195,29 +199,30 @@ impl<'a> Inputs<'a> {
         set: &mut dyn ImageSet,
         wanted: &[usize],
         places: &[PathBuf],
-        bar: &indicatif::ProgressBar,
+        progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<FeatureTable>> {
         for place in wanted.iter().map(|network| &places[*network]) {
             std::fs::create_dir_all(place).with_context(|| format!("cannot create `{}`", place.display()))?;
         }
         let networks: Vec<(&dyn FeatureExtractor, Option<&Path>)> =
             wanted.iter().map(|i| (&*self.networks.all[*i].network, Some(&*places[*i]))).collect();
-        let done = &mut |done| bar.set_position(done as u64);
-        Ok(FeatureTable::collect_all(set, &networks, self.args.batch as usize, done)?)
+        Ok(FeatureTable::collect_all(set, &networks, self.args.batch as usize, progress)?)
     }
 
     /// Measures a set, or reads what was measured before.
     pub(super) fn measure(&self, mut set: GeneratedSet, seed: u64, bar: &indicatif::ProgressBar) -> Result<Measures> {
         let places = self.places(&set)?;
+        let [figures_file, judged_file] = &self.files;
+        let figures_file = places[0].join(figures_file);
         let identity = |network: usize| self.networks.all[network].network.identity();
-        let mut figures: Option<Figures> = read(&places[0].join(FIGURES))?;
+        let mut figures: Option<Figures> = read(&figures_file)?;
         if let Some(found) = &figures {
-            check_network(identity(0), &found.network, &places[0].join(FIGURES))?;
+            check_network(identity(0), &found.network, &figures_file)?;
         }
         let resamples = self.args.resamples as usize;
         let mut judged = Vec::new();
         for network in self.networks.first_judge..places.len() {
-            let file = places[network].join(JUDGED);
+            let file = places[network].join(judged_file);
             let found: Option<Judged> = read(&file)?;
             if let Some(found) = &found {
                 check_network(identity(network), &found.network, &file)?;
@@ -229,25 +234,29 @@ impl<'a> Inputs<'a> {
             (*network == 0 && figures.is_none()) || judge.is_some_and(|judge| judged[judge].is_none())
         };
         let wanted: Vec<usize> = (0..places.len()).filter(missing).collect();
-        let start = Instant::now();
+        let (start, mut before) = (Instant::now(), None);
         let tables = match wanted.is_empty() {
             true => Vec::new(),
-            false => self.features(&mut set, &wanted, &places, bar)?,
+            false => self.features(&mut set, &wanted, &places, &mut |done| {
+                before.get_or_insert(done);
+                bar.set_position(done as u64);
+            })?,
         };
-        let seconds_per_image = start.elapsed().as_secs_f64() / set.count() as f64;
+        let made = set.count() - before.unwrap_or(set.count());
+        let seconds_per_image = (made > 0).then(|| start.elapsed().as_secs_f64() / made as f64);
         // All judges see the same resamples, and every set its own.
         let images = Fingerprint::new().field(set.identity()?.as_bytes()).finish();
         let draw = u64::from_str_radix(&images[..16], 16).context("fingerprint of the images")?;
         for (network, table) in wanted.into_iter().zip(tables) {
             if network == 0 && figures.is_none() {
                 let found = self.score(&set, seed, &table, seconds_per_image)?;
-                write(&places[0].join(FIGURES), &found)?;
+                write(&figures_file, &found)?;
                 figures = Some(found);
             }
             if let Some(judge) = network.checked_sub(self.networks.first_judge) {
                 let distance = Distance::of(&table, &self.references[network].statistics, resamples, draw)?;
                 let found = Judged { network: identity(network).clone(), distance };
-                write(&places[network].join(JUDGED), &found)?;
+                write(&places[network].join(judged_file), &found)?;
                 judged[judge] = Some(found.distance);
             }
         }
@@ -255,7 +264,13 @@ impl<'a> Inputs<'a> {
         Ok(Measures { figures, distances: judged.into_iter().flatten().collect() })
     }
 
-    fn score(&self, set: &GeneratedSet, seed: u64, table: &FeatureTable, seconds_per_image: f64) -> Result<Figures> {
+    fn score(
+        &self,
+        set: &GeneratedSet,
+        seed: u64,
+        table: &FeatureTable,
+        seconds_per_image: Option<f64>,
+    ) -> Result<Figures> {
         let network = self.networks.main();
         let known = self.networks.recognizes && set.classes() <= table.dims[2];
         let labels = set.labels().unwrap_or_default();

@@ -18,19 +18,12 @@ use crate::models::{PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
 
 /// Evaluate many settings alike: tune settings, compare methods and trainings.
-///
-/// The file is TOML: `count` images for each of the `seeds`, and a list of methods. A `[[method]]` has a `name`; `settings`
-/// as in a file for --settings; those to `vary`, such as `vary = { temperature = [0.7, 1.0] }`; and, if they are not the
-/// command's, a `tokenizer` and a `transformer`. Trainings that differ in their seed alone are one method with a list:
-/// `transformers = ["a.safetensors", "b.safetensors"]`, or `trainings = { "aid.file" = ["c.safetensors",
-/// "d.safetensors"] }` for files in its settings.
-///
-/// With judges, a second table has the Frechet distance through each, its ratio to that of `baseline = "NAME"` (the first
-/// method if left out), and the geometric mean of the ratios. `reference = "validation"` compares with every tenth training
-/// image in place of the test images, to choose settings by.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The settings, a TOML file.
+    /// The settings, a TOML file: `count`, `seeds`, and for each `[[method]]` its `name`, the `settings` as in a file for
+    /// --settings, and those to `vary`, such as `temperature = [0.7, 1.0]`. A method may name its own `tokenizer` and
+    /// `transformer`, or several `transformers` that were trained with other seeds. `baseline = "NAME"` names the method
+    /// that the others are compared with, and `reference = "validation"` compares with a part of the training images.
     file: PathBuf,
     /// Real images: a folder of IDX files, or one with a sub-folder per class. Its test images are the reference.
     #[arg(long, value_name = "FOLDER")]

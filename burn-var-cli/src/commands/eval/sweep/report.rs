@@ -199,7 +199,7 @@ impl Report {
                 number(3, 1.0, |found| found.scores.precision),
                 number(3, 1.0, |found| found.scores.recall),
                 number(2, 1.0, |found| found.scores.inception_score.map(|[mean, _]| mean)),
-                number(1, 1e3, |found| Some(found.seconds_per_image)),
+                number(1, 1e3, |found| found.seconds_per_image),
             )
         };
         let over = match self.measured.iter().any(|measured| measured.runs.len() > 1) {
