@@ -4,8 +4,8 @@ use burn_var::metrics::frechet_distance;
 use burn_var::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::scores::interval;
-use super::{FeatureTable, Interval, Statistics, resampled_frechet};
+use super::scores::{interval, resampled_by_class};
+use super::{FeatureTable, Interval, Statistics};
 use crate::{Error, Result};
 
 /// The Frechet distance of a set of images through one judge, and those of bootstrap resamples of the same images.
@@ -19,13 +19,19 @@ pub struct Distance {
 }
 
 impl Distance {
-    /// Measures images against a reference. Sets of equal number, resampled with the same seed, are resampled alike
-    /// through every judge.
+    /// Measures images with these class labels against a reference. A resample has as many images of each class as the set,
+    /// and with the same seed the same images through every judge.
     ///
     /// # Errors
-    /// The errors of [`score`](super::score).
-    pub fn of(images: &FeatureTable, reference: &Statistics, resamples: usize, seed: u64) -> Result<Self> {
-        let resampled = resampled_frechet(images, reference, resamples, seed)?;
+    /// The errors of [`score`](super::score); [`burn_var::Error::Shape`] if there is not one label per image.
+    pub fn of(
+        images: &FeatureTable,
+        labels: &[usize],
+        reference: &Statistics,
+        resamples: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let resampled = resampled_by_class(images, labels, reference, resamples, seed)?;
         let frechet = frechet_distance(&Statistics::of(images)?.features, &reference.features)?;
         Ok(Self { frechet, resampled })
     }
@@ -174,7 +180,7 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{Features, NetworkIdentity};
+    use crate::eval::{Features, NetworkIdentity, resampled_frechet};
 
     fn distance(frechet: f64, resampled: &[f64]) -> Distance {
         Distance { frechet, resampled: resampled.to_vec() }
@@ -247,11 +253,28 @@ mod tests {
         };
         let reference = Statistics::of(&table(50, "real")).unwrap();
         let images = table(20, "generated");
-        let found = Distance::of(&images, &reference, 5, 7).unwrap();
+        let one_class = [3; 20];
+        let found = Distance::of(&images, &one_class, &reference, 5, 7).unwrap();
         assert_eq!(found.resampled, resampled_frechet(&images, &reference, 5, 7).unwrap());
         let own = Statistics::of(&images).unwrap();
         assert_eq!(found.frechet, frechet_distance(&own.features, &reference.features).unwrap());
-        assert_eq!(Distance::of(&images, &reference, 0, 7).unwrap().frechet, found.frechet);
+        assert_eq!(Distance::of(&images, &one_class, &reference, 0, 7).unwrap().frechet, found.frechet);
+        assert!(Distance::of(&images, &one_class[1..], &reference, 0, 7).is_err(), "a label is missing");
+    }
+
+    #[test]
+    fn resamples_keep_the_classes() {
+        // The images of a class are equal: only their number in a resample could change the distance.
+        let network = NetworkIdentity::new("test", "01", "none");
+        let labels: Vec<usize> = (0..12).map(|i| i % 3).collect();
+        let features = labels.iter().flat_map(|label| [*label as f32, (label * label) as f32]).collect();
+        let features = Features { features, spatial: Vec::new(), logits: Vec::new() };
+        let images = FeatureTable { network, count: 12, dims: [2, 0, 0], features };
+        let reference = Statistics::of(&images.chosen(&[0, 1, 2, 2, 5])).unwrap();
+        let found = Distance::of(&images, &labels, &reference, 8, 1).unwrap();
+        assert!(found.resampled.iter().all(|other| (other - found.frechet).abs() < 1e-9), "{found:?}");
+        let any = resampled_frechet(&images, &reference, 8, 1).unwrap();
+        assert!(any.iter().any(|other| (other - found.frechet).abs() > 1e-3), "{any:?}");
     }
 
     #[test]

@@ -353,7 +353,7 @@ mod tests {
 
     fn config(data: &Path) -> JudgesConfig {
         let text = format!(
-            "image_channels = 1\nimage_size = [16, 16]\n[run]\nsteps = 20\nbatch_size = 16\nsave_every = 7\n\
+            "image_channels = 1\nimage_size = [16, 16]\n[run]\nsteps = 32\nbatch_size = 16\nsave_every = 7\n\
              [data]\npath = {data:?}\n[learning_rate]\npeak = 0.003\nwarmup_steps = 3\n[ema]\ndecay = 0.8\n\
              [judge.a]\nseed = 1\nnetwork = {{ convolutional = {{ classes = 3, channels = [32, 32, 32], blocks = 1 }} }}\n\
              [judge.b]\nseed = 2\nnetwork = {{ perceptron = {{ classes = 3, width = 24, features = 12 }} }}\n\

@@ -159,11 +159,13 @@ impl<'a> Inputs<'a> {
             let numbers = evenly(train.len(), sweep.count);
             let mut train = DataImages::new(Arc::new(Part::new(train, numbers)?), shape);
             let places = inputs.places(&train)?;
+            let labels = train.labels().unwrap_or_default().to_vec();
             let bar = output.bar(train.count(), "training images");
             let tables = inputs.features(&mut train, judges, &places, &mut |done| bar.set_position(done as u64));
             bar.finish_and_clear();
             let floor = |(judge, table): (&usize, FeatureTable)| {
-                Distance::of(&table, &inputs.references[*judge].statistics, 0, 0).map(|distance| distance.frechet)
+                let statistics = &inputs.references[*judge].statistics;
+                Distance::of(&table, &labels, statistics, 0, 0).map(|distance| distance.frechet)
             };
             inputs.floors = judges.iter().zip(tables?).map(floor).collect::<burn_var_train::Result<_>>()?;
         }
@@ -254,7 +256,9 @@ impl<'a> Inputs<'a> {
                 figures = Some(found);
             }
             if let Some(judge) = network.checked_sub(self.networks.first_judge) {
-                let distance = Distance::of(&table, &self.references[network].statistics, resamples, draw)?;
+                let statistics = &self.references[network].statistics;
+                let labels = set.labels().unwrap_or_default();
+                let distance = Distance::of(&table, labels, statistics, resamples, draw)?;
                 let found = Judged { network: identity(network).clone(), distance };
                 write(&places[network].join(judged_file), &found)?;
                 judged[judge] = Some(found.distance);
