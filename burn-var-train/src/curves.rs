@@ -200,12 +200,12 @@ impl Bars {
         let draw = || -> std::result::Result<(), Box<dyn std::error::Error + '_>> {
             let font = |size: i32| ("sans-serif", size).into_font();
             root.fill(&WHITE)?;
-            root.draw(&Text::new(self.title.clone(), (12, 12), font(18)))?;
+            root.draw(&Text::new(self.title.clone(), (12, 12), font(22)))?;
             for (row, bar) in bars.iter().enumerate().filter(|(_, bar)| bar.value.is_finite()) {
                 let top = Self::TOP + Self::ROW * row as i32;
                 let middle = top + Self::ROW / 2;
                 let color = Palette99::pick(row).to_rgba();
-                root.draw(&Text::new(bar.name.clone(), (12, middle - 7), font(14)))?;
+                root.draw(&Text::new(bar.name.clone(), (12, middle - 9), font(18)))?;
                 root.draw(&Rectangle::new(
                     [(left, top + 4), (across(bar.value), top + Self::ROW - 4)],
                     color.mix(0.5).filled(),
@@ -225,7 +225,7 @@ impl Bars {
                     }
                     text += &format!(" ({low:.3} to {high:.3})");
                 }
-                root.draw(&Text::new(text, (Self::WIDTH - right + 8, middle - 6), font(12)))?;
+                root.draw(&Text::new(text, (Self::WIDTH - right + 8, middle - 8), font(16)))?;
             }
             if let Some(reference) = self.reference {
                 let x = across(reference);
