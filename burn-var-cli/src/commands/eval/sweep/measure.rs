@@ -129,9 +129,14 @@ impl<'a> Inputs<'a> {
     ) -> Result<Self> {
         let shape = ImageShape::new(height, width, channels)?;
         let open = |split: Split| open_images(&args.data, split, &ImageOptions::default());
-        let [real, train]: [Arc<dyn ImageSource>; 2] = match sweep.reference {
-            RealImages::Test => [open(Split::Test)?, open(Split::Train)?],
-            RealImages::Validation => Part::validation(&open(Split::Train)?)?.map(|part| Arc::new(part) as _),
+        // Training images are the floor of the judges.
+        let wanted = !networks.judges().is_empty();
+        let (real, train): (Arc<dyn ImageSource>, Option<Arc<dyn ImageSource>>) = match sweep.reference {
+            RealImages::Test => (open(Split::Test)?, wanted.then(|| open(Split::Train)).transpose()?),
+            RealImages::Validation => {
+                let [held_out, others] = Part::validation(&open(Split::Train)?)?;
+                (Arc::new(held_out), wanted.then(|| Arc::new(others) as _))
+            }
         };
         let name = sweep.reference.name();
         let mut real = DataImages::new(real, shape);
@@ -154,8 +159,8 @@ impl<'a> Inputs<'a> {
         bar.finish_and_clear();
         inputs.references = tables?.into_iter().map(Reference::of).collect::<burn_var_train::Result<_>>()?;
 
-        let judges = &all[networks.first_judge..];
-        if !judges.is_empty() {
+        if let Some(train) = train {
+            let judges = &all[networks.first_judge..];
             let numbers = evenly(train.len(), sweep.count);
             let mut train = DataImages::new(Arc::new(Part::new(train, numbers)?), shape);
             let places = inputs.places(&train)?;
@@ -223,8 +228,8 @@ impl<'a> Inputs<'a> {
         }
         let resamples = self.args.resamples as usize;
         let mut judged = Vec::new();
-        for network in self.networks.first_judge..places.len() {
-            let file = places[network].join(judged_file);
+        for (network, place) in places.iter().enumerate().skip(self.networks.first_judge) {
+            let file = place.join(judged_file);
             let found: Option<Judged> = read(&file)?;
             if let Some(found) = &found {
                 check_network(identity(network), &found.network, &file)?;
