@@ -72,6 +72,14 @@ impl Measured {
             _ => spread(&runs.iter().map(|seeds| spread(seeds).mean).collect::<Vec<_>>()),
         })
     }
+
+    /// Returns mean and standard deviation of the time for an image, over all runs for which it was measured; `None` if it
+    /// was for none, since all features were there already.
+    fn time(&self) -> Option<Spread> {
+        let runs = self.runs.iter().flat_map(|run| &run.seeds);
+        let times: Vec<f64> = runs.filter_map(|measures| measures.figures.seconds_per_image).collect();
+        (!times.is_empty()).then(|| spread(&times))
+    }
 }
 
 /// Mean and, for two or more values, standard deviation.
@@ -199,7 +207,7 @@ impl Report {
                 number(3, 1.0, |found| found.scores.precision),
                 number(3, 1.0, |found| found.scores.recall),
                 number(2, 1.0, |found| found.scores.inception_score.map(|[mean, _]| mean)),
-                number(1, 1e3, |found| found.seconds_per_image),
+                measured.time().map_or_else(|| "-".to_owned(), |found| found.text(1, 1e3)),
             )
         };
         let over = match self.measured.iter().any(|measured| measured.runs.len() > 1) {
