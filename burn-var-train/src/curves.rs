@@ -138,6 +138,107 @@ impl Chart {
     }
 }
 
+/// One bar of [`Bars`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// Name beside the bar.
+    pub name: String,
+    /// Length of the bar, positive.
+    pub value: f64,
+    /// Interval of the value.
+    pub interval: Option<[f64; 2]>,
+    /// Single values behind the mean, drawn as dots.
+    pub points: Vec<f64>,
+}
+
+/// A chart of horizontal bars from 0, one below the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bars {
+    /// Above the chart.
+    pub title: String,
+    /// A value that all bars are compared with, drawn as a line.
+    pub reference: Option<f64>,
+}
+
+impl Bars {
+    const WIDTH: i32 = 900;
+    const TOP: i32 = 50;
+    const ROW: i32 = 30;
+    /// Pixels for the names, and for the values at the end.
+    const SIDES: [i32; 2] = [330, 150];
+
+    /// Draws the bars and writes the file atomically.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn write(&self, path: impl AsRef<Path>, bars: &[Bar]) -> Result<()> {
+        atomic_write(path, self.to_svg(bars)?.as_bytes())
+    }
+
+    /// Draws the bars. Values that are not finite are left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the chart cannot be drawn.
+    pub fn to_svg(&self, bars: &[Bar]) -> Result<String> {
+        let mut svg = String::new();
+        // Text in memory has no way to fail but through plotters itself.
+        self.draw(&mut svg, bars).map_err(|reason| Error::config("chart", &self.title, reason))?;
+        Ok(svg)
+    }
+
+    fn draw(&self, svg: &mut String, bars: &[Bar]) -> std::result::Result<(), String> {
+        let values = |bar: &Bar| {
+            let interval = bar.interval.into_iter().flatten();
+            bar.points.iter().copied().chain(interval).chain([bar.value]).collect::<Vec<f64>>()
+        };
+        let all = bars.iter().flat_map(values).chain(self.reference);
+        let most = all.filter(|value| value.is_finite()).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let [left, right] = Self::SIDES;
+        let across = |value: f64| left + (value / most * f64::from(Self::WIDTH - left - right)).round() as i32;
+        let height = Self::TOP + Self::ROW * bars.len() as i32 + 20;
+        let root = SVGBackend::with_string(svg, (Self::WIDTH as u32, height as u32)).into_drawing_area();
+        let draw = || -> std::result::Result<(), Box<dyn std::error::Error + '_>> {
+            let font = |size: i32| ("sans-serif", size).into_font();
+            root.fill(&WHITE)?;
+            root.draw(&Text::new(self.title.clone(), (12, 12), font(22)))?;
+            for (row, bar) in bars.iter().enumerate().filter(|(_, bar)| bar.value.is_finite()) {
+                let top = Self::TOP + Self::ROW * row as i32;
+                let middle = top + Self::ROW / 2;
+                let color = Palette99::pick(row).to_rgba();
+                root.draw(&Text::new(bar.name.clone(), (12, middle - 9), font(18)))?;
+                root.draw(&Rectangle::new(
+                    [(left, top + 4), (across(bar.value), top + Self::ROW - 4)],
+                    color.mix(0.5).filled(),
+                ))?;
+                for value in bar.points.iter().filter(|value| value.is_finite()) {
+                    root.draw(&Circle::new((across(*value), middle), 3, color.filled()))?;
+                }
+                let mut text = format!("{:.3}", bar.value);
+                if let Some([low, high]) = bar.interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
+                    root.draw(&PathElement::new(
+                        [(across(low), middle), (across(high), middle)],
+                        BLACK.stroke_width(1),
+                    ))?;
+                    for end in [low, high] {
+                        let x = across(end);
+                        root.draw(&PathElement::new([(x, middle - 5), (x, middle + 5)], BLACK.stroke_width(1)))?;
+                    }
+                    text += &format!(" ({low:.3} to {high:.3})");
+                }
+                root.draw(&Text::new(text, (Self::WIDTH - right + 8, middle - 8), font(16)))?;
+            }
+            if let Some(reference) = self.reference {
+                let x = across(reference);
+                let line = [(x, Self::TOP - 6), (x, height - 14)];
+                root.draw(&PathElement::new(line, BLACK.mix(0.5).stroke_width(1)))?;
+            }
+            root.present()?;
+            Ok(())
+        };
+        draw().map_err(|error| error.to_string())
+    }
+}
+
 /// Lowest and highest value; a little room where they are the same, 0 and 1 where there is none.
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
@@ -195,6 +296,29 @@ mod tests {
             }
         }
         Chart { smoothing: 1.0, ..Chart::new("t", "u") }.to_svg(&[]).expect_err("a smoothing of 1 shows nothing");
+    }
+
+    #[test]
+    fn bars_show_values_intervals_and_points() {
+        let bar = |name: &str, value: f64, interval: Option<[f64; 2]>, points: &[f64]| Bar {
+            name: name.into(),
+            value,
+            interval,
+            points: points.to_vec(),
+        };
+        let chart = Bars { title: "A < B".into(), reference: Some(1.0) };
+        let bars = [
+            bar("base", 1.0, None, &[]),
+            bar("method", 0.8, Some([0.7, 0.9]), &[0.75, 0.85]),
+            bar("broken", f64::NAN, Some([f64::INFINITY, 1.0]), &[f64::NAN]),
+        ];
+        let svg = chart.to_svg(&bars).expect("drawable");
+        for text in ["A &lt; B", "base", "1.000", "0.800 (0.700 to 0.900)"] {
+            assert!(svg.contains(text), "`{text}` in {svg}");
+        }
+        assert_eq!(svg.matches("<circle").count(), 2, "two trainings");
+        assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("broken"), "without broken numbers");
+        chart.to_svg(&[]).expect("drawable");
     }
 
     #[test]

@@ -459,7 +459,7 @@ fn a_masked_first_scale_resumes_to_the_bit() {
         let whole = compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
             train_flexvar(config.clone(), run, &Device::default(), progress).expect("trains")
         });
-        let dict = StateDict::open(&whole.join("transformer.safetensors")).expect("written");
+        let dict = StateDict::open(whole.join("transformer.safetensors")).expect("written");
         let trained = FlexVar::config_of(&dict, None).expect("sizes");
         assert_eq!((trained.first, trained.sees), (config.first, sees), "what was trained is what generates");
         assert_eq!(trained.patch_nums.to_string(), "2, 2, 3, 8", "two steps for the first scale");

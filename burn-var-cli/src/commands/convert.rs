@@ -53,7 +53,14 @@ struct Report {
 
 /// Accepts the role of any model.
 fn roles() -> PossibleValuesParser {
-    PossibleValuesParser::new(MODELS.iter().map(|model| model.kind().role))
+    let mut roles: Vec<&str> = Vec::new();
+    for model in MODELS {
+        let role = model.kind().role;
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    PossibleValuesParser::new(roles)
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<()> {

@@ -11,6 +11,7 @@ use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
 use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
+use burn_var_train::judge::{JudgeSummary, JudgesConfig, train_judges};
 use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
 use burn_var_train::sar::{SarTrainConfig, train_sar};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_llamagen_vq, train_tokenizer};
@@ -45,6 +46,9 @@ pub(crate) enum Command {
     Sar(Args),
     /// The classifier that judges generated images.
     Classifier(Args),
+    /// Several small networks of different kind, through which generated images are compared: a convolutional classifier, a
+    /// perceptron, a random network, principal components, an autoencoder.
+    Judges(Args),
     /// A vision transformer without labels, by self-distillation: features for evaluation and for discriminators.
     Dino(Args),
     /// AID-VAR's guidance injector, which corrects a frozen transformer.
@@ -89,7 +93,7 @@ fn setting(text: &str) -> Result<(String, Value), String> {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The weights; `None` if the run was stopped before its end.
+    /// The weights, or the folder of several; `None` if the run was stopped before its end.
     file: Option<PathBuf>,
     steps: u64,
     stopped: bool,
@@ -97,6 +101,8 @@ struct Report {
     test_accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     knn_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    judges: Option<Vec<JudgeSummary>>,
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
@@ -109,10 +115,11 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     | Command::LlamaGen(args)
     | Command::Sar(args)
     | Command::Classifier(args)
+    | Command::Judges(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
     let out = &args.out;
-    let (mut test_accuracy, mut knn_accuracy) = (None, None);
+    let (mut test_accuracy, mut knn_accuracy, mut judges) = (None, None, None);
     let file = match command {
         Command::Tokenizer(_) => {
             train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
@@ -134,6 +141,10 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);
             summary.map(|ClassifierSummary { file, .. }| file)
         }
+        Command::Judges(_) => {
+            judges = train_judges(&args.config::<JudgesConfig>(&[])?, out, device, &mut progress)?;
+            judges.is_some().then(|| out.clone())
+        }
         Command::Dino(_) => {
             let summary = train_dino(args.config::<DinoTrainConfig>(&[])?, out, device, &mut progress)?;
             knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
@@ -143,14 +154,20 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS)?, out, device, &mut progress)?
         }
     };
-    let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy };
+    let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy, judges };
     output.result(&report, || {
         let file = report.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         let share = |who: &str, share: f64| format!("{who} {:.2}% of the test images\n", 100.0 * share);
         let accuracy = report.test_accuracy.map(|found| share("recognizes", found));
         let accuracy = accuracy.or(report.knn_accuracy.map(|found| share("its nearest neighbors recognize", found)));
+        let judges =
+            report.judges.iter().flatten().map(|JudgeSummary { name, test_accuracy, .. }| match test_accuracy {
+                Some(found) => format!("{name} {}", share("recognizes", *found)),
+                None => format!("{name}\n"),
+            });
+        let accuracy = accuracy.unwrap_or_default() + &judges.collect::<String>();
         let stopped = "stopped, with a checkpoint: the same command resumes it\n";
-        format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy.unwrap_or_default())
+        format!("{}{}{file}", if report.stopped { stopped } else { "" }, accuracy)
     })
 }
 

@@ -6,6 +6,7 @@ use burn_var::metrics::Splits;
 use burn_var::models::classifier::Classifier;
 use burn_var::models::dino::Vit;
 use burn_var::models::inception::{Inception, InceptionInput};
+use burn_var::models::judge::Judge;
 use burn_var::{Error as ModelError, MapSize};
 
 use super::NetworkIdentity;
@@ -101,10 +102,8 @@ impl ClassifierExtractor {
     /// If the weights cannot be read back.
     pub fn new(classifier: Classifier, device: &Device) -> Result<Self> {
         let config = classifier.config();
-        let [channels, height, width] = config.image_shape();
         let kind = format!("classifier (classes {}, width {})", config.classes, config.features());
-        let preprocessing = format!("{width}x{height} without resize, channels {channels}, range -1 to 1");
-        let identity = NetworkIdentity::new(kind, fingerprint(&classifier)?, preprocessing);
+        let identity = NetworkIdentity::new(kind, fingerprint(&classifier)?, without_resize(config.image_shape()));
         Ok(Self { classifier, identity, device: device.clone() })
     }
 }
@@ -124,6 +123,44 @@ impl FeatureExtractor for ClassifierExtractor {
         let features = self.classifier.features(images)?;
         let logits = self.classifier.scores(features.clone());
         Ok(Features { features: read(features)?, spatial: Vec::new(), logits: read(logits)? })
+    }
+}
+
+/// Extracts the features of a judge of `burn-var train judges`.
+pub struct JudgeExtractor {
+    judge: Judge,
+    identity: NetworkIdentity,
+    device: Device,
+}
+
+impl JudgeExtractor {
+    /// Creates an extractor; `judge` is on `device`.
+    ///
+    /// # Errors
+    /// If the weights cannot be read back.
+    pub fn new(judge: Judge, device: &Device) -> Result<Self> {
+        let config = judge.config();
+        let kind = format!("{} judge (features {})", config.network.name(), config.network.features());
+        let identity = NetworkIdentity::new(kind, fingerprint(&judge)?, without_resize(config.image_shape()));
+        Ok(Self { judge, identity, device: device.clone() })
+    }
+}
+
+impl FeatureExtractor for JudgeExtractor {
+    fn identity(&self) -> &NetworkIdentity {
+        &self.identity
+    }
+
+    fn dims(&self) -> [usize; 3] {
+        let network = &self.judge.config().network;
+        [network.features(), 0, network.classes()]
+    }
+
+    fn extract(&self, pixels: &[u8], size: MapSize) -> Result<Features> {
+        let images = planes(pixels, size, self.judge.config().image_channels, &self.device) / 127.5 - 1.0;
+        let features = self.judge.features(images)?;
+        let logits = self.judge.logits(features.clone()).map(read).transpose()?;
+        Ok(Features { features: read(features)?, spatial: Vec::new(), logits: logits.unwrap_or_default() })
     }
 }
 
@@ -171,6 +208,11 @@ impl FeatureExtractor for VitExtractor {
         let features = self.vit.forward(self.vit.prepare(images)?)?;
         Ok(Features { features: read(features)?, spatial: Vec::new(), logits: Vec::new() })
     }
+}
+
+/// Describes the preprocessing of networks that take images of one size, `[channels, height, width]`.
+fn without_resize([channels, height, width]: [usize; 3]) -> String {
+    format!("{width}x{height} without resize, channels {channels}, range -1 to 1")
 }
 
 fn fingerprint<M: Module>(network: &M) -> Result<String> {

@@ -1,5 +1,7 @@
 //! Measures of a set of images against a reference.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Device;
 use burn_var::metrics::{FeatureStats, InceptionScore, Kid, PrecisionRecall, Splits, Subsets, frechet_distance};
 use burn_var::rng::Rng;
@@ -188,10 +190,29 @@ pub fn resampled_frechet(
     resamples: usize,
     seed: u64,
 ) -> Result<Vec<f64>> {
+    resampled_by_class(images, &vec![0; images.count], reference, resamples, seed)
+}
+
+/// Computes [`resampled_frechet`] with as many images of each class as there are: every image is replaced by one with the
+/// same label.
+pub(super) fn resampled_by_class(
+    images: &FeatureTable,
+    labels: &[usize],
+    reference: &Statistics,
+    resamples: usize,
+    seed: u64,
+) -> Result<Vec<f64>> {
     check_statistics(images, reference)?;
+    check_labels(images, labels)?;
+    let mut classes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (image, label) in labels.iter().enumerate() {
+        classes.entry(*label).or_default().push(image);
+    }
     let draw = |resample: usize| {
         let mut rng = Rng::new(seed, "bootstrap", resample as u64);
-        let rows: Vec<f32> = (0..images.count).flat_map(|_| images.row(rng.below(images.count))).copied().collect();
+        let alike = labels.iter().map(|label| &classes[label]);
+        let rows: Vec<f32> =
+            alike.flat_map(|images_of| images.row(images_of[rng.below(images_of.len())])).copied().collect();
         let mut stats = FeatureStats::new(images.dims[0]);
         stats.push(&rows)?;
         Ok(frechet_distance(&stats.gaussian()?, &reference.features)?)
@@ -200,7 +221,7 @@ pub fn resampled_frechet(
 }
 
 /// Returns the interval that holds the middle 95 of 100 values.
-fn interval(mut values: Vec<f64>) -> Interval {
+pub(super) fn interval(mut values: Vec<f64>) -> Interval {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
     Interval { low: at(0.025), high: at(0.975) }

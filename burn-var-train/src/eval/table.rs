@@ -93,34 +93,47 @@ impl FeatureTable {
         batch: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        let mut tables = Self::collect_all(set, &[(network, folder)], batch, progress)?;
+        tables.pop().ok_or_else(|| burn_var::Error::shape("networks", "at least one", [0]).into())
+    }
+
+    /// Computes the features of all images of `set` through several networks, each with a folder of its own or none, as
+    /// [`FeatureTable::collect`] does for one. The images are read once, and every network sees the same batches; networks
+    /// that are further than the others wait for them.
+    ///
+    /// # Errors
+    /// The errors of [`FeatureTable::collect`].
+    pub fn collect_all(
+        set: &mut dyn ImageSet,
+        networks: &[(&dyn FeatureExtractor, Option<&Path>)],
+        batch: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Self>> {
         let (count, size) = (set.count(), set.size());
-        let mut table = Self::new(network);
-        let mut spool = None;
-        if let Some(folder) = folder {
-            let of = format!("{count} images of {size} pixels: {}", set.identity()?);
-            let state = State { of, network: Some(table.network.clone()), dims: table.dims, count, done: 0 };
-            let opened = Spool::open(folder, state)?;
-            table = opened.read(table.network)?;
-            spool = Some(opened);
-        }
-        progress(table.count);
-        set.read(table.count, batch, &mut |pixels| {
-            let (features, more) = extract(network, pixels, size)?;
-            if let Some(spool) = &mut spool {
-                spool.push(&features, more)?;
-            }
-            table.features.extend(features);
-            table.count += more;
-            progress(table.count);
+        let of = match networks.iter().any(|(_, folder)| folder.is_some()) {
+            true => format!("{count} images of {size} pixels: {}", set.identity()?),
+            false => String::new(),
+        };
+        let mut readers = networks
+            .iter()
+            .map(|(network, folder)| Reader::open(*network, *folder, &of, count))
+            .collect::<Result<Vec<_>>>()?;
+        let mut done = readers.iter().map(|reader| reader.table.count).min().unwrap_or(count);
+        progress(done);
+        set.read(done, batch, &mut |pixels| {
+            readers.iter_mut().try_for_each(|reader| reader.add(pixels, size, done))?;
+            done += pixels.len() / (3 * size.area()).max(1);
+            progress(done);
             Ok(())
         })?;
-        if let Some(spool) = &mut spool {
-            spool.save()?;
-        }
-        match table.count == count {
-            true => Ok(table),
-            false => Err(burn_var::Error::shape(set.describe(), format!("{count} images"), [table.count]).into()),
-        }
+        let finish = |reader: Reader<'_>| {
+            let table = reader.finish()?;
+            match table.count == count {
+                true => Ok(table),
+                false => Err(burn_var::Error::shape(set.describe(), format!("{count} images"), [table.count]).into()),
+            }
+        };
+        readers.into_iter().map(finish).collect()
     }
 
     /// Reads the features that [`FeatureTable::collect`] has saved in a folder.
@@ -192,6 +205,49 @@ fn read_state(folder: &Path) -> Result<Option<State>> {
             .map_err(|error| Error::format(&path, format!("{error}; remove the folder to begin again"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &path)(error)),
+    }
+}
+
+/// One of several networks that read a set.
+struct Reader<'a> {
+    network: &'a dyn FeatureExtractor,
+    table: FeatureTable,
+    spool: Option<Spool>,
+}
+
+impl<'a> Reader<'a> {
+    /// Starts with the features that are saved in `folder`; `of` describes the images.
+    fn open(network: &'a dyn FeatureExtractor, folder: Option<&Path>, of: &str, count: usize) -> Result<Self> {
+        let mut table = FeatureTable::new(network);
+        let mut spool = None;
+        if let Some(folder) = folder {
+            let network = Some(table.network.clone());
+            let opened = Spool::open(folder, State { of: of.to_owned(), network, dims: table.dims, count, done: 0 })?;
+            table = opened.read(table.network)?;
+            spool = Some(opened);
+        }
+        Ok(Self { network, table, spool })
+    }
+
+    /// Adds the features of images, the first of which has the number `first`; those that are there already are skipped.
+    fn add(&mut self, pixels: &[u8], size: MapSize, first: usize) -> Result<()> {
+        let skipped = (self.table.count - first) * 3 * size.area();
+        let Some(pixels) = pixels.get(skipped..).filter(|rest| !rest.is_empty()) else { return Ok(()) };
+        let (features, more) = extract(self.network, pixels, size)?;
+        if let Some(spool) = &mut self.spool {
+            spool.push(&features, more)?;
+        }
+        self.table.features.extend(features);
+        self.table.count += more;
+        Ok(())
+    }
+
+    /// Saves the last features.
+    fn finish(mut self) -> Result<FeatureTable> {
+        if let Some(spool) = &mut self.spool {
+            spool.save()?;
+        }
+        Ok(self.table)
     }
 }
 
@@ -370,6 +426,33 @@ mod tests {
         assert_eq!(FeatureTable::open(folder.path()).unwrap(), whole, "read back");
         let (again, first) = collect(0, "01", Some(folder.path()), 9).unwrap();
         assert_eq!((again, first), (whole, 700), "nothing is left to do");
+    }
+
+    #[test]
+    fn several_networks_read_the_same_images() {
+        let networks = [Sums::new("01"), Sums::new("02"), Sums::new("03")];
+        let folders: Vec<_> = networks.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+        let collect = |used: &[usize], fails_at: usize| {
+            let chosen: Vec<(&dyn FeatureExtractor, Option<&Path>)> =
+                used.iter().map(|i| (&networks[*i] as &dyn FeatureExtractor, Some(folders[*i].path()))).collect();
+            let mut reported = Vec::new();
+            let mut set = Counting { count: 700, fails_at };
+            FeatureTable::collect_all(&mut set, &chosen, 60, &mut |done| reported.push(done))
+                .map(|tables| (tables, reported))
+        };
+        assert!(collect(&[0], 650).is_err(), "the first is ahead of the others");
+        assert!(collect(&[0, 1], 320).is_err(), "stopped between two");
+        let (tables, reported) = collect(&[0, 1, 2], usize::MAX).unwrap();
+        assert_eq!((reported[0], reported.last()), (0, Some(&700)), "the third has nothing yet");
+        let (alone, _) = self::collect(usize::MAX, "01", None, 33).unwrap();
+        for (table, network) in tables.iter().zip(&networks) {
+            assert_eq!(table.network, network.0, "in the order of the networks");
+            assert_eq!(table.features, alone.features, "as of one network alone");
+        }
+        assert_eq!(collect(&[2, 0], 0).unwrap().0, [tables[2].clone(), tables[0].clone()], "nothing is left to do");
+        assert!(
+            FeatureTable::collect_all(&mut Counting { count: 3, fails_at: 9 }, &[], 2, &mut |_| ()).unwrap().is_empty()
+        );
     }
 
     #[test]

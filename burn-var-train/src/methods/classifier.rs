@@ -133,6 +133,26 @@ pub fn train_classifier(
     Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_images: judged.count }))
 }
 
+/// Returns the mean cross-entropy of class logits `[images, classes]`, on an autodiff device, and the metrics if they are
+/// wanted: `loss`, and the share of hits as `accuracy`. `device` is the one without autodiff.
+pub(super) fn classification(
+    logits: Tensor<2>,
+    labels: &[usize],
+    measure: bool,
+    device: &Device,
+) -> Result<(Tensor<1>, Metrics)> {
+    let numbers: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
+    let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(numbers, [labels.len(), 1]), device);
+    let loss = log_softmax(logits.clone(), 1).gather(1, Tensor::from_inner(labels.clone())).mean().neg();
+    let mut metrics = Metrics::new();
+    if measure {
+        let hits = logits.inner().argmax(1).equal(labels).float().mean();
+        metrics.push(("loss".into(), scalar(&loss.clone().inner(), "read the loss")?));
+        metrics.push(("accuracy".into(), scalar(&hits, "read the accuracy")?));
+    }
+    Ok((loss, metrics))
+}
+
 /// Supervised training of a classifier by cross-entropy.
 pub struct ClassifierMethod {
     folder: PathBuf,
@@ -170,15 +190,7 @@ impl Method for ClassifierMethod {
 
     fn backward(&self, round: &Round, _: &Piece, batch: &mut ImageBatch) -> Result<(NetworkGradients, Metrics)> {
         let logits = self.learner.model.forward(Tensor::from_inner(batch.images.clone()))?;
-        let labels: Vec<i64> = batch.labels.iter().map(|label| *label as i64).collect();
-        let labels: Tensor<2, Int> = Tensor::from_data(TensorData::new(labels, [batch.labels.len(), 1]), &self.device);
-        let loss = log_softmax(logits.clone(), 1).gather(1, Tensor::from_inner(labels.clone())).mean().neg();
-        let mut metrics = Metrics::new();
-        if round.measure {
-            let hits = logits.inner().argmax(1).equal(labels).float().mean();
-            metrics.push(("loss".into(), scalar(&loss.clone().inner(), "read the loss")?));
-            metrics.push(("accuracy".into(), scalar(&hits, "read the accuracy")?));
-        }
+        let (loss, metrics) = classification(logits, &batch.labels, round.measure, &self.device)?;
         let gradients = GradientsParams::from_grads(loss.backward(), &self.learner.model);
         Ok((vec![(0, gradients)], metrics))
     }

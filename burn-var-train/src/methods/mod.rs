@@ -4,6 +4,7 @@ pub mod aid;
 pub mod classifier;
 pub mod dino;
 pub mod flexvar;
+pub mod judge;
 pub mod llamagen;
 mod masked_first;
 pub mod sar;

@@ -201,6 +201,30 @@ impl Gaussian {
         &self.covariance
     }
 
+    /// Computes the `count` directions of largest variance, the leading eigenvectors of the covariance: `[dim, count]`,
+    /// row-major, by falling variance. They have unit length, and the entry of largest size is positive.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more directions than features; [`Error::Covariance`] if the eigenvalues do not converge.
+    pub fn principal_directions(&self, count: usize) -> Result<Vec<f64>> {
+        let dim = self.mean.len();
+        if count > dim {
+            return Err(Error::shape("directions", format!("at most {dim}, the number of features"), [count]));
+        }
+        let covariance = MatRef::from_row_major_slice(&self.covariance, dim, dim);
+        let eigen = covariance.self_adjoint_eigen(Side::Lower).map_err(no_convergence)?;
+        let mut directions = vec![0.0; dim * count];
+        for k in 0..count {
+            // Eigenvalues rise.
+            let column: Vec<f64> = eigen.U().col(dim - 1 - k).iter().copied().collect();
+            let largest = column.iter().fold(0.0_f64, |most, x| if x.abs() > most.abs() { *x } else { most });
+            for (i, value) in column.iter().enumerate() {
+                directions[i * count + k] = value * largest.signum();
+            }
+        }
+        Ok(directions)
+    }
+
     fn trace(&self) -> f64 {
         self.covariance.iter().step_by(self.mean.len() + 1).sum()
     }
@@ -290,6 +314,23 @@ mod tests {
 
     fn distance(a: &FeatureStats, b: &FeatureStats) -> f64 {
         frechet_distance(&a.gaussian().expect("rows"), &b.gaussian().expect("rows")).expect("distance")
+    }
+
+    #[test]
+    fn principal_directions_are_eigenvectors() {
+        // Variances of 3, 1 and 2 along the axes of a frame that is turned by 45 degrees in the first two coordinates.
+        let root = 0.5_f64.sqrt();
+        let frame = [[root, root, 0.0], [root, -root, 0.0], [0.0, 0.0, 1.0]];
+        let variances = [3.0, 1.0, 2.0];
+        let entry = |i: usize, j: usize| (0..3).map(|k| variances[k] * frame[k][i] * frame[k][j]).sum::<f64>();
+        let covariance = (0..9).map(|at| entry(at / 3, at % 3)).collect();
+        let gaussian = Gaussian::new(vec![0.0; 3], covariance).expect("symmetric");
+        let found = gaussian.principal_directions(2).expect("converges");
+        let expected = [root, 0.0, root, 0.0, 0.0, 1.0];
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
+        }
+        assert!(gaussian.principal_directions(4).is_err(), "three features");
     }
 
     #[test]

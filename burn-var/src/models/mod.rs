@@ -9,5 +9,7 @@ pub mod dino;
 pub mod flexvar;
 #[cfg(feature = "metrics")]
 pub mod inception;
+#[cfg(feature = "metrics")]
+pub mod judge;
 pub mod llamagen;
 pub mod var;

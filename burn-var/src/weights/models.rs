@@ -20,6 +20,8 @@ use crate::models::dino::Vit;
 use crate::models::flexvar::{FlexVae, FlexVar};
 #[cfg(feature = "metrics")]
 use crate::models::inception::Inception;
+#[cfg(feature = "metrics")]
+use crate::models::judge::Judge;
 use crate::models::llamagen::{LlamaGen, LlamaGenVq};
 use crate::models::var::{Var, VqVae};
 use crate::{Error, Result, Scales};
@@ -71,6 +73,8 @@ pub static MODELS: &[&dyn AnyModel] = &[
     &Erased::<Vit>(PhantomData),
     #[cfg(feature = "metrics")]
     &Erased::<Inception>(PhantomData),
+    #[cfg(feature = "metrics")]
+    &Erased::<Judge>(PhantomData),
 ];
 
 /// Implements [`AnyModel`] for a [`Pretrained`] type.

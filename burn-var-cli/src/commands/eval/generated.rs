@@ -1,19 +1,20 @@
 //! `burn-var eval generated`
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use burn_var_train::data::{ImageOptions, ImageShape, Split, open_images};
+use burn_var_train::data::{ImageOptions, ImageShape, Part, Split, open_images};
 use burn_var_train::eval::{
-    ClassRecognition, Copies, DataImages, FeatureExtractor, FeatureTable, ImageSet, NetworkIdentity, NpzFile, Options,
-    PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
+    ClassRecognition, Copies, DataImages, FeatureExtractor, FeatureTable, ImageSet, Interval, NetworkIdentity, NpzFile,
+    Options, PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
 
-use super::network::NetworkArgs;
+use super::network::{JudgeArgs, NetworkArgs, Networks};
 use super::page;
 use crate::generator::{DrawArgs, GeneratedSet, Generator, Plain};
 use crate::models::check_target;
@@ -29,6 +30,8 @@ pub(super) const REPORT: &str = "report.json";
 pub(super) const FEATURES: &str = "features";
 /// The file of reference statistics in a folder of results.
 pub(super) const STATISTICS: &str = "reference.npz";
+/// The sub-folder in a folder of results that holds a folder for each judge.
+pub(super) const JUDGES: &str = "judges";
 
 /// Evaluate images, of the model or of a file, against real ones.
 #[derive(Debug, clap::Args)]
@@ -47,6 +50,8 @@ pub(crate) struct Args {
     reference: Option<PathBuf>,
     #[command(flatten)]
     network: NetworkArgs,
+    #[command(flatten)]
+    judges: JudgeArgs,
     /// Images to generate, in equal parts of all classes.
     #[arg(long, value_name = "IMAGES", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..))]
     count: u32,
@@ -96,6 +101,9 @@ pub(super) struct Report {
     pub(super) recognized_reference: Option<f64>,
     pub(super) copies_in_pixels: Option<Copies>,
     pub(super) copies_in_features: Option<Copies>,
+    /// The Frechet distance through each judge.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) judges: Vec<JudgeReport>,
     /// The measures of each class, if requested.
     pub(super) classes: Vec<ClassReport>,
     /// The generation settings, if the model generated the images.
@@ -105,6 +113,19 @@ pub(super) struct Report {
     pub(super) notes: Vec<String>,
     pub(super) version: String,
     pub(super) seconds: f64,
+}
+
+/// The distances through one judge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct JudgeReport {
+    pub(super) name: String,
+    /// A description of the network.
+    pub(super) network: String,
+    frechet: f64,
+    /// Bootstrap interval, with resamples.
+    frechet_interval: Option<Interval>,
+    /// The distance of as many training images.
+    floor: Option<f64>,
 }
 
 /// The measures of one class.
@@ -122,15 +143,17 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     if let Some(path) = &args.report {
         check_target(path)?;
     }
-    let network = args.network.require(device)?;
-    let evaluation = Evaluation { args, network: &*network, device, output };
+    let networks = Networks::load(&args.network, &args.judges, device)?;
+    let network = networks.main();
+    let evaluation = Evaluation { args, networks: &networks, network, device, output };
     // Statistics of another network must be refused before hours of work, not after.
     let saved = evaluation.saved_statistics()?;
     let mut notes = saved.as_ref().map(|saved| evaluation.origin_note(saved)).unwrap_or_default();
     let (samples, settings, class_names) = args.samples(device)?;
     let batch = args.draw.sampling.batch.map_or(EXTRACT_BATCH, |batch| batch as usize);
-    let mut images = evaluation.extract(samples, FEATURES, "images", batch)?;
-    let ReferenceSet { reference, name, mut real } = evaluation.reference_set(&images, saved)?;
+    let (mut images, judged) = evaluation.extract(samples, FEATURES, "images", batch)?;
+    let ReferenceSet { reference, name, mut real, judged: judged_reference } =
+        evaluation.reference_set(&images, saved)?;
 
     output.note("comparing with the reference");
     let options = Options {
@@ -153,7 +176,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             copies = Some(evaluation.copies(&mut images, real, test)?);
         }
     }
-    notes.extend(size_notes(&*network, &scores));
+    let judges = evaluation.judges(&judged, &judged_reference, (&scores, floor.as_ref()), &options)?;
+    notes.extend(size_notes(network, &scores));
     let report = Report {
         samples: images.set.describe(),
         reference: name,
@@ -166,6 +190,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         recognized_reference,
         copies_in_pixels: copies.map(|[pixels, _]| pixels),
         copies_in_features: copies.map(|[_, features]| features),
+        judges,
         classes,
         settings,
         options: serde_json::to_value(options).context("options as JSON")?,
@@ -178,7 +203,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         atomic_write(out.join(REPORT), text.as_bytes())?;
     }
     if let Some(path) = &args.report {
-        let grids = page::grids(&mut *images.set, &images.table, args.network.classifier.is_some())?;
+        let grids = page::grids(&mut *images.set, &images.table, networks.recognizes)?;
         atomic_write(path, page::page(&[("images".to_owned(), report.clone())], &grids)?.as_bytes())?;
     }
     output.result(&report, || text(&report))
@@ -202,40 +227,125 @@ struct ReferenceSet {
     name: String,
     /// The data set, if the reference comes from one.
     real: Option<RealImages>,
+    /// The reference through each judge besides the network of all measures.
+    judged: Vec<JudgedReference>,
+}
+
+/// The reference through a judge.
+struct JudgedReference {
+    statistics: Statistics,
+    /// The features of as many training images as there are evaluated ones.
+    floor: Option<FeatureTable>,
 }
 
 /// The inputs that all parts of an evaluation share.
 struct Evaluation<'a> {
     args: &'a Args,
+    networks: &'a Networks,
+    /// The network of all measures.
     network: &'a dyn FeatureExtractor,
     device: &'a Device,
     output: Output,
 }
 
 impl Evaluation<'_> {
-    /// Computes the features of a set; `folder` is the sub-folder of `--out` that saves them.
+    /// Computes the features of a set through all networks; `folder` is the sub-folder of `--out` that saves them. Returns
+    /// those of the judges besides.
     fn extract(
         &self,
         mut set: Box<dyn ImageSet>,
         folder: &str,
         name: &str,
         batch: usize,
-    ) -> Result<Extracted<dyn ImageSet>> {
-        let table = self.features(&mut *set, folder, name, batch)?;
-        Ok(Extracted { table, set })
+    ) -> Result<(Extracted<dyn ImageSet>, Vec<FeatureTable>)> {
+        let (table, judged) = self.through_all(&mut *set, folder, name, batch)?;
+        Ok((Extracted { table, set }, judged))
     }
 
+    fn through_all(
+        &self,
+        set: &mut dyn ImageSet,
+        folder: &str,
+        name: &str,
+        batch: usize,
+    ) -> Result<(FeatureTable, Vec<FeatureTable>)> {
+        let all: Vec<usize> = (0..self.networks.all.len()).collect();
+        let mut tables = self.collect(set, &all, folder, name, batch)?.into_iter();
+        let main = tables.next().context("features of the first network")?;
+        Ok((main, tables.collect()))
+    }
+
+    /// Computes the features of a set through the network of all measures.
     fn features(&self, set: &mut dyn ImageSet, folder: &str, name: &str, batch: usize) -> Result<FeatureTable> {
-        let folder = self.args.out.as_ref().map(|out| out.join(folder));
-        if let Some(folder) = &folder {
+        self.collect(set, &[0], folder, name, batch)?.pop().context("features of the first network")
+    }
+
+    /// Computes the features of a set through some of the networks.
+    fn collect(
+        &self,
+        set: &mut dyn ImageSet,
+        networks: &[usize],
+        folder: &str,
+        name: &str,
+        batch: usize,
+    ) -> Result<Vec<FeatureTable>> {
+        let folders: Vec<Option<PathBuf>> =
+            networks.iter().map(|network| Some(self.folder(*network)?.join(folder))).collect();
+        for folder in folders.iter().flatten() {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
         }
+        let networks = networks.iter().map(|network| &*self.networks.all[*network].network);
+        let networks: Vec<_> = networks.zip(folders.iter().map(Option::as_deref)).collect();
         let bar = self.output.bar(set.count(), name);
-        let table = FeatureTable::collect(set, self.network, folder.as_deref(), batch, &mut |done| {
-            bar.set_position(done as u64);
-        });
+        let tables = FeatureTable::collect_all(set, &networks, batch, &mut |done| bar.set_position(done as u64));
         bar.finish_and_clear();
-        Ok(table?)
+        Ok(tables?)
+    }
+
+    /// Returns the folder of the results of a network, if they are saved: `--out`, and a folder in it for each judge besides.
+    fn folder(&self, network: usize) -> Option<PathBuf> {
+        let out = self.args.out.as_ref()?;
+        let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        Some(match network {
+            0 => out.clone(),
+            _ => out.join(JUDGES).join(self.networks.all[network].name.chars().map(plain).collect::<String>()),
+        })
+    }
+
+    /// Measures the distances through the judges, of which the first may be the network of all measures.
+    fn judges(
+        &self,
+        images: &[FeatureTable],
+        references: &[JudgedReference],
+        (scores, floor): (&Scores, Option<&Scores>),
+        options: &Options,
+    ) -> Result<Vec<JudgeReport>> {
+        let report = |network: usize, scores: &Scores, floor: Option<f64>| {
+            let named = &self.networks.all[network];
+            JudgeReport {
+                name: named.name.clone(),
+                network: named.network.identity().to_string(),
+                frechet: scores.frechet,
+                frechet_interval: scores.frechet_interval,
+                floor,
+            }
+        };
+        let mut reports = Vec::new();
+        if self.networks.first_judge == 0 {
+            reports.push(report(0, scores, floor.map(|floor| floor.frechet)));
+        }
+        for (i, (images, JudgedReference { statistics, floor })) in images.iter().zip(references).enumerate() {
+            // Without single images only the distances are computed.
+            let reference = Reference { statistics: statistics.clone(), table: None };
+            let scores = score(images, &reference, options, self.device)?;
+            let without = Options { resamples: 0, ..*options };
+            let floor = floor.as_ref().map(|floor| score(floor, &reference, &without, self.device)).transpose()?;
+            reports.push(report(1 + i, &scores, floor.map(|floor| floor.frechet)));
+            if let Some(folder) = self.folder(1 + i) {
+                statistics.write(folder.join(STATISTICS))?;
+            }
+        }
+        Ok(reports)
     }
 
     /// Reads the statistics that `--reference` names, if it does, and checks that they come from the network.
@@ -243,6 +353,13 @@ impl Evaluation<'_> {
         let Some(path) = self.args.reference.as_ref().filter(|path| path.is_file()) else { return Ok(None) };
         if !Statistics::are_in(&NpzFile::open(path)?) {
             return Ok(None);
+        }
+        if self.networks.all.len() > 1 && !NpzFile::open(path)?.contains("arr_0") {
+            return Err(usage(format!(
+                "`{}` holds the statistics of one network, and the judges need the images themselves: name them with \
+                 --reference or --data",
+                path.display()
+            )));
         }
         let statistics = Statistics::read(path)?;
         let (name, network) = (format!("`{}`", path.display()), self.network.identity());
@@ -268,8 +385,8 @@ impl Evaluation<'_> {
         match (&self.args.data, &self.args.reference) {
             (Some(data), _) => self.data(data, images),
             (None, Some(path)) => {
-                let (reference, name) = (self.reference(path, saved)?, path.display().to_string());
-                Ok(ReferenceSet { reference, name, real: None })
+                let (reference, judged) = self.reference(path, saved)?;
+                Ok(ReferenceSet { reference, name: path.display().to_string(), real: None, judged })
             }
             (None, None) => Err(usage("name real images with --data, or a --reference")),
         }
@@ -283,31 +400,53 @@ impl Evaluation<'_> {
             Ok(DataImages::new(open_images(data, split, &ImageOptions::default())?, shape))
         };
         let (mut test, mut train) = (open(Split::Test)?, open(Split::Train)?);
-        let reference = Reference::of(self.features(&mut test, "test", "test images", EXTRACT_BATCH)?)?;
+        let (table, judged_test) = self.through_all(&mut test, "test", "test images", EXTRACT_BATCH)?;
+        let reference = Reference::of(table)?;
         let name = format!("test images of {}", test.describe());
         let table = self.features(&mut train, "train", "training images", EXTRACT_BATCH)?;
+        let mut judged = Vec::new();
+        if !judged_test.is_empty() {
+            let source = open_images(data, Split::Train, &ImageOptions::default())?;
+            let numbers = evenly(source.len(), images.table.count);
+            let mut as_many = DataImages::new(Arc::new(Part::new(source, numbers)?), shape);
+            let judges: Vec<usize> = (1..self.networks.all.len()).collect();
+            let floors = self.collect(&mut as_many, &judges, "floor", "training images", EXTRACT_BATCH)?;
+            for (test, floor) in judged_test.iter().zip(floors) {
+                judged.push(JudgedReference { statistics: Statistics::of(test)?, floor: Some(floor) });
+            }
+        }
         let train = Extracted { table, set: Box::new(train) };
-        Ok(ReferenceSet { reference, name, real: Some(RealImages { test, train }) })
+        Ok(ReferenceSet { reference, name, real: Some(RealImages { test, train }), judged })
     }
 
-    /// Opens a file of statistics (already read into `saved`), of images, or of both, or a folder of images.
-    fn reference(&self, path: &Path, saved: Option<Statistics>) -> Result<Reference> {
+    /// Opens a file of statistics (already read into `saved`), of images, or of both, or a folder of images. Returns the
+    /// reference through the judges besides.
+    fn reference(&self, path: &Path, saved: Option<Statistics>) -> Result<(Reference, Vec<JudgedReference>)> {
         let has_images = !path.is_file() || NpzFile::open(path)?.contains("arr_0");
+        let mut judged = Vec::new();
         let table = match has_images {
-            true => Some(self.features(&mut *open_set(path)?, "reference", "reference", EXTRACT_BATCH)?),
+            true => {
+                let (table, others) =
+                    self.through_all(&mut *open_set(path)?, "reference", "reference", EXTRACT_BATCH)?;
+                for table in others {
+                    judged.push(JudgedReference { statistics: Statistics::of(&table)?, floor: None });
+                }
+                Some(table)
+            }
             false => None,
         };
-        match (saved, table) {
-            (Some(statistics), table) => Ok(Reference { statistics, table }),
-            (None, Some(table)) => Ok(Reference::of(table)?),
-            (None, None) => Err(usage(format!("`{}` holds neither statistics nor images", path.display()))),
-        }
+        let reference = match (saved, table) {
+            (Some(statistics), table) => Reference { statistics, table },
+            (None, Some(table)) => Reference::of(table)?,
+            (None, None) => return Err(usage(format!("`{}` holds neither statistics nor images", path.display()))),
+        };
+        Ok((reference, judged))
     }
 
     /// Classifies images, if the network is a classifier that has all of their classes.
     fn recognize(&self, table: &FeatureTable, labels: Option<&[usize]>) -> Result<Option<Recognition>> {
         let known = labels.filter(|labels| labels.iter().all(|label| *label < table.dims[2]));
-        let requested = known.filter(|_| self.args.network.classifier.is_some());
+        let requested = known.filter(|_| self.networks.recognizes);
         Ok(requested.map(|labels| Recognition::of(table, labels)).transpose()?)
     }
 
@@ -426,6 +565,11 @@ pub(super) fn rows(report: &Report) -> Vec<[String; 3]> {
     let interval = scores.frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
     let frechet = format!("{}{}", number(scores.frechet), interval.unwrap_or_default());
     row("Frechet distance", Some(frechet), floor.map(|floor| number(floor.frechet)));
+    for JudgeReport { name, frechet, frechet_interval, floor, .. } in &report.judges {
+        let interval = frechet_interval.map(|found| format!(" ({:.4} to {:.4})", found.low, found.high));
+        let frechet = format!("{}{}", number(*frechet), interval.unwrap_or_default());
+        row(&format!("Frechet distance, {name}"), Some(frechet), floor.map(number));
+    }
     row(
         "spatial Frechet distance",
         scores.spatial_frechet.map(number),

@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Spectra(spectra::Args),
     /// Evaluate the tokenizer: quality of reconstructed test images, and use of the codebook.
     Tokenizer(tokenizer::Args),
-    /// Evaluate many settings of one model alike: tune settings, compare methods.
+    /// Evaluate many settings alike: tune settings, compare methods and trainings.
     Sweep(sweep::Args),
     /// Compare two evaluated sets of images: do they differ by more than chance?
     Compare(compare::Args),

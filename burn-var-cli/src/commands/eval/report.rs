@@ -54,6 +54,16 @@ fn check_networks(folders: &[PathBuf], reports: &[(String, Report)]) -> Result<(
         folders.iter().zip(reports).map(|(folder, (_, report))| (format!("`{}`", folder.display()), report));
     let Some((first_name, first)) = named.next() else { return Ok(()) };
     for (name, report) in named {
+        for judge in &report.judges {
+            let other = first.judges.iter().find(|other| other.name == judge.name && other.network != judge.network);
+            if let Some(other) = other {
+                return Err(usage(format!(
+                    "the measures of different networks do not belong on one page: the judge `{}` of {first_name} is \
+                     [{}], that of {name} is [{}]; evaluate both again through the same judges, or write a page for each",
+                    judge.name, other.network, judge.network
+                )));
+            }
+        }
         match (&first.identity, &report.identity) {
             (Some(a), Some(b)) => NetworkIdentity::check_same((&first_name, a), (&name, b))?,
             (None, None) if first.network == report.network => {}

@@ -3,4 +3,5 @@
 mod network;
 mod weights;
 
+pub(super) use network::Unit;
 pub use network::{Classifier, ClassifierConfig};

@@ -143,17 +143,17 @@ impl Classifier {
 
 /// 3x3 convolution, group norm, SiLU.
 #[derive(Module, Debug)]
-struct Unit {
+pub(in crate::models) struct Unit {
     conv: Conv2d,
     norm: GroupNorm,
 }
 
 impl Unit {
-    fn new(channels: [usize; 2], spec: ConvSpec, device: &Device) -> Self {
+    pub(in crate::models) fn new(channels: [usize; 2], spec: ConvSpec, device: &Device) -> Self {
         Self { conv: Conv2d::new(channels, 3, spec, device), norm: GroupNorm::new(channels[1], device) }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(in crate::models) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.norm.forward_silu(self.conv.forward(x))
     }
 }
