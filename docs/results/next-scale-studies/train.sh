@@ -9,13 +9,13 @@ mkdir -p "$work"
 
 # train METHOD CONFIG NAME SETTING...: trains in $work/NAME.
 train() {
-    method=$1 config=$2 name=$3
+    method=$1 config=$2 run=$work/$3
     shift 3
     for setting; do
         shift
         set -- "$@" --set "$setting"
     done
-    $burn_var train "$method" "$config" --out "$work/$name" --set "data.path=$data" "$@" >/dev/null
+    $burn_var train "$method" "$config" --out "$run" --set "data.path=$data" "$@" >/dev/null
 }
 
 # from_scratch NAME SETTING...: three transformers that differ in the seed.
