@@ -30,14 +30,10 @@ from_scratch image supervision=image
 from_scratch last-scale-latent "$last"
 from_scratch last-scale-image "$last" supervision=image
 
-judges=
-for file in models/fashion-mnist/judges/*.safetensors; do
-    judges="$judges --judge $file"
-done
-
 sweep() {
     printf '\n`burn-var eval sweep %s/%s.toml`, ' $folder "$1"
-    $burn_var eval sweep "$folder/$1.toml" --data "$data" $judges --out "$work/sweeps"
+    $burn_var eval sweep "$folder/$1.toml" --data "$data" --judge models/fashion-mnist/judges \
+        --out "$work/sweeps"
 }
 
 {

@@ -16,18 +16,17 @@ post_training student-forcing student_forcing.schedule=full
 
 sweep() {
     printf '\n`burn-var eval sweep docs/results/sar/%s.toml`, ' "$1"
-    $burn_var eval sweep "docs/results/sar/$1.toml" --data "$data" $judges --out "$work/sweeps" $2
+    $burn_var eval sweep "docs/results/sar/$1.toml" --data "$data" --judge models/fashion-mnist/judges \
+        --out "$work/sweeps" --bars "docs/images/sar-$1.svg"
 }
-
-judges=
-for file in models/fashion-mnist/judges/*.safetensors; do
-    judges="$judges --judge $file"
-done
 
 {
     cat docs/results/sar/summary.md
-    printf '\n## Each method, judged by several networks\n'
-    sweep methods "--bars docs/images/sar.svg"
-    printf '\n![Ratio of the Frechet distance to that of continued teacher forcing](../images/sar.svg)\n'
+    for guidance in unguided guided; do
+        [ $guidance = guided ] && title='With guidance' || title='Without guidance'
+        printf '\n## %s\n' "$title"
+        sweep $guidance
+        printf '\n![Geometric mean of the ratios to continued teacher forcing](../images/sar-%s.svg)\n' $guidance
+    done
 } >"$work/sar.md"
 mv "$work/sar.md" docs/results/sar.md
