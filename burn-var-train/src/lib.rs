@@ -24,4 +24,4 @@ mod tensor;
 pub use engine::{checkpoint, progress, report, run};
 pub use error::{Error, Result};
 pub use methods::tokenizer::patch_gan;
-pub use methods::{aid, classifier, dino, flexvar, judge, llamagen, sar, tokenizer, transformer, var};
+pub use methods::{aid, classifier, dino, flexvar, judge, llamagen, sar, tokenizer, transformer, va_pi, var};

@@ -10,4 +10,5 @@ mod masked_first;
 pub mod sar;
 pub mod tokenizer;
 pub mod transformer;
+pub mod va_pi;
 pub mod var;

@@ -13,6 +13,7 @@ mod disc;
 mod flexvae;
 mod flexvar;
 mod frechet;
+mod grpo;
 mod inception_fid;
 mod inception_score;
 mod interp;
@@ -75,6 +76,7 @@ macro_rules! every_kind {
             parity_sf_schedules sf_schedules,
             parity_scalear_forward scalear_forward,
             parity_scalear_sample scalear_sample,
+            parity_grpo grpo,
         }
     };
 }
