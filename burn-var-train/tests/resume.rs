@@ -525,7 +525,7 @@ fn scales_can_stand_for_resized_images() {
     }
 }
 
-/// How to train LlamaGen's tokenizer.
+/// Returns the settings of a training of LlamaGen's tokenizer.
 fn llamagen_vq_config(data: &Path) -> TokenizerTrainConfig<LlamaGenVqConfig> {
     let text = run_section(data)
         + "[model]\npatch_nums = { raster = 4 }\n\

@@ -194,13 +194,13 @@ fn unit(x: Tensor<4>) -> Tensor<4> {
 /// Scales that a token attends to in a teacher-forced pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sight {
-    /// Its own and all before.
+    /// Each scale sees itself and all scales before it.
     Causal,
-    /// Its own and the first.
+    /// Each scale sees itself and the first.
     FirstAndOwn,
-    /// Its own and the first; the first scale sees the second too.
+    /// Each scale sees itself and the first, and the first scale sees the second.
     FirstSeesSecond,
-    /// Its own and the first; the first scale sees all.
+    /// Each scale sees itself and the first, and the first scale sees all.
     FirstSeesAll,
 }
 

@@ -16,7 +16,7 @@ use burn_var_tests::golden::{Array, Case};
 use burn_var_tests::gradients::Gradients;
 use burn_var_tests::weightgen::WeightGen;
 
-/// What stands for a logit that a filter removes.
+/// Value of a logit that a filter removes.
 const REMOVED: f32 = -1e30;
 
 /// Reads the sizes of a transformer.
