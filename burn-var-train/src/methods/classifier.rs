@@ -16,7 +16,7 @@ use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
     round_metrics, train,
 };
-use crate::eval::{ClassifierExtractor, DataImages, FeatureTable, ImageSet, Recognition};
+use crate::eval::{ClassifierExtractor, DataImages, FeatureExtractor, FeatureTable, ImageSet, Recognition};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::scalar;
 use crate::{Error, Result};
@@ -126,11 +126,16 @@ pub fn train_classifier(
 ) -> Result<Option<ClassifierSummary>> {
     let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
     let test = config.loader(Split::Test)?;
-    let mut test = DataImages::new(test.source().clone(), test.shape());
     let network = ClassifierExtractor::new(trainer.method().average().clone(), device)?;
-    let judged = FeatureTable::collect(&mut test, &network, None, TEST_BATCH, &mut |_| ())?;
-    let recognition = Recognition::of(&judged, test.labels().unwrap_or_default())?;
-    Ok(Some(ClassifierSummary { file, test_accuracy: recognition.share, test_images: judged.count }))
+    let (test_accuracy, test_images) = (test_accuracy(&test, &network)?, test.source().len());
+    Ok(Some(ClassifierSummary { file, test_accuracy, test_images }))
+}
+
+/// Returns the share of images that a network classifies correctly.
+pub(super) fn test_accuracy(test: &BatchLoader, network: &dyn FeatureExtractor) -> Result<f64> {
+    let mut test = DataImages::new(test.source().clone(), test.shape());
+    let table = FeatureTable::collect(&mut test, network, None, TEST_BATCH, &mut |_| ())?;
+    Ok(Recognition::of(&table, test.labels().unwrap_or_default())?.share)
 }
 
 /// Returns the mean cross-entropy of class logits `[images, classes]`, on an autodiff device, and the metrics if they are

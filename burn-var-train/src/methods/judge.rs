@@ -10,7 +10,7 @@ use burn_var::models::judge::{Judge, JudgeConfig, JudgeNetwork};
 use burn_var::weights::{FloatType, Pretrained, SaveOptions};
 use serde::{Deserialize, Serialize};
 
-use super::classifier::classification;
+use super::classifier::{classification, test_accuracy};
 use crate::data::{BatchLoader, ImageBatch, ImageShape, ImageStream, Split, View};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
@@ -18,15 +18,15 @@ use crate::engine::{
     Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
     round_metrics, train,
 };
-use crate::eval::{DataImages, FeatureTable, ImageSet, JudgeExtractor, Recognition};
+use crate::eval::JudgeExtractor;
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 use crate::tensor::scalar;
 use crate::{Error, Result};
 
 /// The file that a run leaves in its folder, in half precision.
 const FILE: &str = "judge.safetensors";
-/// Images that go through a network together outside of training.
-const BATCH: usize = 250;
+/// Images whose pixels are read together for their statistics.
+const BATCH: usize = 1000;
 
 /// The configuration of several judges on the same images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,7 +151,7 @@ impl JudgeTrainConfig {
 fn pixel_statistics(loader: &BatchLoader, device: &Device) -> Result<FeatureStats> {
     let mut stats = FeatureStats::new(loader.shape().elements());
     let all: Vec<usize> = (0..loader.source().len()).collect();
-    for numbers in all.chunks(4 * BATCH) {
+    for numbers in all.chunks(BATCH) {
         let images = loader.load(numbers, View::Fixed { mirrored: false }, device)?.images;
         let pixels = images.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read images"))?;
         stats.push(&pixels)?;
@@ -243,10 +243,8 @@ fn accuracy(config: &JudgeTrainConfig, judge: Judge, device: &Device) -> Result<
     if config.model.network.classes() == 0 {
         return Ok(None);
     }
-    let test = config.loader(Split::Test)?;
-    let mut test = DataImages::new(test.source().clone(), test.shape());
-    let table = FeatureTable::collect(&mut test, &JudgeExtractor::new(judge, device)?, None, BATCH, &mut |_| ())?;
-    Ok(Some(Recognition::of(&table, test.labels().unwrap_or_default())?.share))
+    let network = JudgeExtractor::new(judge, device)?;
+    test_accuracy(&config.loader(Split::Test)?, &network).map(Some)
 }
 
 /// Training of a judge: by cross-entropy if it classifies, else by the squared error of reconstructed images.
