@@ -38,20 +38,25 @@ impl Rng {
         Self(ChaCha8Rng::from_seed(bytes))
     }
 
+    /// Draws 64 random bits.
+    pub fn word(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// Draws a uniform number in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        (self.word() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
     /// Draws a uniform number in `(0, 1)`, safe to take a logarithm of.
     fn uniform_open(&mut self) -> f64 {
-        ((self.0.next_u64() >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
+        ((self.word() >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
     }
 
     /// Draws a uniform integer in `0..bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         // The bias of the multiply-shift method is below 2^-64 * bound: far too small for any use here to notice.
-        ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
+        ((u128::from(self.word()) * bound as u128) >> 64) as usize
     }
 
     /// Draws a uniform order of `0..count` (Fisher and Yates).
@@ -66,11 +71,6 @@ impl Rng {
     /// Draws from the normal distribution with mean 0 and standard deviation 1 (Box-Muller).
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform_open().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    /// Draws from the standard Gumbel distribution.
-    pub fn gumbel(&mut self) -> f64 {
-        -(-self.uniform_open().ln()).ln()
     }
 }
 
@@ -120,8 +120,6 @@ mod tests {
         let variance = normal.iter().map(|x| x * x).sum::<f64>() / n as f64;
         assert!(mean.abs() < 0.03, "mean of the normal {mean}");
         assert!((variance - 1.0).abs() < 0.05, "variance of the normal {variance}");
-        let gumbel = (0..n).map(|_| rng.gumbel()).sum::<f64>() / n as f64;
-        assert!((gumbel - 0.5772).abs() < 0.04, "mean of the Gumbel {gumbel}");
         let counts = (0..n).fold([0; 3], |mut counts, _| {
             counts[rng.below(3)] += 1;
             counts

@@ -10,7 +10,6 @@ use burn_var::init::{Init, initialize};
 use burn_var::models::aid::{Injector, InjectorConfig};
 use burn_var::models::var::{Var, VarConfig, VqVae, VqVaeConfig, drop_labels};
 use burn_var::rng::Rng;
-use burn_var::sampling::Sampler;
 use burn_var::weights::{FloatType, LoadOptions, Pretrained, StateDict, export};
 use burn_var::{BatchRequest, Condition, MapSize, NextScale, Scales, TeacherForced, TokenPyramid, Tokenizer, generate};
 use burn_var_tests::weightgen::WeightGen;
@@ -49,52 +48,6 @@ fn var_config(depth: usize, drop_path_rate: f64, patch_nums: serde_json::Value) 
 
 fn var(config: &VarConfig, device: &Device) -> Var {
     initialize(config.init_zeros(device).expect("valid"), 1, |_| Init::Normal(0.4))
-}
-
-/// `more_smooth` of VAR: codes weighted by `softmax(((1 + r) l + g) / tau)` over the logits l that are left, with Gumbel
-/// noise g and `tau = max(0.27 (1 - 0.95 r), 0.005)` at the progress r through the scales.
-#[test]
-fn more_smooth_mixes_codes_by_a_gumbel_softmax() {
-    const SHAPE: [usize; 3] = [2, 3, 5];
-    let [batch, tokens, vocab] = SHAPE;
-    let device = Device::default();
-    let logits: Vec<f64> = (0..batch * tokens * vocab).map(|i| f64::from((i * 37 % 23) as f32) / 8.0 - 1.0).collect();
-    let values: Vec<f32> = logits.iter().map(|logit| *logit as f32).collect();
-    let codes: Vec<f64> = (0..vocab * 2).map(|i| f64::from((i * i % 7) as f32) - 2.5).collect();
-    let codebook = tensor(&codes, [vocab, 2], &device);
-    let streams = || [0, 1].map(|image| Rng::new(3, "sample", image));
-    for (ratio, tau) in [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)] {
-        let sampler = Sampler { top_k: 3, top_p: 0.0, temperature: 0.8, more_smooth: true, ..Sampler::default() };
-        let drawn = sampler.draw(values.clone(), SHAPE, &mut streams(), ratio, &codebook).expect("draws");
-        let mut expected = Vec::new();
-        for (image, rng) in logits.chunks(tokens * vocab).zip(&mut streams()) {
-            // The tokens themselves come first in the stream, one number each.
-            (0..tokens).for_each(|_| _ = rng.uniform());
-            for row in image.chunks(vocab) {
-                let mut sorted = row.to_vec();
-                sorted.sort_by(|a, b| b.total_cmp(a));
-                let exponents: Vec<f64> = row
-                    .iter()
-                    .map(|logit| {
-                        let noise = rng.gumbel();
-                        let kept = *logit >= sorted[2];
-                        if kept { ((1.0 + ratio) * logit / 0.8 + noise) / tau } else { f64::NEG_INFINITY }
-                    })
-                    .collect();
-                let largest = exponents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = exponents.iter().map(|x| (x - largest).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                let mix = |channel| weights.iter().enumerate().map(|(i, w)| w * codes[i * 2 + channel]).sum::<f64>();
-                expected.extend([mix(0) / sum, mix(1) / sum]);
-            }
-        }
-        let found = floats(drawn.codes.expect("a mixture"));
-        assert_near(&found, &expected, [1e-3, 1e-3], &format!("codes at progress {ratio}"));
-        let plain = Sampler { more_smooth: false, ..sampler };
-        let plain = plain.draw(values.clone(), SHAPE, &mut streams(), ratio, &codebook).expect("draws");
-        assert!(plain.codes.is_none(), "a mixture only if asked for");
-        assert_eq!(drawn.ids.into_data(), plain.ids.into_data(), "the same tokens");
-    }
 }
 
 #[test]

@@ -148,7 +148,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         rows.push(Row { caption: name, images: beside.iter().cloned().chain(results).collect() });
     }
     bar.finish_and_clear();
-    write_png(&png, &sheet(&rows, &["picture".to_owned(), "stays".to_owned()])?)?;
+    write_png(&png, &sheet(&rows, &["image".to_owned(), "stays".to_owned()])?)?;
     let (images, settings) = (count * chosen.len(), generator.settings());
     let report = Report { png, files, images, drawn_tokens, settings };
     output.result(&report, || {

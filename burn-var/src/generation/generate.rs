@@ -6,6 +6,7 @@ use super::{BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, 
 use crate::editing::{replace_codes, replace_ids};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::rng::Rng;
+use crate::sampling::Noise;
 use crate::scales::ScaleAt;
 use crate::{Error, Result, Scales, TokenPyramid};
 
@@ -52,6 +53,7 @@ pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
     codebook: Tensor<2>,
     previous: Option<Previous>,
     rngs: Vec<Rng>,
+    noise: Vec<Noise>,
     maps: Vec<Tensor<2, Int>>,
 }
 
@@ -97,13 +99,16 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
             conditions.resize(2 * images, Condition::Null);
         }
         let state = model.start(&conditions, &scales)?;
+        let stream = |i| Rng::new(request.seed, "sample", request.first + i);
+        let mut rngs: Vec<Rng> = (0..images as u64).map(stream).collect();
         Ok(Self {
             corrupted: (corrupted_scales > 0).then(|| state.clone()),
             state,
             canvas: tokenizer.blank(images, &scales),
             codebook: tokenizer.codebook(),
             previous: None,
-            rngs: (0..images as u64).map(|i| Rng::new(request.seed, "sample", request.first + i)).collect(),
+            noise: rngs.iter_mut().map(Noise::new).collect(),
+            rngs,
             maps: Vec::with_capacity(scales.len()),
             tokenizer,
             model,
@@ -191,7 +196,8 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let vocabulary = self.tokenizer.vocabulary();
         let rows = [batch, tokens * vocabulary.symbols, vocabulary.size];
         let sampler = self.request.sampler.at_size(at.size());
-        let drawn = sampler.draw(values, rows, &mut self.rngs, at.ratio(), &self.codebook)?;
+        let noise: Vec<Noise> = self.noise.iter().map(|noise| noise.at_scale(at.k())).collect();
+        let drawn = sampler.draw(values, rows, &noise, at.ratio(), &self.codebook)?;
         let mut ids = drawn.ids;
         let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
         let kept = self.model.kept(&mut self.state, at, &mut self.rngs)?;

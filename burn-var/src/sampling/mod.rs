@@ -1,13 +1,18 @@
 //! Filters and draws tokens.
 //!
-//! Tokens are drawn on the host, with one stream of random numbers per image: equal logits and seeds give the same
-//! tokens on every backend and in every batch.
+//! A token is the entry of the largest sum of logit and Gumbel noise, which follows the softmax of the logits. Unlike the
+//! inverse of a cumulative sum, a small difference of one logit, as between devices, does not move the draw of all others
+//! behind it. The noise is a function of seed, image, scale, token and entry: image `i` of seed `s` is the same in every
+//! batch.
+
+mod noise;
 
 use burn::tensor::{Int, Tensor, TensorData};
+use noise::{Use, gumbel, gumbel_bound};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::rng::Rng;
+pub use self::noise::Noise;
 use crate::{Error, MapSize, Result};
 
 /// Settings of the filter and the draw of tokens.
@@ -121,7 +126,7 @@ impl Sampler {
         Ok(())
     }
 
-    /// Draws a scale's tokens from host logits, row-major `[batch, tokens, vocab]`; `rngs` holds one stream per image.
+    /// Draws a scale's tokens from host logits, row-major `[batch, tokens, vocab]`, with the noise of each image.
     ///
     /// `ratio` is the progress through the schedule, [`crate::Scales::ratio`], and `codebook` the `[vocab, z_channels]`
     /// codes; only `more_smooth` uses them.
@@ -132,24 +137,22 @@ impl Sampler {
         &self,
         mut values: Vec<f32>,
         [batch, tokens, vocab]: [usize; 3],
-        rngs: &mut [Rng],
+        noise: &[Noise],
         ratio: f64,
         codebook: &Tensor<2>,
     ) -> Result<DrawnTokens> {
         let _span = tracing::trace_span!("part", op = "Sampler", pass = "forward").entered();
-        if batch != rngs.len() || values.len() != batch * tokens * vocab {
-            let expected = format!("[{}, tokens, vocab], {} values in all", rngs.len(), values.len());
+        if batch != noise.len() || values.len() != batch * tokens * vocab {
+            let expected = format!("[{}, tokens, vocab], {} values in all", noise.len(), values.len());
             return Err(Error::shape("logits", expected, [batch, tokens, vocab]));
         }
-        // Drawn before the rows are distributed over threads, so that each stream is used in order.
-        let uniforms: Vec<f64> = rngs.iter_mut().flat_map(|rng| (0..tokens).map(|_| rng.uniform())).collect();
-        let ids = values.par_chunks_mut(vocab).zip(uniforms).map(|(row, u)| {
+        let ids = values.par_chunks_mut(vocab).enumerate().map(|(i, row)| {
             self.filter(row)?;
-            Ok(pick(row, u) as i64)
+            Ok(draw(row, noise[i / tokens], i % tokens) as i64)
         });
         let ids = ids.collect::<Result<Vec<_>>>()?;
         let ids = Tensor::from_data(TensorData::new(ids, [batch, tokens]), &codebook.device());
-        let codes = self.more_smooth.then(|| mixture(values, [batch, tokens, vocab], rngs, ratio, codebook));
+        let codes = self.more_smooth.then(|| mixture(values, [batch, tokens, vocab], noise, ratio, codebook));
         Ok(DrawnTokens { ids, codes })
     }
 
@@ -240,23 +243,27 @@ pub fn softmax(row: &[f32]) -> Vec<f64> {
     weights
 }
 
-/// Draws a token: returns the first index at which the cumulative softmax of `row` exceeds `u`, a number in `[0, 1)`.
-/// Entries of minus infinity are never drawn.
-pub fn pick(row: &[f32], u: f64) -> usize {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let kept = row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-    let weights: Vec<(usize, f64)> = kept.map(|(i, &logit)| (i, f64::from(logit - largest).exp())).collect();
-    let target = u * weights.iter().map(|(_, weight)| weight).sum::<f64>();
-    let mut sum = 0.0;
-    let mut last = 0;
-    for (i, weight) in weights {
-        sum += weight;
-        last = i;
-        if sum > target {
-            break;
+/// Draws a token: returns the index of the largest sum of logit and Gumbel noise. Entries of minus infinity are never
+/// drawn.
+fn draw(row: &[f32], noise: Noise, token: usize) -> usize {
+    let (mut largest, mut drawn) = (f64::NEG_INFINITY, 0);
+    for (block, logits) in row.chunks(4).enumerate() {
+        if logits.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+            continue;
+        }
+        for (i, (&logit, word)) in logits.iter().zip(noise.words(block, token, Use::Token)).enumerate() {
+            let logit = f64::from(logit);
+            // The logarithms cost more than all the rest, and hardly any entry needs them.
+            if logit + gumbel_bound(word) <= largest {
+                continue;
+            }
+            let sum = logit + gumbel(word);
+            if sum > largest {
+                (largest, drawn) = (sum, 4 * block + i);
+            }
         }
     }
-    last
+    drawn
 }
 
 /// Computes `softmax(((1 + ratio) * logits + Gumbel noise) / tau) @ codebook`, with a temperature `tau` that falls from
@@ -264,14 +271,16 @@ pub fn pick(row: &[f32], u: f64) -> usize {
 fn mixture(
     mut logits: Vec<f32>,
     [batch, tokens, vocab]: [usize; 3],
-    rngs: &mut [Rng],
+    noise: &[Noise],
     ratio: f64,
     codebook: &Tensor<2>,
 ) -> Tensor<3> {
     let tau = (0.27 * (1.0 - 0.95 * ratio)).max(0.005);
-    for (image, rng) in logits.chunks_mut(tokens * vocab).zip(rngs) {
-        for logit in image.iter_mut() {
-            *logit = ((f64::from(*logit) * (1.0 + ratio) + rng.gumbel()) / tau) as f32;
+    for (i, row) in logits.chunks_mut(vocab).enumerate() {
+        for (block, logits) in row.chunks_mut(4).enumerate() {
+            for (logit, word) in logits.iter_mut().zip(noise[i / tokens].words(block, i % tokens, Use::Mixture)) {
+                *logit = ((f64::from(*logit) * (1.0 + ratio) + gumbel(word)) / tau) as f32;
+            }
         }
     }
     let logits = Tensor::<2>::from_data(TensorData::new(logits, [batch * tokens, vocab]), &codebook.device());
@@ -282,6 +291,7 @@ fn mixture(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Rng;
 
     #[test]
     fn ties_with_the_kth_survive() {
@@ -309,13 +319,78 @@ mod tests {
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let row = [0.5f32.ln(), f32::NEG_INFINITY, 0.3f32.ln(), 0.2f32.ln()];
-        let mut rng = Rng::new(3, "draws", 0);
-        let mut counts = [0i32; 4];
-        (0..10_000).for_each(|_| counts[pick(&row, rng.uniform())] += 1);
+        let row = [0.5f32.ln(), f32::NEG_INFINITY, 0.3f32.ln(), 0.0001f32.ln(), 0.1999f32.ln()];
+        let noise = Noise::new(&mut Rng::new(3, "draws", 0));
+        let mut counts = [0i32; 5];
+        (0..10_000).for_each(|token| counts[draw(&row, noise, token)] += 1);
         assert_eq!(counts[1], 0, "a dropped entry was drawn");
-        for (i, expected) in [(0, 5000), (2, 3000), (3, 2000)] {
-            assert!((counts[i] - expected).abs() < 200, "entry {i} drawn {} times of {expected}", counts[i]);
+        for (i, expected, spread) in [(0, 5000, 200), (2, 3000, 200), (3, 1, 10), (4, 1999, 200)] {
+            assert!((counts[i] - expected).abs() < spread, "entry {i} drawn {} times of {expected}", counts[i]);
+        }
+    }
+
+    #[test]
+    fn an_image_draws_the_same_in_every_batch() {
+        let values: Vec<f32> = (0..2 * 3 * 9).map(|i| (i * 37 % 23) as f32 / 8.0).collect();
+        let noise = [0, 1].map(|image| Noise::new(&mut Rng::new(3, "sample", image)).at_scale(2));
+        let codebook = Tensor::zeros([9, 2], &Default::default());
+        let sampler = Sampler { top_k: 0, top_p: 0.0, ..Sampler::default() };
+        let drawn = |values: &[f32], noise: &[Noise]| {
+            let shape = [noise.len(), 3, 9];
+            sampler.draw(values.to_vec(), shape, noise, 0.0, &codebook).unwrap().ids.try_into_vec_as::<i64>()
+        };
+        let both = drawn(&values, &noise).unwrap();
+        assert_eq!(both[..3], drawn(&values[..27], &noise[..1]).unwrap());
+        assert_eq!(both[3..], drawn(&values[27..], &noise[1..]).unwrap());
+    }
+
+    #[test]
+    fn a_small_difference_of_the_logits_moves_few_draws() {
+        let mut rng = Rng::new(5, "logits", 0);
+        let noise = Noise::new(&mut rng);
+        let moved = (0..4000).filter(|&token| {
+            let row: Vec<f32> = (0..1024).map(|_| (2.0 * rng.normal()) as f32).collect();
+            let near: Vec<f32> = row.iter().map(|logit| logit + 1e-3 * rng.normal() as f32).collect();
+            draw(&row, noise, token) != draw(&near, noise, token)
+        });
+        let moved = moved.count();
+        assert!(moved <= 10, "{moved} of 4000 draws moved; the inverse of a cumulative sum moves about 200");
+    }
+
+    #[test]
+    fn more_smooth_mixes_codes_by_a_gumbel_softmax() {
+        // Exact in f32, as are the logits and the codes.
+        let logits: Vec<f64> = (0..2 * 3 * 6).map(|i| f64::from(i * 37 % 23) / 8.0 - 1.0).collect();
+        let codes: Vec<f64> = (0..6 * 2).map(|i| f64::from(i * i % 7) - 2.5).collect();
+        let single = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<_>>();
+        let codebook = Tensor::from_data(TensorData::new(single(&codes), [6, 2]), &Default::default());
+        let noise = [0, 1].map(|image| Noise::new(&mut Rng::new(3, "sample", image)));
+        for (ratio, tau) in [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)] {
+            let sampler = Sampler { top_k: 3, top_p: 0.0, temperature: 0.8, more_smooth: true, ..Sampler::default() };
+            let drawn = sampler.draw(single(&logits), [2, 3, 6], &noise, ratio, &codebook).unwrap();
+            let found = drawn.codes.unwrap().into_data().try_to_vec::<f32>().unwrap();
+            for (i, row) in logits.chunks(6).enumerate() {
+                let mut sorted = row.to_vec();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                let exponent = |entry: usize| {
+                    let noise = gumbel(noise[i / 3].words(entry / 4, i % 3, Use::Mixture)[entry % 4]);
+                    let kept = row[entry] >= sorted[2];
+                    if kept { ((1.0 + ratio) * row[entry] / 0.8 + noise) / tau } else { f64::NEG_INFINITY }
+                };
+                let exponents: Vec<f64> = (0..6).map(exponent).collect();
+                let largest = exponents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = exponents.iter().map(|exponent| (exponent - largest).exp()).collect();
+                for channel in 0..2 {
+                    let mixed = (0..6).map(|entry| weights[entry] * codes[entry * 2 + channel]).sum::<f64>();
+                    let expected = mixed / weights.iter().sum::<f64>();
+                    let found = f64::from(found[i * 2 + channel]);
+                    assert!((found - expected).abs() < 1e-3 * (1.0 + expected.abs()), "{found} instead of {expected}");
+                }
+            }
+            let plain = Sampler { more_smooth: false, ..sampler };
+            let plain = plain.draw(single(&logits), [2, 3, 6], &noise, ratio, &codebook).unwrap();
+            assert!(plain.codes.is_none(), "a mixture only if asked for");
+            assert_eq!(drawn.ids.into_data(), plain.ids.into_data(), "the same tokens");
         }
     }
 

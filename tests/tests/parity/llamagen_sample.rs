@@ -8,7 +8,7 @@ use burn_var::editing::KnownTokens;
 use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::llamagen::{LlamaGen, LlamaGenPreset, LlamaGenVq, LlamaGenVqConfig};
-use burn_var::sampling::{Sampler, pick, softmax};
+use burn_var::sampling::{Sampler, softmax};
 use burn_var::{BatchRequest, Condition, Result, Scales, TokenPyramid, generate};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
@@ -115,8 +115,14 @@ fn one(
     let (mut probabilities, mut found) = (Vec::new(), Vec::new());
     for (row, u) in values.chunks_mut(vocab).zip(uniforms) {
         sampler.filter(row)?;
-        probabilities.extend(softmax(row));
-        found.push(pick(row, u) as f64);
+        let kept = softmax(row);
+        let sums = kept.iter().scan(0.0, |sum, probability| {
+            *sum += probability;
+            Some(*sum)
+        });
+        // The case draws by the inverse of the cumulative sum: the first entry whose sum exceeds the uniform number.
+        found.push(sums.take_while(|sum| *sum <= u).count() as f64);
+        probabilities.extend(kept);
     }
     let shape = vec![batch, tokens, vocab];
     checks.array(&format!("{name}_probs"), "probs", Array { shape, values: probabilities });

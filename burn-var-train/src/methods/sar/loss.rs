@@ -7,7 +7,7 @@ use burn_var::guidance::Schedule;
 use burn_var::models::flexvar::{FlexVae, FlexVar};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::rng::Rng;
-use burn_var::sampling::Sampler;
+use burn_var::sampling::{Noise, Sampler};
 use burn_var::weights::Pretrained;
 use burn_var::{Condition, Error, MapSize, Result, Scales, TeacherForced, TokenPyramid, Tokenizer, ops};
 use serde::{Deserialize, Serialize};
@@ -183,9 +183,9 @@ impl Sampling {
         Ok(())
     }
 
-    /// Draws the tokens of all scales from logits `[batch, L, vocabulary]` off the autodiff graph; `rngs` holds one stream
-    /// per image. Only a sampler reads the logits back.
-    fn draw(self, logits: Tensor<3>, scales: &Scales, rngs: &mut [Rng], codes: &Tensor<2>) -> Result<TokenPyramid> {
+    /// Draws the tokens of all scales from logits `[batch, L, vocabulary]` off the autodiff graph, with the noise of
+    /// each image. Only a sampler reads the logits back.
+    fn draw(self, logits: Tensor<3>, scales: &Scales, noise: &[Noise], codes: &Tensor<2>) -> Result<TokenPyramid> {
         let sampler = match self {
             Self::Argmax => {
                 return TokenPyramid::from_sequence(scales.clone(), logits.argmax(2).squeeze_dim::<2>(2));
@@ -194,7 +194,7 @@ impl Sampling {
         };
         let shape = logits.dims();
         let values = logits.try_into_vec_as::<f32>().map_err(Error::device("read logits"))?;
-        TokenPyramid::from_sequence(scales.clone(), sampler.draw(values, shape, rngs, 0.0, codes)?.ids)
+        TokenPyramid::from_sequence(scales.clone(), sampler.draw(values, shape, noise, 0.0, codes)?.ids)
     }
 }
 
@@ -389,7 +389,8 @@ pub fn sar_loss<M: SarFamily>(
         Some(own) => own,
         None => {
             let found = guided_logits(model, &logits, input, scales, &config.cfg, null_noise.as_deref_mut())?;
-            config.sampling.draw(found.guided, scales, &mut sample, &tokenizer.codebook())?
+            let noise: Vec<Noise> = sample.iter_mut().map(Noise::new).collect();
+            config.sampling.draw(found.guided, scales, &noise, &tokenizer.codebook())?
         }
     };
 
