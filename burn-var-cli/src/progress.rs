@@ -19,8 +19,6 @@ pub(crate) struct TrainProgress {
     stop: Arc<AtomicBool>,
     /// Completed steps.
     pub(crate) step: u64,
-    /// True once a signal has ended the run.
-    pub(crate) stopped: bool,
 }
 
 enum Mode {
@@ -48,7 +46,7 @@ impl TrainProgress {
                     .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar())),
             ),
         };
-        Ok(Self { mode, stop, step: 0, stopped: false })
+        Ok(Self { mode, stop, step: 0 })
     }
 }
 
@@ -78,8 +76,7 @@ impl Progress for TrainProgress {
             }
             Mode::Lines | Mode::Silent => {}
         }
-        self.stopped = self.stop.load(Ordering::Relaxed);
-        if self.stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn note(&mut self, text: &str) {

@@ -261,12 +261,18 @@ fn fails_at_the_end(folder: &Path, args: &[&str]) -> String {
 /// Starts a training of many steps without intermediate checkpoints as `wrap` says, and waits for its first step.
 #[cfg(unix)]
 fn long_run(at: &Path, wrap: &str) -> Child {
+    long_run_with(at, wrap, "")
+}
+
+/// [`long_run`] with more arguments.
+#[cfg(unix)]
+fn long_run_with(at: &Path, wrap: &str, more: &str) -> Child {
     set_up(at, 16, 2);
     let config = fs::read_to_string(at.join("tokenizer.toml")).expect("there");
     let config = config.replace("save_every = 1\n", "save_every = 100000\n").replace("steps = 24", "steps = 100000");
     fs::write(at.join("long.toml"), config).expect("written");
     let program = env!("CARGO_BIN_EXE_burn-var");
-    let script = format!("{wrap} exec '{program}' train tokenizer long.toml --json --out run");
+    let script = format!("{wrap} exec '{program}' train tokenizer long.toml --json --out run {more}");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]).current_dir(at).stderr(Stdio::null()).stdout(Stdio::piped());
     let child = shell.spawn().expect("starts");
@@ -297,6 +303,60 @@ fn signals_end_with_a_checkpoint() {
         let info = json(at, &["info", "run"]);
         assert_eq!(info["checkpoint"]["step"], report["steps"], "{signal}: a checkpoint of the last step");
     }
+}
+
+/// Two processes that this command starts end as one with two pieces does, also where a signal stops them on the way.
+#[cfg(unix)]
+#[test]
+fn ranks_train_as_pieces_do() {
+    let folder = temporary();
+    let at = folder.path();
+    set_up(at, 16, 2);
+    let args = |out, more: &[&'static str]| {
+        [&["train", "tokenizer", "tokenizer.toml", "--steps", "4", "--out", out][..], more].concat()
+    };
+    ok(at, &args("pieces", &["--set", "run.accumulate=2"]));
+    let report = json(at, &args("ranks", &["--ranks", "2"]));
+    assert_eq!((&report["steps"], &report["stopped"]), (&4.into(), &false.into()), "{report}");
+    let files = ["pieces", "ranks"].map(|run| fs::read(at.join(run).join("tokenizer.safetensors")).expect("weights"));
+    assert!(files[0] == files[1], "to the bit");
+    let message = fails(at, 2, &args("none", &["--rank", "0"]));
+    assert!(message.contains("--join"), "{message}");
+
+    let folder = temporary();
+    let child = long_run_with(folder.path(), "", "--ranks 2");
+    send("-INT", &child);
+    let output = child.wait_with_output().expect("a child");
+    assert!(output.status.success(), "ends in order: {}", output.status);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report of rank 0 alone");
+    assert_eq!(report["stopped"], true, "{report}");
+    assert_eq!(json(folder.path(), &["info", "run"])["checkpoint"]["step"], report["steps"], "with a checkpoint");
+}
+
+/// A rank that is killed ends the others with a message that names it.
+#[cfg(unix)]
+#[test]
+fn a_rank_that_dies_ends_the_run_with_its_name() {
+    let folder = temporary();
+    let at = folder.path();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let rank = |rank: usize| format!("--ranks 2 --rank {rank} --join {port}");
+    set_up(at, 16, 2);
+    let config = fs::read_to_string(at.join("tokenizer.toml")).expect("there").replace("steps = 24", "steps = 100000");
+    fs::write(at.join("long.toml"), config).expect("written");
+    let args = format!("train tokenizer long.toml --out run {}", rank(1));
+    let mut second = command(at, &args.split(' ').collect::<Vec<_>>()).stderr(Stdio::null()).spawn().expect("starts");
+    let args = format!("train tokenizer long.toml --out run {}", rank(0));
+    let first = command(at, &args.split(' ').collect::<Vec<_>>()).stderr(Stdio::piped()).spawn().expect("starts");
+    while !at.join("run/log.jsonl").is_file() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    second.kill().expect("killed");
+    second.wait().expect("a child");
+    let output = first.wait_with_output().expect("a child");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: rank 1 has ended without a message"), "{said}");
 }
 
 /// `nohup` ignores SIGHUP for its child, and the training must not undo that.

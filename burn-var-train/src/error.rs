@@ -69,6 +69,20 @@ pub enum Error {
         /// Description of the defect.
         reason: String,
     },
+    /// The ranks of a run do not find one another, or do not fit.
+    #[error("the ranks of this run cannot work together: {reason}")]
+    Ranks {
+        /// Description of the failure.
+        reason: String,
+    },
+    /// A rank of a run has stopped, and so the others stop.
+    #[error("rank {rank} {reason}. Start all ranks again: the run resumes from its last checkpoint")]
+    Rank {
+        /// Number of the rank that is the cause.
+        rank: usize,
+        /// What it did.
+        reason: String,
+    },
     /// The discriminator recognizes every image of every scale: the generator learns nothing from it any more.
     #[error(
         "training has collapsed: the discriminator recognizes every image of every scale (accuracies on real {real:?}, on generated {fake:?}, adversarial loss {adversarial:.3}) in {streak} measured steps in a row; lower discriminator.learning_rate, or raise discriminator.r1_gamma"
@@ -112,6 +126,16 @@ impl Error {
     /// Creates an [`Error::Format`].
     pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::Format { path: path.into(), reason: reason.into() }
+    }
+
+    /// Creates an [`Error::Ranks`].
+    pub fn ranks(reason: impl Into<String>) -> Self {
+        Error::Ranks { reason: reason.into() }
+    }
+
+    /// Creates an [`Error::Rank`].
+    pub fn rank(rank: usize, reason: impl Into<String>) -> Self {
+        Error::Rank { rank, reason: reason.into() }
     }
 
     /// Creates an [`Error::Config`].

@@ -1,6 +1,7 @@
 //! A run that is stopped at odd steps and resumed ends with the weights of one that never stopped; the number of pieces
-//! that a batch is cut into changes nothing but the rounding of sums.
+//! that a batch is cut into changes nothing but the rounding of sums; ranks are pieces in other processes.
 
+use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ use burn_var_train::aid::{
 };
 use burn_var_train::checkpoint::Checkpoint;
 use burn_var_train::data::{BatchLoader, ImageShape, Split, Supervision, TokenCache, View};
-use burn_var_train::engine::{Method, TrainConfig, Trainer};
+use burn_var_train::engine::{Method, Placement, Ranks, TrainConfig, Trainer};
 use burn_var_train::flexvar::{FlexVarMethod, FlexVarTrainConfig, MaskRatio, train_flexvar};
 use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
 use burn_var_train::patch_gan::PatchGan;
@@ -137,6 +138,106 @@ impl ModuleVisitor for Collect {
 
 fn tokenizer(config: &TokenizerTrainConfig) -> impl Fn(&Path, &mut dyn Progress) -> Option<PathBuf> {
     |run, progress| train_tokenizer(config.clone(), run, &Device::default(), progress).expect("trains")
+}
+
+/// Runs `train` on `count` ranks, each in a thread, and returns what each returns, in order.
+fn on_ranks<T: Send>(count: usize, train: impl Fn(usize, Placement) -> T + Sync) -> Vec<T> {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+    let address = &format!("127.0.0.1:{port}");
+    std::thread::scope(|scope| {
+        let train = &train;
+        let start = |rank| {
+            scope.spawn(move || {
+                let ranks = Ranks::join(rank, count, address).expect("joins");
+                train(rank, Placement { device: Device::default(), ranks })
+            })
+        };
+        let threads: Vec<_> = (0..count).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
+}
+
+/// Trains in one process with two pieces, and on two ranks with a piece each, once without a stop, and once stopped by rank
+/// 1 and resumed by one process: the same log, and the same weights to the bit.
+fn compare_ranks<C: Sync>(
+    folder: &Path,
+    [pieces, ranks]: [&C; 2],
+    train: impl Fn(&C, &Path, Placement, &mut dyn Progress) -> Option<PathBuf> + Sync,
+) {
+    let alone = || Placement::from(&Device::default());
+    let left = |run: &Path, file: Option<PathBuf>| {
+        let log = read_log(run.join("log.jsonl")).expect("a log");
+        (std::fs::read(file.expect("to the end")).expect("weights"), log)
+    };
+    let [whole, shared, resumed] = ["pieces", "ranks", "resumed"].map(|name| folder.join(name));
+    let expected = left(&whole, train(pieces, &whole, alone(), &mut ()));
+    let mut files = on_ranks(2, |_, place| train(ranks, &shared, place, &mut ()));
+    assert_eq!(files.pop(), Some(None), "rank 1 writes nothing");
+    assert!(left(&shared, files.remove(0)) == expected, "two ranks end as two pieces do");
+    let stopped = on_ranks(2, |rank, place| match rank {
+        0 => train(ranks, &resumed, place, &mut ()),
+        _ => train(ranks, &resumed, place, &mut StopAfter(3)),
+    });
+    assert_eq!(stopped, [None, None], "what stops one rank stops both");
+    assert_eq!(newest(&resumed).step(), 3);
+    assert!(left(&resumed, train(pieces, &resumed, alone(), &mut ())) == expected, "resumed without ranks");
+}
+
+#[test]
+fn a_tokenizer_and_its_discriminator_are_trained_on_ranks_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = tokenizer_config(&images(folder.path()), GAN);
+    let mut pieces = config.clone();
+    pieces.run.accumulate = 2;
+    compare_ranks(folder.path(), [&pieces, &config], |config, run, place, progress| {
+        train_tokenizer(config.clone(), run, place, progress).expect("trains")
+    });
+}
+
+#[test]
+fn a_transformer_is_trained_on_ranks_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pieces = transformer_config(folder.path(), &images(folder.path()));
+    let mut ranks = pieces.clone();
+    (ranks.accumulate, ranks.run.accumulate) = (None, 1);
+    compare_ranks(folder.path(), [&pieces, &ranks], |config, run, place, progress| {
+        train_var(config.clone(), run, place, progress).expect("trains")
+    });
+}
+
+#[test]
+fn an_injector_is_trained_on_ranks_to_the_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = aid_config(folder.path());
+    let mut pieces = config.clone();
+    pieces.run.accumulate = 2;
+    compare_ranks(folder.path(), [&pieces, &config], |config, run, place, progress| {
+        train_aid(config.clone(), run, place, progress).expect("trains")
+    });
+}
+
+#[test]
+fn what_makes_a_run_impossible_ends_all_ranks_with_the_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = tokenizer_config(&images(folder.path()), "");
+    let train = |change: fn(usize, &mut TokenizerTrainConfig)| {
+        on_ranks(3, |rank, place| {
+            let mut config = config.clone();
+            change(rank, &mut config);
+            train_tokenizer(config, &folder.path().join("run"), place, &mut ()).expect_err("impossible").to_string()
+        })
+    };
+    for message in train(|_, _| ()) {
+        assert!(message.contains("run.batch_size") && message.contains("a multiple of 3"), "{message}");
+    }
+    for message in train(|rank, config| config.run.seed += u64::from(rank == 2)) {
+        assert!(message.contains("rank 2") && message.contains("`seed = 6`, where rank 0 has `seed = 5`"), "{message}");
+    }
+    let missing = train(|_, config| config.data.path = "nowhere".into());
+    assert!(missing[0].contains("nowhere") && !missing[0].contains("rank"), "{missing:?}");
+    for message in &missing[1..] {
+        assert!(message.contains("rank 0 stopped") && message.contains("nowhere"), "{message}");
+    }
 }
 
 #[test]

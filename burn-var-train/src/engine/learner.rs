@@ -1,8 +1,10 @@
 //! A network in training: weights, their moving average, and the optimizer with its moments.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Tensor, TensorData};
 
+use super::Ranks;
 use super::checkpoint::{Checkpoint, Part};
 use super::run::{Metrics, RunConfig};
 use crate::optim::{AdamW, EmaConfig, LrSchedule, NoDecay, OptimConfig, StepRates, ema_update, scale_grads};
@@ -62,6 +64,12 @@ impl Rates {
 pub trait Network {
     /// Adds the gradients of a piece to those of the round.
     fn add(&mut self, gradients: GradientsParams);
+
+    /// Replaces the gradients of the round by their sums over all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] if a rank has stopped; [`burn_var::Error::Device`] if gradients cannot be read back.
+    fn share(&mut self, ranks: &mut Ranks) -> Result<()>;
 
     /// Updates weights and moving average by the mean of the gradients added since the last update. Returns `None` if
     /// there were none.
@@ -166,6 +174,21 @@ impl<M: Module> Network for Learner<M> {
         self.pieces += 1;
     }
 
+    fn share(&mut self, ranks: &mut Ranks) -> Result<()> {
+        if self.pieces == 0 || ranks.count() == 1 {
+            return Ok(());
+        }
+        let mut gradients = self.gradients.grads();
+        let mut read = ReadGradients { gradients: &gradients, values: Ok(Vec::new()) };
+        self.model.visit(&mut read);
+        let mut values = read.values?;
+        ranks.sum(&mut values)?;
+        self.model.visit(&mut WriteGradients { gradients: &mut gradients, values: &values });
+        self.gradients.accumulate(&self.model, gradients);
+        self.pieces *= ranks.count();
+        Ok(())
+    }
+
     fn update(&mut self, step: u64) -> Result<Option<Rates>> {
         let pieces = std::mem::take(&mut self.pieces);
         let mut gradients = self.gradients.grads();
@@ -210,6 +233,40 @@ impl<M: Module> Network for Learner<M> {
         let optimizer = self.rules.optimizer.init(&self.model, self.rules.no_decay);
         self.optimizer = checkpoint.optimizer(self.names.optimizer, optimizer)?;
         Ok(())
+    }
+}
+
+/// Reads all gradients of a module, in its order.
+struct ReadGradients<'a> {
+    gradients: &'a GradientsParams,
+    values: Result<Vec<f32>>,
+}
+
+impl ModuleVisitor for ReadGradients<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
+        if let Ok(values) = &mut self.values {
+            match gradient.try_into_vec_as::<f32>() {
+                Ok(own) => values.extend(own),
+                Err(error) => self.values = Err(burn_var::Error::device("read gradients")(error).into()),
+            }
+        }
+    }
+}
+
+/// Replaces all gradients of a module by numbers in its order.
+struct WriteGradients<'a> {
+    gradients: &'a mut GradientsParams,
+    values: &'a [f32],
+}
+
+impl ModuleVisitor for WriteGradients<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        let (own, rest) = self.values.split_at(gradient.shape().num_elements());
+        self.values = rest;
+        let summed = Tensor::<D>::from_data(TensorData::new(own.to_vec(), gradient.dims()), &gradient.device());
+        self.gradients.register(param.id, summed.cast(gradient.dtype()));
     }
 }
 

@@ -2,15 +2,17 @@
 //!
 //! A [`Method`] says how a batch is made and how a piece of it becomes gradients of one or several networks. The engine
 //! does the rest: it cuts the batch into pieces, sums their gradients, clips them, runs the optimizer and the moving
-//! average of each [`Network`], saves and resumes, and reports. A method never sees the whole batch at once, so placing
-//! the pieces on several devices is a change of the engine alone.
+//! average of each [`Network`], saves and resumes, and reports. A method never sees the whole batch at once, so its pieces
+//! can be computed by several processes, the [`Ranks`].
 //!
 //! The weights after a step do not depend on the number of pieces, up to the rounding of sums. For this all noise comes
 //! from [`Piece::noise`], which keys it by seed, purpose, step and image.
 
 pub mod checkpoint;
 mod learner;
+mod portable;
 pub mod progress;
+mod ranks;
 pub mod report;
 pub mod run;
 mod trainer;
@@ -26,7 +28,9 @@ use self::run::Metrics;
 use crate::{Error, Result};
 
 pub use learner::{Learner, Network, Rates, Rules, SectionNames};
-pub use trainer::{TrainConfig, Trainer, train};
+pub use portable::{Packet, Portable};
+pub use ranks::Ranks;
+pub use trainer::{Placement, TrainConfig, Trainer, train};
 
 /// Some images of a step's batch.
 #[derive(Debug, Clone)]
@@ -89,8 +93,9 @@ pub trait TrainingData {
 pub trait Method {
     /// Images of a piece, and whatever one round leaves for the next.
     type Batch;
-    /// Values that a piece reports besides its gradients: terms of the loss, statistics.
-    type Record;
+    /// Values that a piece reports besides its gradients: terms of the loss, statistics. All ranks get those of all
+    /// pieces.
+    type Record: Portable;
 
     /// The training data. A checkpoint made with other data is refused.
     fn data(&self) -> &dyn TrainingData;
@@ -101,7 +106,8 @@ pub trait Method {
     /// The trained networks, in the order of [`Method::networks`].
     fn networks_mut(&mut self) -> Vec<&mut dyn Network>;
 
-    /// Makes the batch of a piece. Called once per piece and step, in the order of the pieces.
+    /// Makes the batch of a piece. Called once per piece and step, in the order of the pieces; with several ranks, for a
+    /// part of the pieces.
     ///
     /// # Errors
     /// If images or tokens cannot be read.
@@ -133,7 +139,8 @@ pub trait Method {
 
     /// Finishes a round, after the networks were updated. Returns metrics if the round is measured.
     ///
-    /// `records` has one entry per piece, `rates` one per updated network.
+    /// `records` has one entry per piece, of all ranks, `rates` one per updated network. What it changes must be a function
+    /// of these alone, so that all ranks stay equal.
     ///
     /// # Errors
     /// If a value cannot be read from the device, or the run must stop.

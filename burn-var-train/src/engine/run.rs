@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::CheckpointDir;
+use super::checkpoint::{Checkpoint, CheckpointDir};
 use super::progress::{Progress, Rate};
 use super::report::{RunLog, read_log};
-use super::{Method, Trainer};
+use super::{Method, Packet, Portable, Ranks, Trainer};
 use crate::config::Change;
 use crate::curves::{Chart, Series};
 use crate::data::{ImageOptions, ImageSource, Split, open_images};
@@ -98,8 +99,8 @@ impl RunConfig {
 pub type Metrics = Vec<(String, f64)>;
 
 /// The version of the noise: raised when the same seed gives other draws. Version 1, whose states have no such field,
-/// drew from one stream per step.
-const NOISE: u32 = 2;
+/// drew from one stream per step. Version 2 drew tokens by the inverse of the cumulative sum.
+const NOISE: u32 = 3;
 
 /// The state of a run besides the sections of its method.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,18 +123,16 @@ fn first_noise() -> u32 {
 /// The errors of the method and of the files that are written; the last complete checkpoint stays.
 pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dyn Progress) -> Result<Option<PathBuf>> {
     let config = trainer.run().clone();
-    let checkpoints = CheckpointDir::open(folder.join("checkpoints"))?;
-    let samples = folder.join("samples");
-    std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
+    let checkpoints = trainer.ranks().leads().then(|| CheckpointDir::open(folder.join("checkpoints"))).transpose()?;
     let mut done = 0;
-    if let Some(checkpoint) = checkpoints.latest()? {
+    if let Some(checkpoint) = newest_checkpoint(checkpoints.as_ref(), folder, trainer.ranks())? {
         let State { data, noise } = checkpoint.state()?;
         check_state(checkpoint.path(), &data, noise, trainer.method(), progress)?;
         trainer.restore(&checkpoint)?;
         done = checkpoint.step();
         progress.note(&format!("resumes after step {done}, from {}", checkpoint.path().display()));
     }
-    let mut log = RunLog::open(folder.join("log.jsonl"), done)?;
+    let mut files = checkpoints.map(|checkpoints| Files::open(checkpoints, folder, done)).transpose()?;
     let mut rate = Rate::new(done, config.steps, Instant::now());
     while done < config.steps {
         let last = done + 1 == config.steps;
@@ -150,34 +149,69 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
         }
         let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
-        if !metrics.is_empty() {
-            let fields: serde_json::Map<_, _> =
-                metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
-            log.write(done, &fields)?;
-        }
-        if last || done.is_multiple_of(config.sample_every) {
-            let file = trainer.method_mut().samples(done)?;
-            draw_charts(folder, &trainer.method().charts())?;
-            if let Some(file) = file {
-                progress.note(&format!("sample images in {}", file.display()));
+        let stop = trainer.ranks().any(stop)?;
+        if let Some(files) = &mut files {
+            if !metrics.is_empty() {
+                let fields: serde_json::Map<_, _> =
+                    metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
+                files.log.write(done, &fields)?;
             }
-        }
-        if last || stop || done.is_multiple_of(config.save_every) {
-            log.sync()?;
-            checkpoints.save(
-                done,
-                &State { data: trainer.method().data().fingerprint(), noise: NOISE },
-                trainer.parts(),
-            )?;
-            if !last {
-                trainer.method().export()?;
+            if last || done.is_multiple_of(config.sample_every) {
+                let file = trainer.method_mut().samples(done)?;
+                draw_charts(folder, &trainer.method().charts())?;
+                if let Some(file) = file {
+                    progress.note(&format!("sample images in {}", file.display()));
+                }
+            }
+            if last || stop || done.is_multiple_of(config.save_every) {
+                files.log.sync()?;
+                let state = State { data: trainer.method().data().fingerprint(), noise: NOISE };
+                files.checkpoints.save(done, &state, trainer.parts())?;
+                if !last {
+                    trainer.method().export()?;
+                }
             }
         }
         if stop && !last {
             return Ok(None);
         }
     }
-    Ok(Some(trainer.method().export()?))
+    let model = files.map(|_| trainer.method().export()).transpose()?;
+    trainer.ranks().wait()?;
+    Ok(model)
+}
+
+/// The files of a run that are written as it goes on, by rank 0.
+struct Files {
+    checkpoints: CheckpointDir,
+    log: RunLog,
+}
+
+impl Files {
+    fn open(checkpoints: CheckpointDir, folder: &Path, done: u64) -> Result<Self> {
+        let samples = folder.join("samples");
+        std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
+        Ok(Self { checkpoints, log: RunLog::open(folder.join("log.jsonl"), done)? })
+    }
+}
+
+/// Returns the checkpoint that all ranks resume from: the newest that rank 0 finds.
+fn newest_checkpoint(own: Option<&CheckpointDir>, folder: &Path, ranks: &mut Ranks) -> Result<Option<Checkpoint>> {
+    let found = own.map(CheckpointDir::latest).transpose()?.flatten();
+    let mut packet = Packet::default();
+    found.as_ref().map(Checkpoint::step).pack(&mut packet)?;
+    let first = ranks.gather(packet.into_bytes())?.swap_remove(0);
+    if ranks.leads() {
+        return Ok(found);
+    }
+    let Some(step) = Option::<u64>::unpack(&mut Packet::received(first), &Device::default())? else { return Ok(None) };
+    let folder = folder.join("checkpoints");
+    let found = Checkpoint::newest(&folder)?.filter(|checkpoint| checkpoint.step() == step);
+    let missing = format!(
+        "has no checkpoint of step {step}, from which rank 0 resumes: give all ranks the same folder, or copy its \
+         checkpoints here"
+    );
+    found.map(Some).ok_or_else(|| Error::format(folder, missing))
 }
 
 /// Checks that the data of a checkpoint is that of the run, in the form in which it was recorded. Says so if an older

@@ -9,24 +9,63 @@ use serde::de::DeserializeOwned;
 use super::checkpoint::{Checkpoint, Part};
 use super::progress::Progress;
 use super::run::{Metrics, RunConfig, run};
-use super::{Method, Piece, Round};
-use crate::Result;
+use super::{Method, Packet, Piece, Portable, Ranks, Round};
 use crate::config::{Upgrade, settle};
+use crate::{Error, Result};
+
+/// Where a run computes.
+#[derive(Debug)]
+pub struct Placement {
+    /// The device, without autodiff.
+    pub device: Device,
+    /// The processes that share the work.
+    pub ranks: Ranks,
+}
+
+impl From<&Device> for Placement {
+    /// Returns a device for the whole run.
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), ranks: Ranks::alone() }
+    }
+}
 
 /// A method between two steps.
 pub struct Trainer<M> {
     method: M,
     run: RunConfig,
+    device: Device,
+    ranks: Ranks,
 }
 
 impl<M: Method> Trainer<M> {
-    /// Creates the trainer of a run at its first step.
+    /// Creates the trainer of a run at its first step, in one process.
     ///
     /// # Errors
     /// The errors of [`RunConfig::validate`].
     pub fn new(method: M, run: &RunConfig) -> Result<Self> {
         run.validate()?;
-        Ok(Self { method, run: run.clone() })
+        Ok(Self { method, run: run.clone(), device: Device::default(), ranks: Ranks::alone() })
+    }
+
+    /// Shares the run among ranks.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the batch cannot be cut into pieces for all of them.
+    pub fn at(mut self, place: Placement) -> Result<Self> {
+        Placement { device: self.device, ranks: self.ranks } = place;
+        let pieces = self.run.accumulate * self.ranks.count();
+        match self.run.batch_size.is_multiple_of(pieces) {
+            true => Ok(self),
+            false => {
+                let expected = format!("a multiple of {pieces}, run.accumulate times the number of ranks");
+                Err(Error::config("run.batch_size", self.run.batch_size, expected))
+            }
+        }
+    }
+
+    /// The processes of the run.
+    pub fn ranks(&mut self) -> &mut Ranks {
+        &mut self.ranks
     }
 
     /// The method.
@@ -70,8 +109,10 @@ impl<M: Method> Trainer<M> {
                     *slot = Some(batch);
                 }
             }
+            let records = self.shared(records)?;
             let mut rates = Vec::new();
             for network in self.method.networks_mut() {
+                network.share(&mut self.ranks)?;
                 match network.update(step) {
                     Ok(updated) => rates.extend(updated),
                     Err(error) => return Err(self.method.explain(&round, &records, error)),
@@ -82,12 +123,25 @@ impl<M: Method> Trainer<M> {
         Ok(metrics)
     }
 
-    /// Cuts the batch of a step.
+    /// Cuts the batch of a step, and returns the pieces of this rank.
     fn pieces(&self, step: u64) -> Vec<Piece> {
         let RunConfig { batch_size, accumulate, seed, .. } = self.run;
-        let size = batch_size / accumulate;
+        let size = batch_size / (accumulate * self.ranks.count());
         let piece = |i: usize| Piece { step, seed, images: i * size..(i + 1) * size, batch_size };
-        (0..accumulate).map(piece).collect()
+        let first = self.ranks.rank() * accumulate;
+        (first..first + accumulate).map(piece).collect()
+    }
+
+    /// Returns the records of all ranks, in the order of the pieces.
+    fn shared(&mut self, records: Vec<M::Record>) -> Result<Vec<M::Record>> {
+        if self.ranks.count() == 1 {
+            return Ok(records);
+        }
+        let mut packet = Packet::default();
+        records.pack(&mut packet)?;
+        let all = self.ranks.gather(packet.into_bytes())?;
+        let read = |bytes| Vec::<M::Record>::unpack(&mut Packet::received(bytes), &self.device);
+        Ok(all.into_iter().map(read).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     pub(super) fn parts(&self) -> Vec<Part<'_>> {
@@ -140,25 +194,59 @@ pub trait TrainConfig: Serialize + DeserializeOwned {
 }
 
 /// Trains in `folder`, or resumes what is there. Returns the file of the model and the trainer at its end; `None` if
-/// `progress` stopped the run before the last step.
+/// `progress` stopped the run before the last step, and on all ranks but the first.
 ///
-/// `device` is one without autodiff. The run is a function of its configuration: it ends with the same weights however
-/// often it was interrupted.
+/// The run is a function of its configuration: it ends with the same weights however often it was interrupted.
 ///
 /// # Errors
 /// Whatever makes the run impossible or interrupts it; the same call resumes from the last checkpoint.
 pub fn train<C: TrainConfig>(
     config: C,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<(PathBuf, Trainer<C::Method>)>> {
+    let Placement { device, mut ranks } = place.into();
     let config = config.normalize();
+    let settings = config.run().clone();
+    let method = match prepare(config, folder, &device, &mut ranks, progress) {
+        Ok(method) => method,
+        Err(error) => {
+            ranks.abort(&error);
+            return Err(error);
+        }
+    };
+    let mut trainer = Trainer::new(method, &settings)?.at(Placement { device, ranks })?;
+    match run(&mut trainer, folder, progress) {
+        Ok(file) => Ok(file.map(|file| (file, trainer))),
+        Err(error) => {
+            trainer.ranks.abort(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Creates the method of a run. Rank 0 is first, so that the others find the caches that it has made.
+fn prepare<C: TrainConfig>(
+    config: C,
+    folder: &Path,
+    device: &Device,
+    ranks: &mut Ranks,
+    progress: &mut dyn Progress,
+) -> Result<C::Method> {
+    if ranks.count() > 1 {
+        let text = toml::to_string_pretty(&config).map_err(|error| Error::format(folder, error.to_string()))?;
+        ranks.check_same("configuration", &text)?;
+    }
+    if !ranks.leads() {
+        ranks.wait()?;
+        let inputs = config.open(device)?;
+        return config.start(inputs, folder, device, progress);
+    }
     let inputs = config.open(device)?;
     // Only now: a wrong path must not become the configuration that the run was started with.
     settle(folder, &config, &RunConfig::MAY_CHANGE, C::UPGRADES)?;
-    let settings = config.run().clone();
     let method = config.start(inputs, folder, device, progress)?;
-    let mut trainer = Trainer::new(method, &settings)?;
-    Ok(run(&mut trainer, folder, progress)?.map(|file| (file, trainer)))
+    ranks.wait()?;
+    Ok(method)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use burn_var::metrics::{FeatureStats, InceptionScore, Kid, PrecisionRecall, Splits, Subsets, frechet_distance};
 use burn_var::rng::Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{FeatureTable, NetworkIdentity, Statistics};
@@ -217,7 +218,7 @@ pub(super) fn resampled_by_class(
         stats.push(&rows)?;
         Ok(frechet_distance(&stats.gaussian()?, &reference.features)?)
     };
-    (0..resamples).map(draw).collect()
+    (0..resamples).into_par_iter().map(draw).collect()
 }
 
 /// Returns the interval that holds the middle 95 of 100 values.

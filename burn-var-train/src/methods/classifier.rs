@@ -13,8 +13,8 @@ use crate::data::{BatchLoader, ImageBatch, ImageShape, ImageStream, Split};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
-    round_metrics, train,
+    Learner, Method, Network, NetworkGradients, Piece, Placement, Rates, Round, Rules, SectionNames, TrainConfig,
+    TrainingData, round_metrics, train,
 };
 use crate::eval::{ClassifierExtractor, DataImages, FeatureExtractor, FeatureTable, ImageSet, Recognition};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
@@ -121,10 +121,12 @@ pub struct ClassifierSummary {
 pub fn train_classifier(
     config: ClassifierTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<ClassifierSummary>> {
-    let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
+    let place = place.into();
+    let device = &place.device.clone();
+    let Some((file, trainer)) = train(config.clone(), folder, place, progress)? else { return Ok(None) };
     let test = config.loader(Split::Test)?;
     let network = ClassifierExtractor::new(trainer.method().average().clone(), device)?;
     let (test_accuracy, test_images) = (test_accuracy(&test, &network)?, test.source().len());

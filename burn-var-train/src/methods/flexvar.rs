@@ -20,7 +20,7 @@ use crate::Result;
 use crate::data::{Encoding, ImageShape, ImageSource, ScaleSampling, Split, Supervision, TokenCache, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
-use crate::engine::{TrainConfig, train};
+use crate::engine::{Placement, TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 
 pub use super::masked_first::{MaskRatio, counted_tokens, masked_input, masked_loss};
@@ -244,10 +244,10 @@ impl FlexVarMethod {
 pub fn train_flexvar(
     config: FlexVarTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }
 
 #[cfg(test)]

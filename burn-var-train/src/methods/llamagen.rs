@@ -14,7 +14,7 @@ use crate::Result;
 use crate::data::{Encoding, ImageSource, Split, TokenCache, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
-use crate::engine::{TrainConfig, train};
+use crate::engine::{Placement, TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 
 /// The configuration of a LlamaGen transformer's training run. What is left out is as in the authors' recipe for ImageNet.
@@ -219,10 +219,10 @@ impl LlamaGenMethod {
 pub fn train_llamagen(
     config: LlamaGenTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }
 
 #[cfg(test)]

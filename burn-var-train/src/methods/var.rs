@@ -16,7 +16,7 @@ use crate::config::Upgrade;
 use crate::data::{Encoding, ImageSource, Split, TokenCache, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
-use crate::engine::{TrainConfig, train};
+use crate::engine::{Placement, TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 use crate::{Error, Result};
 
@@ -218,8 +218,8 @@ impl VarMethod {
 pub fn train_var(
     config: VarTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }

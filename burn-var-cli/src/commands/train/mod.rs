@@ -1,5 +1,7 @@
 //! `burn-var train`
 
+mod ranks;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -10,6 +12,7 @@ use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
 use burn_var_train::dino::{DinoSummary, DinoTrainConfig, train_dino};
+use burn_var_train::engine::Placement;
 use burn_var_train::flexvar::{FlexVarTrainConfig, train_flexvar};
 use burn_var_train::judge::{JudgeSummary, JudgesConfig, train_judges};
 use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
@@ -20,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Value;
 
-use crate::output::Output;
+use crate::output::{Output, usage};
 use crate::progress::TrainProgress;
 
 /// The model to train.
@@ -69,6 +72,8 @@ pub(crate) struct Args {
     /// A value in place of the one in the configuration, `run.seed=2` or `data.path="images"` for instance. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
+    #[command(flatten)]
+    ranks: ranks::Args,
 }
 
 impl Args {
@@ -106,7 +111,6 @@ struct Report {
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
-    let mut progress = TrainProgress::new(output.quiet)?;
     let (Command::Tokenizer(args)
     | Command::FlexVae(args)
     | Command::Var(args)
@@ -118,43 +122,51 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     | Command::Judges(args)
     | Command::Dino(args)
     | Command::Aid(args)) = command;
-    let out = &args.out;
+    let Some(ranks) = args.ranks.join()? else { return Ok(()) };
+    let (out, leads) = (&args.out, ranks.leads());
+    let mut progress = TrainProgress::new(output.quiet)?;
+    let place = Placement { device: device.clone(), ranks };
     let (mut test_accuracy, mut knn_accuracy, mut judges) = (None, None, None);
     let file = match command {
-        Command::Tokenizer(_) => {
-            train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, device, &mut progress)?
-        }
+        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, place, &mut progress)?,
         Command::FlexVae(_) => {
             let config = args.config::<TokenizerTrainConfig<FlexVaeConfig>>(&[])?;
-            train_flexvae(config, out, device, &mut progress)?
+            train_flexvae(config, out, place, &mut progress)?
         }
-        Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, device, &mut progress)?,
-        Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, place, &mut progress)?,
         Command::LlamaGenVq(_) => {
             let config = args.config::<TokenizerTrainConfig<LlamaGenVqConfig>>(&[])?;
-            train_llamagen_vq(config, out, device, &mut progress)?
+            train_llamagen_vq(config, out, place, &mut progress)?
         }
-        Command::LlamaGen(_) => train_llamagen(args.config::<LlamaGenTrainConfig>(&[])?, out, device, &mut progress)?,
-        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, device, &mut progress)?,
+        Command::LlamaGen(_) => train_llamagen(args.config::<LlamaGenTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, place, &mut progress)?,
         Command::Classifier(_) => {
-            let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, device, &mut progress)?;
+            let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, place, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);
             summary.map(|ClassifierSummary { file, .. }| file)
         }
         Command::Judges(_) => {
-            judges = train_judges(&args.config::<JudgesConfig>(&[])?, out, device, &mut progress)?;
+            if place.ranks.count() > 1 {
+                return Err(usage("judges are small networks, each trained by itself: leave --ranks out"));
+            }
+            judges = train_judges(&args.config::<JudgesConfig>(&[])?, out, &place.device, &mut progress)?;
             judges.is_some().then(|| out.clone())
         }
         Command::Dino(_) => {
-            let summary = train_dino(args.config::<DinoTrainConfig>(&[])?, out, device, &mut progress)?;
+            let summary = train_dino(args.config::<DinoTrainConfig>(&[])?, out, place, &mut progress)?;
             knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
             summary.map(|DinoSummary { file, .. }| file)
         }
         Command::Aid(_) => {
-            train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS)?, out, device, &mut progress)?
+            train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS)?, out, place, &mut progress)?
         }
     };
-    let report = Report { file, steps: progress.step, stopped: progress.stopped, test_accuracy, knn_accuracy, judges };
+    let stopped = file.is_none();
+    let report = Report { file, steps: progress.step, stopped, test_accuracy, knn_accuracy, judges };
+    if !leads {
+        return Ok(());
+    }
     output.result(&report, || {
         let file = report.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         let share = |who: &str, share: f64| format!("{who} {:.2}% of the test images\n", 100.0 * share);

@@ -44,8 +44,8 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
-    train,
+    Learner, Method, Network, NetworkGradients, Packet, Piece, Placement, Portable, Rates, Round, Rules, SectionNames,
+    TrainConfig, TrainingData, train,
 };
 use crate::grid::Grid;
 use crate::optim::no_decay_1d;
@@ -239,6 +239,37 @@ pub enum AidRecord {
     Judged(Option<Judged>),
     /// The round of the injector.
     Learned(Learned),
+}
+
+impl Portable for AidRecord {
+    fn pack(self, to: &mut Packet) -> Result<()> {
+        let (judged, learned) = match self {
+            Self::Judged(judged) => (Some(judged), None),
+            Self::Learned(learned) => (None, Some(learned)),
+        };
+        let judged = judged.map(|judged| {
+            let numbers = |judged: Judged| {
+                let Judged { loss, grad_norm, real, fake, changed } = judged;
+                (vec![loss, grad_norm, changed], (real, fake))
+            };
+            judged.map(numbers)
+        });
+        (judged, learned.map(|learned| (learned.adversarial, learned.reconstruction))).pack(to)
+    }
+
+    fn unpack(from: &mut Packet, device: &Device) -> Result<Self> {
+        type Numbers = (Vec<f64>, (Vec<f64>, Vec<f64>));
+        type Terms = (Vec<Tensor<1>>, Vec<Tensor<1>>);
+        let (judged, learned): (Option<Option<Numbers>>, Option<Terms>) = Portable::unpack(from, device)?;
+        if let Some((adversarial, reconstruction)) = learned {
+            return Ok(Self::Learned(Learned { adversarial, reconstruction }));
+        }
+        let judged = judged.flatten().map(|(numbers, (real, fake))| {
+            let [loss, grad_norm, changed] = [0, 1, 2].map(|i| numbers.get(i).copied().unwrap_or_default());
+            Judged { loss, grad_norm, real, fake, changed }
+        });
+        Ok(Self::Judged(judged))
+    }
 }
 
 /// The terms of the injector's loss, scale by scale.
@@ -805,8 +836,8 @@ fn share(values: Tensor<2>) -> Result<f64> {
 pub fn train_aid(
     config: AidTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }

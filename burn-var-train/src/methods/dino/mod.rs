@@ -25,8 +25,8 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
-    round_metrics, train,
+    Learner, Method, Network, NetworkGradients, Packet, Piece, Placement, Portable, Rates, Round, Rules, SectionNames,
+    TrainConfig, TrainingData, round_metrics, train,
 };
 use crate::eval::{DataImages, FeatureTable, ImageSet, NetworkIdentity, VitExtractor};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
@@ -220,10 +220,12 @@ pub struct DinoSummary {
 pub fn train_dino(
     config: DinoTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<DinoSummary>> {
-    let Some((file, trainer)) = train(config.clone(), folder, device, progress)? else { return Ok(None) };
+    let place = place.into();
+    let device = &place.device.clone();
+    let Some((file, trainer)) = train(config.clone(), folder, place, progress)? else { return Ok(None) };
     let open = |split: Split| -> Result<DataImages> { Ok(DataImages::new(config.data.open(split)?, config.shape()?)) };
     let (mut known, mut asked) = (open(Split::Train)?, open(Split::Test)?);
     let network = VitExtractor::new(trainer.method().teacher().clone(), device)?;
@@ -323,6 +325,17 @@ pub struct DinoRecord {
     /// Mean output of the teacher, `[outputs]`.
     output: Tensor<1>,
     metrics: Metrics,
+}
+
+impl Portable for DinoRecord {
+    fn pack(self, to: &mut Packet) -> Result<()> {
+        (self.output, self.metrics).pack(to)
+    }
+
+    fn unpack(from: &mut Packet, device: &Device) -> Result<Self> {
+        let (output, metrics) = Portable::unpack(from, device)?;
+        Ok(Self { output, metrics })
+    }
 }
 
 impl Method for DinoMethod {

@@ -27,7 +27,7 @@ use super::transformer::{
 use crate::data::{Encoding, ImageSource, ScaleSampling, Split, Supervision, cached_tokens};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, RunConfig};
-use crate::engine::{TrainConfig, train};
+use crate::engine::{Placement, TrainConfig, train};
 use crate::optim::{EmaConfig, LrSchedule, OptimConfig};
 use crate::tensor::scalar;
 use crate::{Error, Result};
@@ -303,7 +303,7 @@ impl<M: SarFamily> Objective<M::Tokenizer, M> for StudentForcing {
 pub fn train_sar(
     config: SarTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
     let dict = StateDict::open(&config.init)?;
@@ -313,19 +313,19 @@ pub fn train_sar(
     };
     drop(dict);
     match flexvar {
-        true => train_family::<FlexVar>(config, folder, device, progress),
-        false => train_family::<Var>(config, folder, device, progress),
+        true => train_family::<FlexVar>(config, folder, place, progress),
+        false => train_family::<Var>(config, folder, place, progress),
     }
 }
 
 fn train_family<M: Encode>(
     config: SarTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
     let run = SarRun::<M> { config, family: PhantomData };
-    Ok(train(run, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(run, folder, place, progress)?.map(|(file, _)| file))
 }
 
 #[cfg(test)]

@@ -137,9 +137,9 @@ pub(super) fn weight_gradient(conv: &Conv2d, input: &Tensor<4>, at_output: &Tens
 
 /// The discriminator's output before its update, off the graph.
 pub(super) struct Judgement {
-    loss: Tensor<1>,
-    real: Tensor<4>,
-    fake: Tensor<4>,
+    pub(super) loss: Tensor<1>,
+    pub(super) real: Tensor<4>,
+    pub(super) fake: Tensor<4>,
 }
 
 impl Judgement {

@@ -33,8 +33,8 @@ use crate::engine::checkpoint::{Checkpoint, Part};
 use crate::engine::progress::Progress;
 use crate::engine::run::{DataConfig, Metrics, RunConfig};
 use crate::engine::{
-    Learner, Method, Network, NetworkGradients, Piece, Rates, Round, Rules, SectionNames, TrainConfig, TrainingData,
-    mean_metrics, train,
+    Learner, Method, Network, NetworkGradients, Packet, Piece, Placement, Portable, Rates, Round, Rules, SectionNames,
+    TrainConfig, TrainingData, mean_metrics, train,
 };
 use crate::grid::Grid;
 use crate::losses::Criterion;
@@ -233,6 +233,35 @@ pub enum TokenizerRecord {
     Weight(Box<[Tensor<4>; 2]>),
     /// The round that trains.
     Loss(Box<LossRecord>),
+}
+
+impl Portable for TokenizerRecord {
+    fn pack(self, to: &mut Packet) -> Result<()> {
+        let (weight, loss) = match self {
+            Self::Weight(gradients) => (Some(gradients.to_vec()), None),
+            Self::Loss(record) => (None, Some(*record)),
+        };
+        let loss = loss.map(|LossRecord { terms, judgement, scales }| {
+            let judgement = judgement.map(|Judgement { loss, real, fake }| (loss, (real, fake)));
+            let scales: Vec<_> = scales.into_iter().map(|TrainedScale { k, ids, rows }| (k, (ids, rows))).collect();
+            (terms.0, (judgement, scales))
+        });
+        (weight, loss).pack(to)
+    }
+
+    fn unpack(from: &mut Packet, device: &Device) -> Result<Self> {
+        type Judged = (Tensor<1>, (Tensor<4>, Tensor<4>));
+        type Scale = (usize, (Tensor<2, burn::tensor::Int>, Tensor<2>));
+        type Loss = (Vec<(String, Tensor<1>)>, (Option<Judged>, Vec<Scale>));
+        let (weight, loss): (Option<Vec<Tensor<4>>>, Option<Loss>) = Portable::unpack(from, device)?;
+        if let Some((terms, (judgement, scales))) = loss {
+            let judgement = judgement.map(|(loss, (real, fake))| Judgement { loss, real, fake });
+            let scales = scales.into_iter().map(|(k, (ids, rows))| TrainedScale { k, ids, rows }).collect();
+            return Ok(Self::Loss(Box::new(LossRecord { terms: Terms(terms), judgement, scales })));
+        }
+        let gradients = weight.and_then(|gradients| gradients.try_into().ok());
+        gradients.map(|gradients| Self::Weight(Box::new(gradients))).ok_or_else(|| Error::ranks("a record is empty"))
+    }
 }
 
 /// Values of a piece in the round that trains.
@@ -540,10 +569,10 @@ fn loss_metrics(records: &[LossRecord]) -> Result<Metrics> {
 pub fn train_tokenizer(
     config: TokenizerTrainConfig,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }
 
 /// Trains FlexVAR's tokenizer as [`train_tokenizer`] does VAR's.
@@ -553,10 +582,10 @@ pub fn train_tokenizer(
 pub fn train_flexvae(
     config: TokenizerTrainConfig<FlexVaeConfig>,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }
 
 /// Trains LlamaGen's tokenizer as [`train_tokenizer`] does VAR's.
@@ -566,8 +595,8 @@ pub fn train_flexvae(
 pub fn train_llamagen_vq(
     config: TokenizerTrainConfig<LlamaGenVqConfig>,
     folder: &Path,
-    device: &Device,
+    place: impl Into<Placement>,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>> {
-    Ok(train(config, folder, device, progress)?.map(|(file, _)| file))
+    Ok(train(config, folder, place, progress)?.map(|(file, _)| file))
 }

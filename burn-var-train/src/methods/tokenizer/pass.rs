@@ -94,11 +94,11 @@ impl Pass {
         gan: Option<[Tensor<1>; 2]>,
     ) -> Terms {
         let Distance { l2, l1, perceptual, .. } = distance.inner();
-        let mut terms = vec![("loss", loss)];
+        let mut terms = vec![("loss".to_owned(), loss)];
         let vq = Some(self.made.vq_loss.clone());
         let own = [("l2", Some(l2)), ("l1", l1), ("perceptual", perceptual), ("smaller", smaller), ("vq", vq)];
-        terms.extend(own.into_iter().filter_map(|(name, value)| Some((name, value?.inner()))));
-        terms.extend(gan.into_iter().flat_map(|gan| Terms::GAN.into_iter().zip(gan)));
+        terms.extend(own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.inner()))));
+        terms.extend(gan.into_iter().flat_map(|gan| Terms::GAN.map(str::to_owned).into_iter().zip(gan)));
         Terms(terms)
     }
 
@@ -119,7 +119,7 @@ impl Pass {
 }
 
 /// The terms of a loss, off the graph; not read from the device before they are asked for.
-pub(super) struct Terms(Vec<(&'static str, Tensor<1>)>);
+pub(super) struct Terms(pub(super) Vec<(String, Tensor<1>)>);
 
 impl Terms {
     /// The adversarial term before it is weighted, and its weight.
@@ -127,7 +127,7 @@ impl Terms {
 
     /// Reads each term, by name.
     pub(super) fn metrics(&self) -> Result<Metrics> {
-        self.0.iter().map(|(name, value)| Ok(((*name).into(), scalar(value, "read the loss")?))).collect()
+        self.0.iter().map(|(name, value)| Ok((name.clone(), scalar(value, "read the loss")?))).collect()
     }
 
     /// Explains an `error` in `step`: names the term that is not finite, if there is one.
