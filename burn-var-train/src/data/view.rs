@@ -22,6 +22,15 @@ pub enum View {
         /// Mirrors half of the images.
         mirror: bool,
     },
+    /// The middle of the image, mirrored at random: post-training on whole images.
+    Middle {
+        /// The seed of the run.
+        seed: u64,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// Mirrors half of the images.
+        mirror: bool,
+    },
 }
 
 /// A [`View`] of one image, with its random draws made.
@@ -40,6 +49,9 @@ impl View {
                 let mut rng = keyed(Purpose::View, seed, [epoch, image]);
                 let crop = [(); 2].map(|()| rng.below(1 << 32));
                 Drawn { mirrored: mirror && rng.below(2) == 1, crop: Some(crop) }
+            }
+            View::Middle { seed, epoch, mirror } => {
+                Drawn { crop: None, ..View::Random { seed, epoch, mirror }.draw(image) }
             }
         }
     }
