@@ -89,6 +89,15 @@ mod tests {
     }
 
     #[test]
+    fn the_middle_of_an_image_is_mirrored_as_its_random_views_are() {
+        for image in 0..50 {
+            let random = View::Random { seed: 3, epoch: 2, mirror: true }.draw(image);
+            let middle = View::Middle { seed: 3, epoch: 2, mirror: true }.draw(image);
+            assert_eq!((middle.corner([6, 9]), middle.mirrored), ([3, 4], random.mirrored));
+        }
+    }
+
+    #[test]
     fn a_view_depends_on_seed_epoch_and_image_only() {
         let view = View::Random { seed: 3, epoch: 1, mirror: true };
         assert_eq!(view.draw(9), view.draw(9), "the same draw again");

@@ -31,12 +31,15 @@ pub(super) fn transformer_fields(case: &Case) -> Value {
 }
 
 pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let mut fields: Value =
+    let mut sizes = json!(VqVaeConfig::public(case.get("/config/patch_nums")));
+    let given: Value =
         case.pick(&["/config/vae"], &["ch", "ch_mult", "num_res_blocks", "z_channels", "share_quant_resi"]);
-    fields["image_channels"] = json!(case.array("image").shape[1]);
-    fields["vocab_size"] = case.get("/config/V");
-    fields["patch_nums"] = case.get("/config/patch_nums");
-    let tokenizer: VqVaeConfig = read_sizes(case, fields);
+    for (name, value) in given.as_object().into_iter().flatten() {
+        sizes[name] = value.clone();
+    }
+    sizes["image_channels"] = json!(case.array("image").shape[1]);
+    sizes["vocab_size"] = case.get("/config/V");
+    let tokenizer: VqVaeConfig = read_sizes(case, sizes);
     let tokenizer = vqvae::from_recipe(&tokenizer, &tokenizer_recipe(case), device)?;
     let config: VarConfig = read_sizes(case, transformer_fields(case));
     let recipe: WeightGen = case.get("/weightgen");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn_var::Scales;
+use burn_var::models::common::LoraConfig;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -95,6 +96,11 @@ impl VaPiTrainConfig {
         self.optimizer.validate()?;
         self.learning_rate.validate()?;
         self.ema.validate()?;
+        if let Some(LoraSize { attention, feed_forward }) = self.lora {
+            // The other sizes are the model's.
+            let sizes = LoraConfig { depth: 1, embed_dim: 1, hidden_dim: 1, attention, feed_forward };
+            sizes.validate().map_err(|error| Error::from(error).in_section("lora"))?;
+        }
         self.preview.validate()
     }
 }

@@ -15,6 +15,8 @@ const OUTSIDE: f64 = -1e30;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoConfig {
+    /// Weight of the policy term; 0 trains by cross-entropy alone.
+    pub policy: f64,
     /// Largest change of a token's probability that is rewarded, as a share of it.
     pub clip: f64,
     /// Largest advantage, in either direction.
@@ -31,7 +33,15 @@ pub struct GrpoConfig {
 
 impl Default for GrpoConfig {
     fn default() -> Self {
-        Self { clip: 0.2, advantage_clip: 5.0, advantage_floor: 1e-6, kl: 0.0, temperature: 1.0, cross_entropy: 0.1 }
+        Self {
+            policy: 1.0,
+            clip: 0.2,
+            advantage_clip: 5.0,
+            advantage_floor: 1e-6,
+            kl: 0.0,
+            temperature: 1.0,
+            cross_entropy: 0.1,
+        }
     }
 }
 
@@ -42,6 +52,7 @@ impl GrpoConfig {
     /// [`Error::Config`] naming the field.
     pub fn validate(&self) -> Result<()> {
         for (name, value) in [
+            ("policy", self.policy),
             ("clip", self.clip),
             ("advantage_floor", self.advantage_floor),
             ("kl", self.kl),
@@ -56,7 +67,15 @@ impl GrpoConfig {
                 return Err(Error::config(name, value, "a positive number"));
             }
         }
+        if self.policy + self.kl + self.cross_entropy == 0.0 {
+            return Err(Error::config("policy", self.policy, "a positive weight of a term: all are 0"));
+        }
         Ok(())
+    }
+
+    /// Returns true if the loss depends on samples.
+    pub(super) fn needs_samples(&self) -> bool {
+        self.policy > 0.0 || self.kl > 0.0
     }
 }
 
@@ -143,7 +162,7 @@ impl Samples {
 pub struct GrpoLoss {
     /// Policy term plus weighted cross-entropy.
     pub total: Tensor<1>,
-    /// Policy term, the weighted penalty included.
+    /// Weighted policy term, the weighted penalty included.
     pub policy: Tensor<1>,
     /// Cross-entropy of the true tokens; 0, and not computed, without a weight.
     pub cross_entropy: Tensor<1>,
@@ -184,7 +203,7 @@ pub fn grpo_loss(
     let advantages = samples.advantages.clamp(-config.advantage_clip, config.advantage_clip);
     let free = ratio.clone() * advantages.clone();
     let clipped = ratio.clone().clamp(1.0 - config.clip, 1.0 + config.clip) * advantages;
-    let mut per_token = free.min_pair(clipped).neg();
+    let mut per_token = free.min_pair(clipped) * -config.policy;
     let kl = samples.reference.map(|reference| {
         let apart = reference - new.clone();
         apart.clone().exp() - apart - 1.0
@@ -202,7 +221,9 @@ pub fn grpo_loss(
         true => ops::cross_entropy(dropout.unwrap_or(logits), truth, 0.0).mean(),
         false => policy.zeros_like(),
     };
-    let total = policy.clone() + cross_entropy.clone() * config.cross_entropy;
+    // Without a policy term, samples are drawn for metrics alone and leave no trace in the gradient.
+    let weighted = cross_entropy.clone() * config.cross_entropy;
+    let total = if config.needs_samples() { policy.clone() + weighted } else { weighted };
     Ok(GrpoLoss { total, policy, cross_entropy, new, ratio, kl })
 }
 

@@ -396,14 +396,19 @@ impl<M: VaPiFamily> Method for VaPiMethod<M> {
         let dropout = self.second_pass(piece, &batch.images.labels, &prepared)?;
         let measure = round.measure && round.number + 1 == self.config.va_pi.updates;
         let mut metrics = Metrics::new();
+        let config = &self.config.va_pi.loss;
         let total = match self.config.va_pi.estimator {
+            // Samples would be drawn for metrics alone.
+            Estimator::Grpo if !config.needs_samples() && !round.measure => {
+                let truth = Tensor::from_inner(prepared.truth.sequence());
+                ops::cross_entropy(dropout.unwrap_or(logits), truth, 0.0).mean() * config.cross_entropy
+            }
             Estimator::Grpo => {
                 let (samples, of_rewards) = match prepared.rollout.take() {
                     Some(rollout) => rollout,
                     None => self.roll_out(round, piece, &prepared, plain.clone())?,
                 };
                 let truth = Tensor::from_inner(prepared.truth.sequence());
-                let config = &self.config.va_pi.loss;
                 let loss = grpo_loss(config, logits, dropout, samples.clone().on_graph(), truth)?;
                 if measure {
                     metrics.push(("loss".to_owned(), scalar(&loss.total, "read the loss")?));

@@ -10,6 +10,8 @@ mod grpo;
 mod method;
 mod reward;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Codes, Credit, Estimator, PolicyMean, StraightThrough, VaPiConfig, VaPiTrainConfig};
 pub use family::VaPiFamily;
