@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor};
 use burn_var::generation::TeacherInput;
+use burn_var::metrics::Lpips;
 use burn_var::models::llamagen::{LlamaGen, LlamaGenVq};
 use burn_var::weights::{LoadOptions, Pretrained, StateDict, export};
 use burn_var::{Condition, Result, TeacherForced, TokenPyramid, Tokenizer};
@@ -15,8 +16,8 @@ use burn_var_tests::weightgen::WeightGen;
 use burn_var_train::engine::{Learner, Network, Rules, SectionNames};
 use burn_var_train::optim::{LrSchedule, OptimConfig};
 use burn_var_train::va_pi::{
-    Codes, Draw, Estimator, GrpoConfig, GrpoLoss, PixelError, RewardConfig, Rewards, Samples, StraightThrough, VaPi,
-    VaPiConfig, VaPiFamily, grpo_loss,
+    Codes, Draw, Estimator, GrpoConfig, GrpoLoss, Judgment, PixelError, RewardConfig, Rewards, Samples,
+    StraightThrough, VaPi, VaPiConfig, VaPiFamily, grpo_loss,
 };
 use serde_json::{Map, Value};
 
@@ -29,6 +30,7 @@ struct Setting<'a> {
     case: &'a Case,
     device: &'a Device,
     tokenizer: LlamaGenVq,
+    lpips: Lpips,
     group: usize,
     truth: TokenPyramid,
     conditions: Vec<Condition>,
@@ -37,9 +39,7 @@ struct Setting<'a> {
 impl Setting<'_> {
     /// Returns a step whose networks are those of the case.
     fn step(&self, config: VaPiConfig) -> VaPi<LlamaGen> {
-        let lpips = lpips(&self.case.get("/lpips/weightgen"), self.device);
-        let lpips = lpips.unwrap_or_else(|error| panic!("case `{}`: {error}", self.case.name()));
-        let rewards = self.require(Rewards::new(config.reward.clone(), Some(lpips), None));
+        let rewards = self.require(Rewards::new(config.reward.clone(), Some(self.lpips.clone()), None));
         self.require(VaPi::new(config, self.tokenizer.clone(), rewards))
     }
 
@@ -72,7 +72,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let truth = tokenizer.encode(images.clone(), tokenizer.scales())?;
     checks.ids("gt_ids", "gt_ids", truth.sequence());
     let conditions = case.conditions("labels", policy.config().num_classes);
-    let of = Setting { case, device, group: case.get("/config/group"), tokenizer, truth, conditions };
+    let (lpips, group) = (lpips(&case.get("/lpips/weightgen"), device)?, case.get("/config/group"));
+    let of = Setting { case, device, tokenizer, lpips, group, truth, conditions };
 
     let step = of.step(settings(of.group, GrpoConfig::default()));
     // The last token feeds nothing, and has no noise.
@@ -93,9 +94,7 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     let rows: Tensor<2, Int> = case.ids("tokens", device);
     checks.floats("pred_img", "pred_img", step.decode(rows.clone(), of.tokenizer.scales()));
     let draw = draw(rows, of.group);
-    rewards(&of, &images, &draw, checks);
-    let targets = of.require(step.targets(images.clone(), &of.truth));
-    let judgment = of.require(step.judge(&targets, &of.truth, &draw.ids));
+    let judgment = rewards(&of, &images, &draw, checks);
     let reference = of.logits(&model(case, "/reference_weightgen", device)?, &noisy)?;
     let old = |name: &str| by_image(case.tensor(name, device), of.group);
 
@@ -145,8 +144,8 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     }
 }
 
-/// Compares the terms of the reward, and their sum with two sets of weights.
-fn rewards(of: &Setting<'_>, images: &Tensor<4>, draw: &Draw, checks: &mut Checks<'_>) {
+/// Compares the terms of the reward, and their sum with two sets of weights. Returns the rewards with those of the scripts.
+fn rewards(of: &Setting<'_>, images: &Tensor<4>, draw: &Draw, checks: &mut Checks<'_>) -> Judgment {
     let what: String = of.case.get("/arrays/rewards_options/what");
     let weights = what.trim_start_matches("-(").split([')', '+']).filter_map(|term| term.trim().split_once(' '));
     let weights: BTreeMap<&str, f64> =
@@ -159,18 +158,21 @@ fn rewards(of: &Setting<'_>, images: &Tensor<4>, draw: &Draw, checks: &mut Check
         embedding: weight("embed_cos"),
         ..reward()
     };
-    for (config, pixels, name) in [(reward(), "mse", "rewards"), (options, "l1", "rewards_options")] {
-        let step = of.step(VaPiConfig { reward: config, ..settings(of.group, GrpoConfig::default()) });
-        let targets = of.require(step.targets(images.clone(), &of.truth));
-        let judgment = of.require(step.judge(&targets, &of.truth, &draw.ids));
-        checks.floats(pixels, pixels, judgment.terms.pixels.clone());
-        checks.floats("lpips", "lpips", judgment.terms.lpips.clone().expect("a term with a weight"));
-        if let Some(embedding) = judgment.terms.embedding.clone() {
-            checks.floats("embed_cos", "embed_cos", embedding);
-        }
-        let values = judgment.rewards[0].clone();
-        checks.array(name, name, Array { shape: vec![values.len()], values });
-    }
+    let [found, _] =
+        [(reward(), "mse", "rewards"), (options, "l1", "rewards_options")].map(|(config, pixels, name)| {
+            let step = of.step(VaPiConfig { reward: config, ..settings(of.group, GrpoConfig::default()) });
+            let targets = of.require(step.targets(images.clone(), &of.truth));
+            let judgment = of.require(step.judge(&targets, &of.truth, &draw.ids));
+            checks.floats(pixels, pixels, judgment.terms.pixels.clone());
+            checks.floats("lpips", "lpips", judgment.terms.lpips.clone().expect("a term with a weight"));
+            if let Some(embedding) = judgment.terms.embedding.clone() {
+                checks.floats("embed_cos", "embed_cos", embedding);
+            }
+            let values = judgment.rewards[0].clone();
+            checks.array(name, name, Array { shape: vec![values.len()], values });
+            judgment
+        });
+    found
 }
 
 /// Compares the straight-through estimator, without contextual noise.

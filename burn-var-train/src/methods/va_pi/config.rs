@@ -99,7 +99,7 @@ impl VaPiTrainConfig {
         if let Some(LoraSize { attention, feed_forward }) = self.lora {
             // The other sizes are the model's.
             let sizes = LoraConfig { depth: 1, embed_dim: 1, hidden_dim: 1, attention, feed_forward };
-            sizes.validate().map_err(|error| Error::from(error).in_section("lora"))?;
+            sizes.validate()?;
         }
         self.preview.validate()
     }
