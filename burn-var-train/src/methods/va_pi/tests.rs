@@ -177,13 +177,14 @@ fn rewards_are_weighted_sums_of_their_terms() {
     let images = Tensor::<4>::ones([1, 1, 8, 8], &device);
     let (decoded, canvas) = (images.clone() * 3.0, Tensor::<4>::ones([1, 4, 4, 4], &device));
     let classifier = ClassifierConfig { image_channels: 1, image_size: [8, 8], classes: 3, ch: 32 };
-    let reward_of = |config: RewardConfig, latent: f64| {
+    let reward_with = |config: RewardConfig, latent: f64, decoded: Tensor<4>| {
         let classifier = classifier.init(1, &device).unwrap();
         let rewards = Rewards::new(config, None, Some(classifier)).unwrap();
         let targets = rewards.targets(images.clone(), || Ok(canvas.clone() * latent)).unwrap();
-        let terms = rewards.terms(decoded.clone(), canvas.clone(), targets).unwrap();
+        let terms = rewards.terms(decoded, canvas.clone(), targets).unwrap();
         (floats(rewards.weighted(&terms))[0], terms)
     };
+    let reward_of = |config: RewardConfig, latent: f64| reward_with(config, latent, decoded.clone());
     assert_eq!(reward_of(RewardConfig { pixels: 0.5, ..reward() }, 1.0).0, 2.0, "half of a squared error of 4");
     assert_eq!(reward_of(RewardConfig { error: PixelError::L1, ..reward() }, 1.0).0, 2.0, "pixels out of range count");
     assert_eq!(reward_of(RewardConfig { clamp: true, ..reward() }, 1.0).0, 0.0, "unless they are clamped");
@@ -191,9 +192,10 @@ fn rewards_are_weighted_sums_of_their_terms() {
         let found = reward_of(RewardConfig { pixels: 0.0, embedding: 3.0, ..reward() }, latent).0;
         assert!((f64::from(found) - 3.0 * apart).abs() < 1e-5, "direction counts, not length: {found}");
     }
-    let (found, terms) = reward_of(RewardConfig { features: 10.0, ..reward() }, 1.0);
-    let features = floats(terms.features.unwrap())[0];
-    assert!(features > 1e-6 && (found - 4.0 - 10.0 * features).abs() < 1e-5, "{found}, features {features}");
+    let other = super::tests::images().narrow(0, 0, 1);
+    let (found, terms) = reward_with(RewardConfig { features: 10.0, ..reward() }, 1.0, other);
+    let [pixels, features] = [terms.pixels, terms.features.unwrap()].map(|term| floats(term)[0]);
+    assert!(features > 1e-6 && (found - pixels - 10.0 * features).abs() < 1e-5, "{found}, features {features}");
     let same = RewardConfig { features: 1.0, clamp: true, ..reward() };
     assert!(reward_of(same, 1.0).0.abs() < 1e-6, "the same image has the same features");
     let error = Rewards::new(RewardConfig::default(), None, None).unwrap_err().to_string();
