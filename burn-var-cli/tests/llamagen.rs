@@ -199,4 +199,28 @@ fn both_models_are_trained() {
     let report = json(at, &[&sample[..], &["--class", "waves", "--count", "2"]].concat());
     assert_eq!(report["classes"][0]["name"], "waves", "{report}");
     assert_eq!(report["settings"]["cfg"], serde_json::json!({ "constant": 1.0 }), "{report}");
+
+    // VA-pi goes on from it, and from a LoRA beside it.
+    let va_pi = format!(
+        "tokenizer = \"vq/tokenizer.safetensors\"\ninit = \"gpt/transformer.safetensors\"\n{common}\
+         [va_pi]\ngroup = 3\n[va_pi.reward]\nlpips = 0.0\n[preview]\nper_class = 1\n"
+    );
+    fs::write(at.join("va-pi.toml"), va_pi).expect("written");
+    for (out, lora) in [("va-pi", None), ("lora", Some("lora={ attention = { rank = 2, alpha = 2.0 } }"))] {
+        let set: Vec<&str> = lora.into_iter().flat_map(|lora| ["--set", lora]).collect();
+        let report = json(at, &[&["train", "va-pi", "va-pi.toml", "--out", out][..], &set].concat());
+        let file = format!("{out}/transformer.safetensors");
+        assert_eq!(report["file"], file.as_str(), "{report}");
+        let log = fs::read_to_string(at.join(out).join("log.jsonl")).expect("a log");
+        let last: Value = serde_json::from_str(log.lines().last().expect("a line")).expect("JSON");
+        assert!(last["reward"].as_f64() < Some(0.0) && last["entropy_3"].as_f64() > Some(0.0), "{last}");
+        assert!(at.join(out).join("reward.svg").exists() && at.join(out).join("samples/step-00000002.png").exists());
+        let sample = ["sample", "--tokenizer", "vq/tokenizer.safetensors", "--transformer", &file, "--class", "waves"];
+        assert_eq!(json(at, &sample)["classes"][0]["name"], "waves", "a LlamaGen like any other");
+    }
+    let wrong = ["train", "va-pi", "va-pi.toml", "--out", "other", "--set", "va_pi.credit=last-scale"];
+    let message = fails(at, 1, &wrong);
+    assert!(message.contains("va_pi.credit") && message.contains("shared"), "{message}");
+    let wrong = ["train", "va-pi", "va-pi.toml", "--out", "other", "--set", "va_pi.preset=papers"];
+    assert!(fails(at, 1, &wrong).contains("released-c2i, paper"));
 }

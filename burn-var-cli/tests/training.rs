@@ -88,6 +88,9 @@ fn set_up_flexvar(folder: &Path) {
         "init = \"flexvar/transformer.safetensors\"\n{common}[student_forcing]\nschedule = {{ hybrid-from = 4 }}\n"
     );
     fs::write(folder.join("forcing.toml"), forcing).expect("written");
+    let (common, _) = common.split_once("[scales]").expect("a section");
+    let va_pi = format!("init = \"flexvar/transformer.safetensors\"\n{common}[va_pi.reward]\nlpips = 0.0\n");
+    fs::write(folder.join("va-pi.toml"), va_pi).expect("written");
 }
 
 #[test]
@@ -97,9 +100,9 @@ fn flexvar_is_trained_and_post_trained() {
     set_up_flexvar(at);
     let report = json(at, &["train", "flexvar", "flexvar.toml", "--out", "flexvar"]);
     assert_eq!((&report["steps"], &report["file"]), (&2.into(), &"flexvar/transformer.safetensors".into()), "{report}");
-    for name in ["sar", "forcing"] {
+    for (method, name) in [("sar", "sar"), ("sar", "forcing"), ("va-pi", "va-pi")] {
         let config = format!("{name}.toml");
-        let report = json(at, &["train", "sar", &config, "--out", name]);
+        let report = json(at, &["train", method, &config, "--out", name]);
         assert_eq!(report["steps"], 2, "{report}");
         let transformer = format!("{name}/transformer.safetensors");
         let sample = ["sample", "--tokenizer", "flexvae.safetensors", "--transformer", &transformer];

@@ -34,6 +34,7 @@ use burn_var_train::progress::{Progress, StepReport};
 use burn_var_train::report::read_log;
 use burn_var_train::sar::{ForcingSchedule, Sampling, SarConfig, SarTrainConfig, StudentForcing, Target, train_sar};
 use burn_var_train::tokenizer::{TokenizerMethod, TokenizerTrainConfig, train_llamagen_vq, train_tokenizer};
+use burn_var_train::va_pi::{VaPiTrainConfig, train_va_pi};
 use burn_var_train::var::{VarMethod, VarTrainConfig, train_var};
 
 /// IDX files of 15x16 grey images in three classes: blots at different places, and noise.
@@ -798,6 +799,215 @@ fn var_is_post_trained_with_the_full_context() {
         "full-requantized",
         StudentForcing { target: Target::GtRequantised, ..StudentForcing::new(ForcingSchedule::Full) },
     );
+}
+
+/// VA-pi on a model of a few steps, without LPIPS.
+fn va_pi_config(tokenizer: &Path, init: &Path, data: &Path, more: &str) -> VaPiTrainConfig {
+    let text = format!("tokenizer = {tokenizer:?}\ninit = {init:?}\n{}", run_section(data))
+        + "[learning_rate]\npeak = 0.001\n[preview]\nper_class = 1\nclasses = 2\n[va_pi.reward]\nlpips = 0.0\n"
+        + more;
+    toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn llamagen_va_pi_config(folder: &Path, more: &str) -> VaPiTrainConfig {
+    let base = llamagen_config(folder);
+    let init = train_llamagen(base.clone(), &folder.join("base"), &Device::default(), &mut ());
+    va_pi_config(&base.tokenizer, &init.expect("trains").expect("to the end"), &base.data.path, more)
+}
+
+fn var_va_pi_config(folder: &Path, more: &str) -> VaPiTrainConfig {
+    let data = images(folder);
+    let base = transformer_config(folder, &data);
+    let init = train_var(base.clone(), &folder.join("base"), &Device::default(), &mut ());
+    va_pi_config(&base.tokenizer, &init.expect("trains").expect("to the end"), &data, more)
+}
+
+fn flexvar_va_pi_config(folder: &Path, more: &str) -> VaPiTrainConfig {
+    let base = flexvar_config(folder);
+    let init = train_flexvar(base.clone(), &folder.join("base"), &Device::default(), &mut ());
+    va_pi_config(&base.tokenizer, &init.expect("trains").expect("to the end"), &base.data.path, more)
+}
+
+fn va_pi(config: &VaPiTrainConfig) -> impl Fn(&Path, &mut dyn Progress) -> Option<PathBuf> {
+    |run, progress| train_va_pi(config.clone(), run, &Device::default(), progress).expect("trains")
+}
+
+/// The numbers of a run's log.
+fn logged(run: &Path, name: &str) -> Vec<f64> {
+    let log = read_log(run.join("log.jsonl")).expect("a log");
+    let value = |record: &serde_json::Value| record[name].as_f64();
+    log.iter().map(|record| value(record).unwrap_or_else(|| panic!("`{name}` in {record}"))).collect()
+}
+
+const LORA: &str = "[lora]\nattention = { rank = 2, alpha = 2.0 }\nfeed_forward = { rank = 2, alpha = 2.0 }\n";
+
+#[test]
+fn va_pi_resumes_to_the_bit_with_all_its_noise() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = llamagen_va_pi_config(
+        folder.path(),
+        "embedding = 0.5\n[va_pi]\ngroup = 3\nupdates = 2\nnoise = 0.4\ntoken_dropout = 0.3\ndropout = true\n\
+         class_dropout = 0.3\ntop_k = 10\ndecode_batch = 5\n[va_pi.loss]\nkl = 0.05\n[ema]\ndecay = 0.5\n",
+    );
+    config.run.accumulate = 2;
+    let whole = compare(folder.path(), &["average", "model", "optimizer"], va_pi(&config));
+    for name in ["loss", "reward", "reward_std", "flat_groups", "advantages_clipped", "ratios_clipped", "pixels"] {
+        assert_eq!(logged(&whole, name).len(), STEPS as usize, "{name}");
+    }
+    for name in ["embedding", "entropy", "entropy_3", "cross_entropy", "accuracy", "grad_norm", "kl"] {
+        assert!(logged(&whole, name).iter().any(|value| *value > 0.0), "{name}");
+    }
+    assert!(logged(&whole, "ratios_clipped").iter().any(|share| *share > 0.0), "the second update has ratios");
+}
+
+#[test]
+fn va_pi_with_a_lora_resumes_to_the_bit_and_leaves_the_base_as_it_is() {
+    for (config, folder) in [
+        (var_va_pi_config as fn(&Path, &str) -> VaPiTrainConfig, tempfile::tempdir().expect("a folder")),
+        (flexvar_va_pi_config, tempfile::tempdir().expect("a folder")),
+        (llamagen_va_pi_config, tempfile::tempdir().expect("a folder")),
+    ] {
+        let config = config(folder.path(), LORA);
+        let before = std::fs::read(&config.init).expect("readable");
+        let whole = compare(folder.path(), &["model", "optimizer"], va_pi(&config));
+        let kl = logged(&whole, "kl");
+        assert!(kl[0] == 0.0 && kl[5] > 0.0, "the reference is the model without the adaptation: {kl:?}");
+        let model = std::fs::metadata(newest(&whole).path().join("model")).expect("a part").len();
+        assert!(model < before.len() as u64 / 2, "the adaptation alone is kept: {model} of {} bytes", before.len());
+        assert_eq!(std::fs::read(&config.init).expect("readable"), before);
+        // What is written is a whole model, the updates merged.
+        let dict = |path: &Path| StateDict::open(path).expect("written");
+        let (init, merged) = (dict(&config.init), dict(&whole.join("transformer.safetensors")));
+        let changed: Vec<String> = init
+            .keys()
+            .filter(|key| init.tensor(key).expect("there") != merged.tensor(key).expect("the same names"))
+            .map(str::to_owned)
+            .collect();
+        assert!(!changed.is_empty(), "it learns");
+        let adapted = ["mat_qkv", "proj", "fc1", "fc2", "wqkv", "wo", "w1", "w2", "w3"];
+        let only = |key: &String| adapted.iter().any(|layer| key.ends_with(&format!("{layer}.weight")));
+        assert!(changed.iter().all(only), "{changed:?}");
+    }
+}
+
+#[test]
+fn va_pi_of_next_scale_models_resumes_to_the_bit() {
+    for (config, more) in [
+        (
+            var_va_pi_config as fn(&Path, &str) -> VaPiTrainConfig,
+            "[va_pi]\npreset = \"paper\"\ncredit = \"prefix-swap\"\nmean = \"scales\"\n",
+        ),
+        (flexvar_va_pi_config, "[va_pi]\ngroup = 4\n"),
+        (flexvar_va_pi_config, "[va_pi]\nestimator = { straight-through = { tau = 0.7 } }\n"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config(folder.path(), more);
+        let whole = compare(folder.path(), &["model", "optimizer"], va_pi(&config));
+        assert!(logged(&whole, "grad_norm").iter().all(|norm| *norm > 0.0), "{more}");
+        let text = std::fs::read_to_string(whole.join("config.toml")).expect("written");
+        assert!(text.contains("credit = "), "the credit of the family is named: {text}");
+    }
+}
+
+#[test]
+fn va_pi_does_not_depend_on_the_number_of_pieces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = llamagen_va_pi_config(folder.path(), "[va_pi]\nnoise = 0.5\ntoken_dropout = 0.2\n");
+    config.run.steps = 1;
+    let mut run = |accumulate: usize| {
+        config.run.accumulate = accumulate;
+        let run = folder.path().join(format!("pieces-{accumulate}"));
+        train_va_pi(config.clone(), &run, &Device::default(), &mut ()).expect("trains");
+        ["loss", "reward", "reward_std", "policy_loss", "cross_entropy", "entropy", "grad_norm"]
+            .map(|name| logged(&run, name)[0])
+    };
+    let whole = run(1);
+    for pieces in [2, 4] {
+        for (found, expected) in run(pieces).iter().zip(&whole) {
+            let near = (found - expected).abs() < 1e-4 * expected.abs().max(1e-2);
+            assert!(near, "{pieces} pieces: {found}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn settings_of_va_pi_do_what_they_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plain = var_va_pi_config(folder.path(), "");
+    let run = |name: &str, change: &dyn Fn(&mut VaPiTrainConfig)| {
+        let mut config = plain.clone();
+        change(&mut config);
+        let run = folder.path().join(name);
+        train_va_pi(config, &run, &Device::default(), &mut ()).expect("trains");
+        run
+    };
+    let one = run("one", &|_| ());
+    assert!(read_log(one.join("log.jsonl")).expect("a log")[0].get("kl").is_none(), "no reference without a penalty");
+    assert!(logged(&one, "ratios_clipped").iter().all(|share| *share == 0.0), "one update has ratios of 1");
+    let several = run("several", &|config| (config.va_pi.updates, config.va_pi.loss.clip) = (3, 0.0));
+    assert!(logged(&several, "ratios_clipped").iter().all(|share| *share > 0.9), "later updates have others");
+
+    // A penalty holds the model at its start.
+    let leaves =
+        |name: &str, kl: f64| *logged(&run(name, &|config| config.va_pi.loss.kl = kl), "kl").last().expect("a step");
+    let (free, held) = (leaves("free", 1e-9), leaves("held", 100.0));
+    assert!(held < 0.5 * free, "a penalty of {held} with a weight, {free} without");
+
+    // Dropped labels and dropout are for cross-entropy alone.
+    let first =
+        |run: &Path| ["reward", "policy_loss", "cross_entropy", "entropy", "loss"].map(|name| logged(run, name)[0]);
+    let before = first(&one);
+    let dropped = first(&run("dropped", &|config| config.va_pi.class_dropout = 1.0));
+    let dropout = first(&run("dropout", &|config| config.va_pi.dropout = true));
+    for found in [dropped, dropout] {
+        assert_eq!(found[..4], before[..4], "the policy sees all labels and no dropout");
+        assert!(found[4] != before[4], "cross-entropy does not: {found:?}");
+    }
+
+    // Cross-entropy alone draws samples for the log only, which changes nothing.
+    let alone = |name: &str, log_every: u64| {
+        let run = run(name, &|config| (config.va_pi.loss.policy, config.run.log_every) = (0.0, log_every));
+        std::fs::read(run.join("transformer.safetensors")).expect("written")
+    };
+    assert!(alone("logged", 1) == alone("unlogged", 100), "the same weights");
+}
+
+#[test]
+fn va_pi_names_what_does_not_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = var_va_pi_config(folder.path(), "");
+    let fails = |change: &dyn Fn(&mut VaPiTrainConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        let run = folder.path().join("refused");
+        let error = train_va_pi(config, &run, &Device::default(), &mut ()).expect_err("refused").to_string();
+        assert!(!run.join("config.toml").exists(), "nothing is written: {error}");
+        error
+    };
+    let error = fails(&|config| config.va_pi.reward.lpips = 1.0);
+    assert!(error.contains("va_pi.reward.lpips_vgg") && error.contains("vgg16-397923af.pth"), "{error}");
+    let error = fails(&|config| {
+        (config.va_pi.reward.lpips, config.va_pi.reward.lpips_vgg) = (1.0, Some("nowhere.pth".into()));
+    });
+    assert!(error.contains("nowhere.pth"), "{error}");
+    let error = fails(&|config| config.va_pi.credit = Some(burn_var_train::va_pi::Credit::PerScaleDecode));
+    assert!(error.contains("va_pi.credit") && error.contains("shared, prefix-swap"), "{error}");
+    let error = fails(&|config| config.patch_nums = Some(Scales::square(&[1, 8]).expect("a schedule")));
+    assert!(error.contains("patch_nums") && error.contains("for VAR"), "{error}");
+    let error = fails(&|config| config.init = config.tokenizer.clone());
+    assert!(error.contains("not a VAR transformer") || error.contains("another model"), "{error}");
+    let error = fails(&|config| {
+        config.lora = Some(LoraSize { attention: LowRankConfig { rank: 0, alpha: 1.0 }, ..LoraSize::default() })
+    });
+    assert!(error.contains("attention.rank"), "{error}");
+
+    // Another model under the same name is noticed.
+    let run = folder.path().join("run");
+    train_va_pi(config.clone(), &run, &Device::default(), &mut StopAfter(1)).expect("stops");
+    let other = train_va_pi(config.clone(), &folder.path().join("other"), &Device::default(), &mut ());
+    std::fs::copy(other.expect("trains").expect("to the end"), &config.init).expect("replaced");
+    let error = train_va_pi(config, &run, &Device::default(), &mut ()).expect_err("another model").to_string();
+    assert!(error.contains("other images or tokens"), "{error}");
 }
 
 #[test]

@@ -72,6 +72,11 @@ impl Rng {
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform_open().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
+
+    /// Draws from the standard Gumbel distribution.
+    pub fn gumbel(&mut self) -> f64 {
+        -(-self.uniform_open().ln()).ln()
+    }
 }
 
 /// Hashes a name to a key (FNV-1a, 64 bits).
@@ -120,6 +125,8 @@ mod tests {
         let variance = normal.iter().map(|x| x * x).sum::<f64>() / n as f64;
         assert!(mean.abs() < 0.03, "mean of the normal {mean}");
         assert!((variance - 1.0).abs() < 0.05, "variance of the normal {variance}");
+        let gumbel = (0..n).map(|_| rng.gumbel()).sum::<f64>() / n as f64;
+        assert!((gumbel - 0.5772).abs() < 0.04, "mean of the Gumbel {gumbel}");
         let counts = (0..n).fold([0; 3], |mut counts, _| {
             counts[rng.below(3)] += 1;
             counts

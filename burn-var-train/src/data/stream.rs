@@ -1,8 +1,8 @@
 use burn::tensor::Device;
 
 use super::{
-    BatchLoader, BatchOrder, Fingerprint, HostBatch, ImageBatch, PrefetchedBatches, TokenBatch, TokenCache,
-    TokenCacheSpec, VariantChoice, View,
+    BatchLoader, BatchOrder, Fingerprint, HostBatch, ImageBatch, ImageSource, PrefetchedBatches, TokenBatch,
+    TokenCache, TokenCacheSpec, VariantChoice, View,
 };
 use crate::engine::run::RunConfig;
 use crate::engine::{Piece, TrainingData};
@@ -14,6 +14,8 @@ pub(crate) struct ImageStream {
     order: BatchOrder,
     seed: u64,
     mirror: bool,
+    /// True for random crops, false for the middle of each image.
+    crop: bool,
     device: Device,
     /// Batches that are decoded ahead, and the step of the next one.
     ahead: Option<(u64, PrefetchedBatches)>,
@@ -25,7 +27,17 @@ impl ImageStream {
     pub(crate) fn new(loader: BatchLoader, run: &RunConfig, mirror: bool, device: &Device) -> Result<Self> {
         let order = BatchOrder::new(loader.source().len(), run.batch_size, run.seed)?;
         let device = device.clone();
-        Ok(Self { loader, order, seed: run.seed, mirror, device, ahead: None, current: None })
+        Ok(Self { loader, order, seed: run.seed, mirror, crop: true, device, ahead: None, current: None })
+    }
+
+    /// Returns the stream of the middle of each image in place of a random crop.
+    pub(crate) fn centered(self) -> Self {
+        Self { crop: false, ..self }
+    }
+
+    /// Returns the source of the images.
+    pub(crate) fn source(&self) -> &dyn ImageSource {
+        &**self.loader.source()
     }
 
     /// Returns the images of a piece.
@@ -49,9 +61,13 @@ impl ImageStream {
         let mut batches = match self.ahead.take() {
             Some((next, batches)) if next == step => batches,
             _ => {
-                let (mut order, seed, mirror) = (self.order.clone(), self.seed, self.mirror);
+                let (mut order, seed, mirror, crop) = (self.order.clone(), self.seed, self.mirror, self.crop);
                 self.loader.prefetch((step as usize..).map(move |step| {
-                    let view = View::Random { seed, epoch: order.epoch(step), mirror };
+                    let epoch = order.epoch(step);
+                    let view = match crop {
+                        true => View::Random { seed, epoch, mirror },
+                        false => View::Middle { seed, epoch, mirror },
+                    };
                     (order.batch(step), view)
                 }))?
             }

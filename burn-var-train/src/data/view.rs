@@ -22,6 +22,15 @@ pub enum View {
         /// Mirrors half of the images.
         mirror: bool,
     },
+    /// The middle of the image, mirrored at random: post-training on whole images.
+    Middle {
+        /// The seed of the run.
+        seed: u64,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// Mirrors half of the images.
+        mirror: bool,
+    },
 }
 
 /// A [`View`] of one image, with its random draws made.
@@ -40,6 +49,9 @@ impl View {
                 let mut rng = keyed(Purpose::View, seed, [epoch, image]);
                 let crop = [(); 2].map(|()| rng.below(1 << 32));
                 Drawn { mirrored: mirror && rng.below(2) == 1, crop: Some(crop) }
+            }
+            View::Middle { seed, epoch, mirror } => {
+                Drawn { crop: None, ..View::Random { seed, epoch, mirror }.draw(image) }
             }
         }
     }
@@ -74,6 +86,15 @@ mod tests {
         assert!((1380..1620).contains(&mirrored), "{mirrored} of 3000 mirrored");
         assert!(seen[0][..2].iter().all(|n| (1380..1620).contains(n)), "rows {:?}", seen[0]);
         assert!(seen[1].iter().all(|n| (890..1110).contains(n)), "columns {:?}", seen[1]);
+    }
+
+    #[test]
+    fn the_middle_of_an_image_is_mirrored_as_its_random_views_are() {
+        for image in 0..50 {
+            let random = View::Random { seed: 3, epoch: 2, mirror: true }.draw(image);
+            let middle = View::Middle { seed: 3, epoch: 2, mirror: true }.draw(image);
+            assert_eq!((middle.corner([6, 9]), middle.mirrored), ([3, 4], random.mirrored));
+        }
     }
 
     #[test]

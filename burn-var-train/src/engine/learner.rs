@@ -161,6 +161,11 @@ impl<M: Module> Learner<M> {
         self.average.as_ref().unwrap_or(&self.model)
     }
 
+    /// Returns the result of a run off the autodiff graph: the moving average of the weights, or the weights themselves.
+    pub fn result(&self) -> M {
+        self.average.clone().unwrap_or_else(|| self.model.valid())
+    }
+
     /// Changes the weights and their average in the same way.
     pub(crate) fn edit(&mut self, mut change: impl FnMut(&mut M) -> Result<()>) -> Result<()> {
         change(&mut self.model)?;

@@ -3,4 +3,4 @@
 mod reconstruction;
 
 pub use reconstruction::TokenizerLoss;
-pub(crate) use reconstruction::{Criterion, Distance};
+pub(crate) use reconstruction::{Criterion, Distance, LPIPS_LEAST, load_lpips};

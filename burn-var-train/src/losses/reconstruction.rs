@@ -1,6 +1,6 @@
 //! Terms that compare reconstructions with images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use burn_var::metrics::Lpips;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// The smallest side of which five stages of VGG16 leave something.
-const LPIPS_LEAST: usize = 16;
+pub(crate) const LPIPS_LEAST: usize = 16;
 
 /// Weights of the tokenizer's loss terms; 0 leaves a term out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +76,12 @@ impl TokenizerLoss {
     }
 }
 
+/// Reads VGG16 and LPIPS's own weights for it, the published ones if `lin` is `None`.
+pub(crate) fn load_lpips(vgg: &Path, lin: Option<&Path>, device: &Device) -> Result<Lpips> {
+    let lin = lin.map_or_else(Lpips::published_heads, StateDict::open)?;
+    Ok(Lpips::load(&StateDict::open(vgg)?, &lin, device)?)
+}
+
 /// The weighted terms.
 pub(crate) struct Criterion {
     pub(crate) weights: TokenizerLoss,
@@ -86,10 +92,7 @@ impl Criterion {
     /// Reads the weights of LPIPS onto an autodiff device, if that term has a weight.
     pub(crate) fn new(weights: TokenizerLoss, device: &Device) -> Result<Self> {
         let lpips = match &weights.lpips_vgg {
-            Some(vgg) if weights.perceptual > 0.0 => {
-                let lin = weights.lpips_lin.as_ref().map_or_else(Lpips::published_heads, StateDict::open)?;
-                Some(Lpips::load(&StateDict::open(vgg)?, &lin, device)?)
-            }
+            Some(vgg) if weights.perceptual > 0.0 => Some(load_lpips(vgg, weights.lpips_lin.as_deref(), device)?),
             _ => None,
         };
         Ok(Self { weights, lpips })

@@ -61,6 +61,60 @@ impl Default for Preview {
     }
 }
 
+impl Preview {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub(super) fn validate(&self) -> Result<()> {
+        self.sampler.validate()?;
+        for (name, count) in [("preview.per_class", self.per_class), ("preview.classes", self.classes)] {
+            if count == 0 {
+                return Err(Error::config(name, count, "at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Generates images of up to `classes` classes and writes them as a grid in the folder of a run. Returns its file.
+    pub(super) fn write<T: Tokenizer, M: TeacherForced>(
+        &self,
+        tokenizer: &T,
+        model: &M,
+        classes: usize,
+        seed: u64,
+        folder: &Path,
+        step: u64,
+    ) -> Result<PathBuf> {
+        let classes = self.classes.min(classes);
+        let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, self.per_class)).collect();
+        let mut request = BatchRequest::classes(&labels, seed);
+        request.sampler = self.sampler;
+        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::new(M::cfg(self.cfg)))];
+        let generated = generate(tokenizer, model, guidance, request, &mut |_| ControlFlow::Continue(()))?;
+        let path = folder.join("samples").join(format!("step-{step:08}.png"));
+        let images = to_images(tokenizer.decode(generated.canvas), ValueRange::Signed)?;
+        Grid::new(self.per_class).write(&path, &images)?;
+        Ok(path)
+    }
+
+    /// Writes a model with these settings of generation in the folder of a run. Returns its file.
+    pub(super) fn export<M: TeacherForced + Pretrained>(
+        &self,
+        model: &M,
+        class_names: &[String],
+        folder: &Path,
+    ) -> Result<PathBuf> {
+        let path = folder.join("transformer.safetensors");
+        let usage =
+            GenerationConfig { class_names: class_names.to_vec(), cfg: M::cfg(self.cfg), sampler: self.sampler };
+        let mut options = SaveOptions::default();
+        usage.insert(&mut options.metadata)?;
+        model.save(&path, &options)?;
+        Ok(path)
+    }
+}
+
 /// The settings that the runs of all families have.
 pub(super) struct Settings {
     pub(super) run: RunConfig,
@@ -82,16 +136,10 @@ impl Settings {
         self.optimizer.validate()?;
         self.learning_rate.validate()?;
         self.ema.validate()?;
-        self.preview.sampler.validate()?;
+        self.preview.validate()?;
         for (name, share) in [("label_smoothing", self.label_smoothing), ("class_dropout", self.class_dropout)] {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Error::config(name, share, "a share in 0..=1"));
-            }
-        }
-        for (name, count) in [("preview.per_class", self.preview.per_class), ("preview.classes", self.preview.classes)]
-        {
-            if count == 0 {
-                return Err(Error::config(name, count, "at least 1"));
             }
         }
         Ok(())
@@ -340,31 +388,12 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {
-        let preview = &self.settings.preview;
-        let classes = preview.classes.min(self.stream.spec().class_names.len());
-        let labels: Vec<usize> = (0..classes).flat_map(|class| std::iter::repeat_n(class, preview.per_class)).collect();
-        let mut request = BatchRequest::classes(&labels, self.settings.run.seed);
-        request.sampler = preview.sampler;
-        let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::new(M::cfg(preview.cfg)))];
-        let generated =
-            generate(&self.tokenizer, self.average(), guidance, request, &mut |_| ControlFlow::Continue(()))?;
-        let path = self.folder.join("samples").join(format!("step-{step:08}.png"));
-        let images = to_images(self.tokenizer.decode(generated.canvas), ValueRange::Signed)?;
-        Grid::new(preview.per_class).write(&path, &images)?;
-        Ok(Some(path))
+        let (seed, classes) = (self.settings.run.seed, self.stream.spec().class_names.len());
+        self.settings.preview.write(&self.tokenizer, self.average(), classes, seed, &self.folder, step).map(Some)
     }
 
     fn export(&self) -> Result<PathBuf> {
-        let path = self.folder.join("transformer.safetensors");
-        let usage = GenerationConfig {
-            class_names: self.stream.spec().class_names.clone(),
-            cfg: M::cfg(self.settings.preview.cfg),
-            sampler: self.settings.preview.sampler,
-        };
-        let mut options = SaveOptions::default();
-        usage.insert(&mut options.metadata)?;
-        self.average().save(&path, &options)?;
-        Ok(path)
+        self.settings.preview.export(self.average(), &self.stream.spec().class_names, &self.folder)
     }
 
     fn charts(&self) -> Vec<(&'static str, Vec<String>)> {

@@ -99,6 +99,11 @@ pub fn no_decay_1d(_path: &str, rank: usize) -> bool {
     rank == 1
 }
 
+/// Exempts the norms, as LlamaGen's post-training does; embeddings decay.
+pub fn no_decay_norms(path: &str, _rank: usize) -> bool {
+    path.contains("norm")
+}
+
 /// VAR's rule (`filter_params` and its keys in `train.py`): vectors, biases, embeddings of position and level, gains.
 pub fn no_decay_var(path: &str, rank: usize) -> bool {
     const KEYS: [&str; 12] = [

@@ -7,7 +7,7 @@ mod clip;
 mod ema;
 mod schedule;
 
-pub use adamw::{AdamW, NoDecay, OptimConfig, StepRates, no_decay_1d, no_decay_var};
+pub use adamw::{AdamW, NoDecay, OptimConfig, StepRates, no_decay_1d, no_decay_norms, no_decay_var};
 pub use clip::clip_grad_norm;
 pub(crate) use clip::scale_grads;
 pub use ema::{EmaConfig, ema_update};

@@ -22,7 +22,9 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     for suffix in ["", "_degenerate"] {
         let rewards = case.array(&format!("rewards{suffix}")).values;
         let name = format!("advantages{suffix}");
-        let found = advantages(&rewards, group).unwrap_or_else(|error| panic!("case `{}`: {error}", case.name()));
+        let floor = GrpoConfig::default().advantage_floor;
+        let found =
+            advantages(&rewards, group, floor).unwrap_or_else(|error| panic!("case `{}`: {error}", case.name()));
         checks.array(&name, "advantages", Array { shape: vec![rows], values: found });
     }
 
@@ -43,15 +45,18 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
             kl: if uses_kl { number("kl_coef") } else { 0.0 },
             temperature,
             cross_entropy: number("ce"),
+            ..GrpoConfig::default()
         };
         let logits = case.tensor::<3>("policy_logits", &device.clone().autodiff()).require_grad();
         let samples = Samples {
             ids: Tensor::from_inner(ids.clone()),
             old: Tensor::from_inner(old.clone()),
-            reference: Some(Tensor::from_inner(log_probs(reference.clone(), ids.clone(), temperature))),
+            reference: Some(Tensor::from_inner(log_probs(reference.clone(), ids.clone(), temperature, None))),
             advantages: Tensor::from_inner(given.clone()),
+            support: None,
+            weights: None,
         };
-        let found = grpo_loss(&config, logits.clone(), samples, Tensor::from_inner(truth.clone()));
+        let found = grpo_loss(&config, logits.clone(), None, samples, Tensor::from_inner(truth.clone()));
         let found = found.unwrap_or_else(|error| panic!("case `{}`: {error}", case.name()));
         checks.floats(&format!("{name}_loss"), "loss", found.total.clone());
         checks.floats(&format!("{name}_policy_term"), "policy_term", found.policy.clone());
@@ -89,7 +94,7 @@ fn old_log_probs(
     let logits: Tensor<3> = case.tensor("rollout_logits", device);
     let [rows, length] = tokens.dims();
     let samples = tokens.clone().reshape([rows / group, group, length]).swap_dims(1, 2);
-    let found = log_probs(logits, samples, 1.0).swap_dims(1, 2).reshape([rows, length]);
+    let found = log_probs(logits, samples, 1.0, None).swap_dims(1, 2).reshape([rows, length]);
     checks.floats("old_logp_plain", "old_logp", found.clone());
     found.unsqueeze_dim(2)
 }

@@ -49,7 +49,7 @@ pub(super) fn from_recipe(case: &Case, device: &Device) -> Result<LlamaGen> {
 }
 
 /// Builds the tokenizer.
-fn tokenizer(case: &Case, grid: MapSize, device: &Device) -> Result<LlamaGenVq> {
+pub(super) fn tokenizer(case: &Case, grid: MapSize, device: &Device) -> Result<LlamaGenVq> {
     let public = VqModelConfig::vq16(case.get("/config/vq/codebook_size"), case.get("/config/vq/codebook_embed_dim"));
     let vq = VqModelConfig {
         ch: case.get("/config/vq/ch"),
@@ -61,7 +61,8 @@ fn tokenizer(case: &Case, grid: MapSize, device: &Device) -> Result<LlamaGenVq> 
     };
     let config = LlamaGenVqConfig { vq, patch_nums: Scales::raster(grid)? };
     let gain = case.find("/config/vq/weightgen_gain").unwrap_or(1.0);
-    let recipe = WeightGen { gain, ..WeightGen::default() };
+    let plain = WeightGen { gain, ..WeightGen::default() };
+    let recipe: WeightGen = case.find("/config/vq/weightgen").unwrap_or(plain);
     let weights = recipe.for_module(&config.init_zeros(device)?, &LlamaGenVq::keys(&config));
     LlamaGenVq::load_with(&weights, &config, LoadOptions::default(), device)
 }
@@ -128,7 +129,7 @@ pub(super) fn norm(array: &Array) -> f64 {
 }
 
 /// Returns the number after a word in the description of an array.
-fn number_after(case: &Case, array: &str, word: &str) -> Option<f64> {
+pub(super) fn number_after(case: &Case, array: &str, word: &str) -> Option<f64> {
     let what: String = case.find(&format!("/arrays/{array}/what"))?;
     let (_, rest) = what.split_once(word)?;
     rest.trim_start().split([',', ' ']).next()?.parse().ok()

@@ -98,13 +98,17 @@ pub(super) fn read(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Res
     training(case, size, &device.clone().autodiff(), checks)
 }
 
-fn training(case: &Case, size: MapSize, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
-    let model = from_recipe(case, size, device)?;
-    let recipe: WeightGen = case.get("/lpips/weightgen");
+/// Builds LPIPS of the recipe's VGG16, with its published heads.
+pub(super) fn lpips(recipe: &WeightGen, device: &Device) -> Result<Lpips> {
     let shapes = VGG16.into_iter().flat_map(|(i, [input, output])| {
         [(format!("features.{i}.weight"), vec![output, input, 3, 3]), (format!("features.{i}.bias"), vec![output])]
     });
-    let lpips = Lpips::load(&recipe.state_dict(shapes), &Lpips::published_heads()?, device)?;
+    Lpips::load(&recipe.state_dict(shapes), &Lpips::published_heads()?, device)
+}
+
+fn training(case: &Case, size: MapSize, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
+    let model = from_recipe(case, size, device)?;
+    let lpips = lpips(&case.get("/lpips/weightgen"), device)?;
     let image: Tensor<4> = case.tensor("image", device);
     let quantized = model.quantize_train(model.latent(image.clone())?);
     let decoded = model.decode_raw(quantized.codes.clone());

@@ -30,6 +30,10 @@ mod scalear_forward;
 mod scalear_sample;
 mod sf_schedules;
 mod ssg;
+mod va_pi;
+mod vapi_flexvar;
+mod vapi_llamagen;
+mod vapi_var;
 mod var;
 mod vqvae;
 
@@ -77,6 +81,9 @@ macro_rules! every_kind {
             parity_scalear_forward scalear_forward,
             parity_scalear_sample scalear_sample,
             parity_grpo grpo,
+            parity_vapi_llamagen vapi_llamagen,
+            parity_vapi_var vapi_var,
+            parity_vapi_flexvar vapi_flexvar,
         }
     };
 }

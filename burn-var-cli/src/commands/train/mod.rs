@@ -18,6 +18,7 @@ use burn_var_train::judge::{JudgeSummary, JudgesConfig, train_judges};
 use burn_var_train::llamagen::{LlamaGenTrainConfig, train_llamagen};
 use burn_var_train::sar::{SarTrainConfig, train_sar};
 use burn_var_train::tokenizer::{TokenizerTrainConfig, train_flexvae, train_llamagen_vq, train_tokenizer};
+use burn_var_train::va_pi::{VaPiTrainConfig, train_va_pi};
 use burn_var_train::var::{VarTrainConfig, train_var};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,6 +48,9 @@ pub(crate) enum Command {
     LlamaGen(Args),
     /// SAR or student forcing: a trained transformer of FlexVAR or VAR, on its own outputs.
     Sar(Args),
+    /// VA-pi: a trained transformer of LlamaGen, VAR or FlexVAR, by the likeness of its decoded samples to images.
+    #[command(name = "va-pi")]
+    VaPi(Args),
     /// The classifier that judges generated images.
     Classifier(Args),
     /// Several small networks of different kind, through which generated images are compared: a convolutional classifier, a
@@ -118,6 +122,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     | Command::LlamaGenVq(args)
     | Command::LlamaGen(args)
     | Command::Sar(args)
+    | Command::VaPi(args)
     | Command::Classifier(args)
     | Command::Judges(args)
     | Command::Dino(args)
@@ -141,6 +146,7 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
         }
         Command::LlamaGen(_) => train_llamagen(args.config::<LlamaGenTrainConfig>(&[])?, out, place, &mut progress)?,
         Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::VaPi(_) => train_va_pi(args.config::<VaPiTrainConfig>(&[])?, out, place, &mut progress)?,
         Command::Classifier(_) => {
             let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, place, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);

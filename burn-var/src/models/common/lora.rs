@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::block::Block;
 use crate::error::require_positive;
-use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, Vocabulary};
+use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, TeacherForced, TeacherInput, Vocabulary};
 use crate::init::{Init, initialize};
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
+use crate::weights::Pretrained;
 use crate::{Error, Result, Scales, nn, ops};
 
 /// Sizes of the low-rank update of a linear layer.
@@ -87,11 +88,7 @@ impl LoraConfig {
     /// # Errors
     /// The errors of [`LoraConfig::validate`].
     pub fn init(&self, seed: u64, device: &Device) -> Result<Lora> {
-        let lora = self.init_zeros(device)?;
-        Ok(initialize(lora, seed, |param| match param.path.ends_with(".down") {
-            true => Init::Uniform(1.0 / (param.shape[0] as f64).sqrt()),
-            false => Init::Constant(0.0),
-        }))
+        Ok(without_effect(self.init_zeros(device)?, seed))
     }
 
     /// Creates an adaptation whose weights are zero, to be loaded.
@@ -111,9 +108,17 @@ impl LoraConfig {
     }
 }
 
+/// Draws the first factors of low-rank updates from `seed` and sets the second ones to zero, see [`LoraConfig::init`].
+pub(crate) fn without_effect<M: Module>(updates: M, seed: u64) -> M {
+    initialize(updates, seed, |param| match param.path.ends_with(".down") {
+        true => Init::Uniform(1.0 / (param.shape[0] as f64).sqrt()),
+        false => Init::Constant(0.0),
+    })
+}
+
 /// Product of two narrow matrices, added to the weight of a linear layer.
 #[derive(Module, Debug)]
-pub(super) struct LowRank {
+pub(crate) struct LowRank {
     /// `[inputs, rank]`.
     down: Param<Tensor<2>>,
     /// `[rank, outputs]`.
@@ -122,7 +127,7 @@ pub(super) struct LowRank {
 }
 
 impl LowRank {
-    fn new([inputs, outputs]: [usize; 2], config: LowRankConfig, device: &Device) -> Self {
+    pub(crate) fn new([inputs, outputs]: [usize; 2], config: LowRankConfig, device: &Device) -> Self {
         Self {
             down: nn::zeros([inputs, config.rank], device),
             up: nn::zeros([config.rank, outputs], device),
@@ -130,7 +135,8 @@ impl LowRank {
         }
     }
 
-    fn merged(&self, mut linear: Linear) -> Linear {
+    /// Returns the linear layer with this update in its weight.
+    pub(crate) fn merged(&self, mut linear: Linear) -> Linear {
         let change = self.down.val().matmul(self.up.val()) * self.scale;
         linear.weight = linear.weight.map(|weight| {
             let change = change.clone().cast(weight.dtype());
@@ -141,7 +147,7 @@ impl LowRank {
 }
 
 /// Applies a linear layer with its low-rank update.
-pub(super) fn adapted(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -> Tensor<3> {
+pub(crate) fn adapted(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -> Tensor<3> {
     let Some(LowRank { down, up, scale }) = change else { return nn::apply(linear, x) };
     let change = ops::linear(ops::linear(x.clone(), down.val(), None), up.val(), None) * *scale;
     nn::apply(linear, x) + change
@@ -222,6 +228,74 @@ pub trait LoraTarget: NextScale {
 
     /// Adds an adaptation to the blocks of a batch.
     fn adapt(state: &mut Self::State, lora: Lora);
+
+    /// Computes the logits of all scales at once, as [`TeacherForced::teacher_forced`], from the state of a batch that has
+    /// just been started.
+    ///
+    /// # Errors
+    /// The errors of [`TeacherForced::teacher_forced`].
+    fn teacher_forced_from(
+        &self,
+        state: &Self::State,
+        input: TeacherInput,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>>;
+}
+
+/// Transformer with low-rank updates of its own kind, for methods that train those in place of the weights.
+pub trait Adaptable: TeacherForced + Pretrained {
+    /// Updates of all layers.
+    type Lora: Module;
+
+    /// Creates updates without effect so far, drawn from `seed`, on the device of the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming a rank or scale that is out of range.
+    fn low_rank(&self, attention: LowRankConfig, feed_forward: LowRankConfig, seed: u64) -> Result<Self::Lora>;
+
+    /// Computes teacher-forced logits with the updates beside the weights.
+    ///
+    /// # Errors
+    /// The errors of [`TeacherForced::teacher_forced`].
+    fn teacher_forced_with(
+        &self,
+        lora: &Self::Lora,
+        conditions: &[Condition],
+        input: TeacherInput,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>>;
+
+    /// Merges the updates into the weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for updates of another model.
+    fn merged(self, lora: &Self::Lora) -> Result<Self>;
+}
+
+impl<M: LoraTarget + TeacherForced + Pretrained> Adaptable for M {
+    type Lora = Lora;
+
+    fn low_rank(&self, attention: LowRankConfig, feed_forward: LowRankConfig, seed: u64) -> Result<Lora> {
+        let device = self.devices().into_iter().next().unwrap_or_default();
+        LoraConfig { attention, feed_forward, ..LoraConfig::released(self) }.init(seed, &device)
+    }
+
+    fn teacher_forced_with(
+        &self,
+        lora: &Lora,
+        conditions: &[Condition],
+        input: TeacherInput,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        lora.adapt(self)?.teacher_forced(conditions, input, scales, noise)
+    }
+
+    fn merged(self, lora: &Lora) -> Result<Self> {
+        lora.merge(self)
+    }
 }
 
 /// Returns depth, width and hidden width of the feed-forward.
@@ -287,6 +361,18 @@ impl<M: LoraTarget> NextScale for WithLora<'_, M> {
         rngs: &mut [Rng],
     ) -> Result<Tensor<3>> {
         self.transformer.refine(state, at, tokens, rngs)
+    }
+}
+
+impl<M: LoraTarget> TeacherForced for WithLora<'_, M> {
+    fn teacher_forced(
+        &self,
+        conditions: &[Condition],
+        input: impl Into<TeacherInput>,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        self.transformer.teacher_forced_from(&self.start(conditions, scales)?, input.into(), scales, noise)
     }
 }
 

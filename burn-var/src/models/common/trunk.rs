@@ -72,21 +72,21 @@ pub(crate) fn embed_classes(table: &Embedding, conditions: &[Condition], classes
 /// Checks the input of a teacher-forced pass, `[batch, L - first, z_channels]`, and its noise, one stream per image.
 ///
 /// # Errors
-/// [`Error::Shape`] if they do not fit conditions and schedule.
+/// [`Error::Shape`] if they do not fit batch and schedule.
 pub(crate) fn check_teacher_input(
-    conditions: &[Condition],
+    batch: usize,
     scales: &Scales,
     input: &Tensor<3>,
     z_channels: usize,
     noise: Option<&[Rng]>,
 ) -> Result<()> {
-    let expected = [conditions.len(), scales.tokens() - scales.size(0).area(), z_channels];
+    let expected = [batch, scales.tokens() - scales.size(0).area(), z_channels];
     if input.dims() != expected {
         return Err(Error::shape("teacher input", format!("{expected:?}"), input.dims()));
     }
     match noise {
-        Some(noise) if noise.len() != conditions.len() => {
-            Err(Error::shape("noise", format!("{} streams, one per image", conditions.len()), [noise.len()]))
+        Some(noise) if noise.len() != batch => {
+            Err(Error::shape("noise", format!("{batch} streams, one per image"), [noise.len()]))
         }
         _ => Ok(()),
     }

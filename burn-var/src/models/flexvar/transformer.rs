@@ -233,7 +233,7 @@ impl FlexVar {
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
         let sequence = behind_class(scales)?;
-        check_teacher_input(conditions, &sequence, &input, self.config.z_channels, noise.as_deref())?;
+        check_teacher_input(conditions.len(), &sequence, &input, self.config.z_channels, noise.as_deref())?;
         let stack = self.start_stack(conditions, sequence.tokens())?;
         let mut class = class_token(&stack);
         if self.mask_token.is_none() {
@@ -270,7 +270,7 @@ impl FlexVar {
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
         let sequence = behind_class(scales)?;
-        check_teacher_input(conditions, &sequence, &codes, self.config.z_channels, noise.as_deref())?;
+        check_teacher_input(conditions.len(), &sequence, &codes, self.config.z_channels, noise.as_deref())?;
         let expected = [conditions.len(), scales.size(0).area()];
         if masked.dims() != expected {
             return Err(Error::shape("masked", format!("{expected:?}, the tokens of the first scale"), masked.dims()));
@@ -477,23 +477,16 @@ impl TeacherForced for FlexVar {
         scales: &Scales,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
-        let input = input.into().codes;
-        check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
-        let first = scales.size(0).area();
-        let Some(start) = &self.pos_start else {
-            let unknown = Tensor::zeros([conditions.len(), first, self.config.z_channels], &input.device());
-            let masked = Tensor::<2>::ones([conditions.len(), first], &input.device()).greater_elem(0.5);
-            return self.masked_teacher_forced(conditions, Tensor::cat(vec![unknown, input], 1), masked, scales, noise);
-        };
-        let state = self.start(conditions, scales)?;
-        let start = self.start_tokens(start, &state, first);
-        let x = match scales.len() {
-            1 => start,
-            _ => Tensor::cat(vec![start, nn::apply(&self.word_embed, input)], 1),
-        };
-        let x = x + state.positions.clone();
-        let mask = ops::scale_mask(scales, self.config.sees.sight(), &x.device());
-        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
+        let input = input.into();
+        if self.pos_start.is_some() {
+            return self.teacher_forced_from(&self.start(conditions, scales)?, input, scales, noise);
+        }
+        let (input, z_channels) = (input.codes, self.config.z_channels);
+        check_teacher_input(conditions.len(), scales, &input, z_channels, noise.as_deref())?;
+        let first = [conditions.len(), scales.size(0).area()];
+        let unknown = Tensor::zeros([first[0], first[1], z_channels], &input.device());
+        let masked = Tensor::<2>::ones(first, &input.device()).greater_elem(0.5);
+        self.masked_teacher_forced(conditions, Tensor::cat(vec![unknown, input], 1), masked, scales, noise)
     }
 }
 
@@ -508,6 +501,29 @@ impl LoraTarget for FlexVar {
 
     fn adapt(state: &mut FlexVarState, lora: Lora) {
         state.stack.adapt(lora);
+    }
+
+    fn teacher_forced_from(
+        &self,
+        state: &FlexVarState,
+        input: TeacherInput,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        let Some(start) = &self.pos_start else {
+            let hint = "adapt a model that predicts the first scale in one shot";
+            return Err(Error::unsupported("a LoRA of a model with a masked first scale", hint));
+        };
+        let input = input.codes;
+        check_teacher_input(state.sequences(), scales, &input, self.config.z_channels, noise.as_deref())?;
+        let start = self.start_tokens(start, state, scales.size(0).area());
+        let x = match scales.len() {
+            1 => start,
+            _ => Tensor::cat(vec![start, nn::apply(&self.word_embed, input)], 1),
+        };
+        let x = x + state.positions.clone();
+        let mask = ops::scale_mask(scales, self.config.sees.sight(), &x.device());
+        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
     }
 }
 

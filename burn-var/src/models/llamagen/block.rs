@@ -6,8 +6,10 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::LlamaGenConfig;
+use super::lora::LayerLora;
 use crate::models::common::attention::Context;
 use crate::models::common::dropout::{drop_path, dropout};
+use crate::models::common::lora::adapted;
 use crate::ops::QueryKeys;
 use crate::rng::Rng;
 use crate::{nn, ops};
@@ -42,15 +44,21 @@ struct Attention {
 
 impl Attention {
     /// Computes attention over `[batch, tokens, dim]`; `positions` is the rows of the rotary table for these tokens.
-    fn forward(&self, x: Tensor<3>, positions: &Tensor<2>, context: Context<'_>) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        positions: &Tensor<2>,
+        context: Context<'_>,
+        lora: Option<&LayerLora>,
+    ) -> Tensor<3> {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let query_keys = QueryKeys::Rotary { scale, table: positions.clone() };
-        let qkv = nn::apply(&self.wqkv, x);
+        let qkv = adapted(&self.wqkv, lora.map(|lora| &lora.wqkv), x);
         let mixed = match context {
             Context::Masked(mask) => ops::self_attention(qkv, None, self.heads, query_keys, Some(mask.clone())),
             Context::Cached(cache) => ops::cached_attention(qkv, None, self.heads, query_keys, cache),
         };
-        nn::apply(&self.wo, mixed)
+        adapted(&self.wo, lora.map(|lora| &lora.wo), mixed)
     }
 }
 
@@ -63,9 +71,10 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = nn::apply(&self.w1, x.clone());
-        nn::apply(&self.w2, ops::swiglu(gate, nn::apply(&self.w3, x)))
+    fn forward(&self, x: Tensor<3>, lora: Option<&LayerLora>) -> Tensor<3> {
+        let gate = adapted(&self.w1, lora.map(|lora| &lora.w1), x.clone());
+        let h = ops::swiglu(gate, adapted(&self.w3, lora.map(|lora| &lora.w3), x));
+        adapted(&self.w2, lora.map(|lora| &lora.w2), h)
     }
 }
 
@@ -110,13 +119,29 @@ impl Layer {
         x: Tensor<3>,
         positions: &Tensor<2>,
         context: Context<'_>,
+        lora: Option<&LayerLora>,
         mut noise: Option<&mut [Rng]>,
     ) -> Tensor<3> {
-        let h = self.attention.forward(self.attention_norm.forward(x.clone()), positions, context);
+        let h = self.attention.forward(self.attention_norm.forward(x.clone()), positions, context, lora);
         let h = dropout(h, self.resid_dropout, noise.as_deref_mut());
         let x = x + drop_path(h, self.drop_path, noise.as_deref_mut());
-        let h = self.feed_forward.forward(self.ffn_norm.forward(x.clone()));
+        let h = self.feed_forward.forward(self.ffn_norm.forward(x.clone()), lora);
         let h = dropout(h, self.ffn_dropout, noise.as_deref_mut());
         x + drop_path(h, self.drop_path, noise)
+    }
+
+    /// Merges an update into the weights.
+    pub(super) fn merge(&mut self, change: &LayerLora) {
+        let (attention, feed_forward) = (&mut self.attention, &mut self.feed_forward);
+        let each = [
+            (&mut attention.wqkv, &change.wqkv),
+            (&mut attention.wo, &change.wo),
+            (&mut feed_forward.w1, &change.w1),
+            (&mut feed_forward.w3, &change.w3),
+            (&mut feed_forward.w2, &change.w2),
+        ];
+        for (linear, change) in each {
+            *linear = change.merged(linear.clone());
+        }
     }
 }

@@ -2,12 +2,14 @@
 //! tokens of an image. The weights serve maps of any size.
 
 mod block;
+mod lora;
 mod preset;
 mod tokenizer;
 mod tokenizer_weights;
 mod transformer;
 mod weights;
 
+pub use lora::LlamaGenLora;
 pub use preset::LlamaGenPreset;
 pub use tokenizer::{LlamaGenVq, LlamaGenVqConfig};
 pub use transformer::{LlamaGen, LlamaGenConfig, LlamaGenState};

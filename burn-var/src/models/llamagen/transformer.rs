@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::block::{Layer, RmsNorm};
+use super::lora::LlamaGenLora;
 use crate::error::require_positive;
 use crate::generation::{Condition, NextScale, ScaleInput, State, TeacherForced, TeacherInput, Vocabulary};
 use crate::guidance::Schedule;
@@ -246,6 +247,45 @@ impl LlamaGen {
         Ok(embed_classes(table, conditions, self.config.num_classes)?.unsqueeze_dim(1))
     }
 
+    /// Computes teacher-forced logits, with low-rank updates beside the weights if there are any.
+    pub(super) fn all_logits(
+        &self,
+        conditions: &[Condition],
+        input: TeacherInput,
+        scales: &Scales,
+        mut noise: Option<&mut [Rng]>,
+        lora: Option<&LlamaGenLora>,
+    ) -> Result<Tensor<3>> {
+        let (ids, size, batch) = (input.ids()?, raster_size(scales)?, conditions.len());
+        if ids.dims() != [batch, size.area()] {
+            return Err(Error::shape("token ids", format!("[{batch}, {}]", size.area()), ids.dims()));
+        }
+        if let Some(noise) = noise.as_deref().filter(|noise| noise.len() != batch) {
+            return Err(Error::shape("noise", format!("{batch} streams, one per image"), [noise.len()]));
+        }
+        let before = size.area() - 1;
+        let mut x = self.class_token(conditions)?;
+        if before > 0 {
+            x = Tensor::cat(vec![x, self.tok_embeddings.forward(ids.narrow(1, 0, before))], 1);
+        }
+        x = dropout(x, self.config.token_dropout_p, noise.as_deref_mut());
+        let positions = self.positions(size).narrow(0, 0, size.area());
+        let mask = ops::scale_mask(scales, Sight::Causal, &x.device());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let lora = lora.and_then(|lora| lora.layer(index));
+            x = layer.forward(x, &positions, Context::Masked(&mask), lora, noise.as_deref_mut());
+        }
+        Ok(self.logits(x))
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn layers_mut(&mut self) -> &mut [Layer] {
+        &mut self.layers
+    }
+
     fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         nn::apply(&self.output, self.norm.forward(x))
     }
@@ -320,7 +360,7 @@ impl NextScale for LlamaGen {
         let positions = state.positions.clone().narrow(0, range.start, range.len());
         let mut x = hidden;
         for (layer, cache) in self.layers.iter().zip(&mut state.caches) {
-            x = layer.forward(x, &positions, Context::Cached(cache), None);
+            x = layer.forward(x, &positions, Context::Cached(cache), None, None);
         }
         self.logits(x)
     }
@@ -332,27 +372,9 @@ impl TeacherForced for LlamaGen {
         conditions: &[Condition],
         input: impl Into<TeacherInput>,
         scales: &Scales,
-        mut noise: Option<&mut [Rng]>,
+        noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
-        let (ids, size, batch) = (input.into().ids()?, raster_size(scales)?, conditions.len());
-        if ids.dims() != [batch, size.area()] {
-            return Err(Error::shape("token ids", format!("[{batch}, {}]", size.area()), ids.dims()));
-        }
-        if let Some(noise) = noise.as_deref().filter(|noise| noise.len() != batch) {
-            return Err(Error::shape("noise", format!("{batch} streams, one per image"), [noise.len()]));
-        }
-        let before = size.area() - 1;
-        let mut x = self.class_token(conditions)?;
-        if before > 0 {
-            x = Tensor::cat(vec![x, self.tok_embeddings.forward(ids.narrow(1, 0, before))], 1);
-        }
-        x = dropout(x, self.config.token_dropout_p, noise.as_deref_mut());
-        let positions = self.positions(size).narrow(0, 0, size.area());
-        let mask = ops::scale_mask(scales, Sight::Causal, &x.device());
-        for layer in &self.layers {
-            x = layer.forward(x, &positions, Context::Masked(&mask), noise.as_deref_mut());
-        }
-        Ok(self.logits(x))
+        self.all_logits(conditions, input.into(), scales, noise, None)
     }
 
     fn cfg(strength: f64) -> Schedule {

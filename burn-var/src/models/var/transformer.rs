@@ -250,14 +250,7 @@ impl TeacherForced for Var {
         scales: &Scales,
         noise: Option<&mut [Rng]>,
     ) -> Result<Tensor<3>> {
-        let input = input.into().codes;
-        let state = self.start(conditions, scales)?;
-        check_teacher_input(conditions, scales, &input, self.config.z_channels, noise.as_deref())?;
-        let start = self.start_tokens(&state);
-        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.embed_codes(input)], 1) };
-        let x = x + state.positions.clone();
-        let mask = ops::scale_mask(scales, ops::Sight::Causal, &x.device());
-        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
+        self.teacher_forced_from(&self.start(conditions, scales)?, input.into(), scales, noise)
     }
 }
 
@@ -272,6 +265,22 @@ impl LoraTarget for Var {
 
     fn adapt(state: &mut VarState, lora: Lora) {
         state.stack.adapt(lora);
+    }
+
+    fn teacher_forced_from(
+        &self,
+        state: &VarState,
+        input: TeacherInput,
+        scales: &Scales,
+        noise: Option<&mut [Rng]>,
+    ) -> Result<Tensor<3>> {
+        let input = input.codes;
+        check_teacher_input(state.sequences(), scales, &input, self.config.z_channels, noise.as_deref())?;
+        let start = self.start_tokens(state);
+        let x = if scales.len() == 1 { start } else { Tensor::cat(vec![start, self.embed_codes(input)], 1) };
+        let x = x + state.positions.clone();
+        let mask = ops::scale_mask(scales, ops::Sight::Causal, &x.device());
+        Ok(self.stack().teacher_forced(&state.stack, x, &mask, noise))
     }
 }
 
