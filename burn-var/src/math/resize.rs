@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Constants;
 use crate::MapSize;
+use crate::ops::transpose;
 
 /// Interpolation mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -60,7 +61,7 @@ impl Resize {
         let x = if width == size.width {
             x
         } else {
-            let columns = self.constant(width, size.width, &device).transpose();
+            let columns = transpose(self.constant(width, size.width, &device));
             let rows = x.reshape([batch * channels * height, width]); // [batch * channels * height, width]
             rows.matmul(columns).reshape([batch, channels, height, size.width])
         };
@@ -83,7 +84,7 @@ impl Resize {
     /// Resizes the last axis of `x`, `[batch, channels, length]`.
     pub fn apply_1d(self, x: Tensor<3>, length: usize) -> Tensor<3> {
         let [batch, channels, from] = x.dims();
-        let matrix = self.constant(from, length, &x.device()).transpose();
+        let matrix = transpose(self.constant(from, length, &x.device()));
         x.reshape([batch * channels, from]).matmul(matrix).reshape([batch, channels, length])
     }
 

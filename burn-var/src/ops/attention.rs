@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor, module, ops::AttentionModuleOptions};
 
 #[cfg(feature = "flex")]
 use super::flex;
+use super::swap;
 use crate::Scales;
 use crate::math::Constants;
 
@@ -30,7 +31,7 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
     let ([batch, heads, queries, _], value_channels) = (query.dims(), value.dims()[3]);
     let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
     let mixed = module::attention(query, key, value, None, bias, options);
-    mixed.swap_dims(1, 2).reshape([batch, queries, heads * value_channels])
+    swap(mixed, 1, 2).reshape([batch, queries, heads * value_channels])
 }
 
 /// Scaling of queries and keys before their product.
@@ -121,7 +122,7 @@ fn split_heads(
             Some(bias) => part + bias.unsqueeze::<3>(),
             None => part,
         };
-        part.reshape([batch, tokens, heads, channels]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+        swap(part.reshape([batch, tokens, heads, channels]), 1, 2) // [batch, heads, tokens, head_width]
     };
     let [q_bias, v_bias] = biases.map_or([None, None], |biases| biases.map(Some));
     let (q, k) = (part(0, heads, q_bias), part(heads, key_heads, None));

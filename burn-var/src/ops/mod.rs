@@ -11,6 +11,7 @@ mod activation;
 #[cfg(feature = "training")]
 mod adamw;
 mod attention;
+mod axes;
 mod conv;
 #[cfg(feature = "flex")]
 mod flex;
@@ -28,6 +29,7 @@ pub use activation::{gelu, gelu_tanh, relu, silu, swiglu};
 #[cfg(feature = "training")]
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scale_mask, self_attention};
+pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 #[cfg(feature = "training")]

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Int, Tensor};
 use super::tokenizer::VqVaeConfig;
 use crate::math::Resize;
 use crate::nn::{self, Conv2d};
+use crate::ops::{permute, transpose};
 use crate::{MapSize, Scales};
 
 /// Codebook, and the small convolutions (phi) that smooth each scale's contribution.
@@ -53,11 +54,11 @@ impl Quantizer {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();
         let found = if self.using_znorm {
-            nn::unit_rows(residual).matmul(nn::unit_rows(codes).transpose()).argmax(1)
+            nn::unit_rows(residual).matmul(transpose(nn::unit_rows(codes))).argmax(1)
         } else {
             let own = residual.clone().square().sum_dim(1); // [positions, 1]
-            let theirs = codes.clone().square().sum_dim(1).transpose(); // [1, vocab]
-            (own + theirs - residual.matmul(codes.transpose()) * 2.0).argmin(1)
+            let theirs = transpose(codes.clone().square().sum_dim(1)); // [1, vocab]
+            (own + theirs - residual.matmul(transpose(codes)) * 2.0).argmin(1)
         };
         found.reshape([positions])
     }
@@ -67,7 +68,7 @@ impl Quantizer {
     pub fn contribution(&self, codes: Tensor<3>, k: usize, scales: &Scales) -> Tensor<4> {
         let MapSize { height, width } = scales.size(k);
         let [batch, _, channels] = codes.dims();
-        let map = codes.swap_dims(1, 2).reshape([batch, channels, height, width]);
+        let map = transpose(codes).reshape([batch, channels, height, width]);
         // The original skips the resize of the last scale, which has the latent's size here in any case.
         let map = if k + 1 == scales.len() { map } else { Resize::Bicubic.apply(map, scales.finest()) };
         if self.quant_resi.is_empty() {
@@ -82,7 +83,7 @@ impl Quantizer {
         let map =
             if k + 1 == scales.len() { latent.clone() } else { Resize::Area.apply(latent.clone(), scales.size(k)) };
         let [batch, channels, height, width] = map.dims();
-        map.permute([0, 2, 3, 1]).reshape([batch * height * width, channels])
+        permute(map, [0, 2, 3, 1]).reshape([batch * height * width, channels])
     }
 
     /// Quantizes a latent, `[batch, z_channels, height, width]` of the finest size, to the ids of every scale.
