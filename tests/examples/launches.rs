@@ -23,7 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("one image with guidance: {} launches, {each:?} by scale", each.iter().sum::<usize>());
     println!("(sum of its tokens: {})", tokens.iter().map(|id| u64::from(*id)).sum::<u64>());
     show(&sum(scales.iter()));
-    println!("decoding: {} launches", total(&models.decode()));
+    if !flags.contains(&"--no-decode".into()) {
+        println!("decoding: {} launches", total(&models.decode()));
+    }
+    if flags.contains(&"--no-training".into()) {
+        return Ok(());
+    }
 
     let (parts, loss) = models.training_step()?;
     println!("one training step: {} launches (loss {loss:.6})", parts.iter().map(|(_, it)| total(it)).sum::<usize>());

@@ -3,6 +3,8 @@
 
 use burn::tensor::{Device, Tensor, module, ops::AttentionModuleOptions};
 
+#[cfg(feature = "gpu")]
+use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
 use super::swap;
@@ -233,7 +235,10 @@ pub fn scale_mask(scales: &Scales, sight: Sight, device: &Device) -> Tensor<4> {
 #[derive(Debug, Clone)]
 pub struct KvCache {
     /// Number of tokens for which memory is reserved.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "other devices allocate as tokens come"))]
+    #[cfg_attr(
+        not(any(feature = "flex", feature = "gpu")),
+        allow(dead_code, reason = "other devices allocate as tokens come")
+    )]
     capacity: usize,
     tokens: usize,
     /// Keys and values, `[batch, heads, at least tokens, head_width]`; undefined behind `tokens`.
@@ -290,7 +295,7 @@ impl KvCache {
     }
 
     /// Returns memory with room for `count` more tokens.
-    #[cfg(feature = "flex")]
+    #[cfg(any(feature = "flex", feature = "gpu"))]
     fn reserve(&mut self, [batch, heads, count, channels]: [usize; 4], like: &Tensor<3>) -> [Tensor<4>; 2] {
         let needed = self.tokens + count;
         match self.memory.take() {
@@ -317,7 +322,7 @@ impl KvCache {
 /// Computes [`self_attention`] of new tokens, which attend to the cached tokens and one another, and appends them to
 /// the cache.
 ///
-/// On Flex, off the autodiff graph, their keys and values are written to the cache in place.
+/// On Flex and on GPUs, off the autodiff graph, their keys and values are written to the cache in place.
 ///
 /// # Shapes
 /// - `qkv`: `[batch, tokens, 3 * width]`, the joint projection of the new tokens
@@ -342,6 +347,23 @@ pub fn cached_attention(
         cache.memory = Some(memory);
         cache.tokens += tokens;
         return mixed;
+    }
+    #[cfg(feature = "gpu")]
+    if cube::is_plain(&qkv) && !matches!(query_keys, QueryKeys::Rotary { .. }) {
+        let [batch, tokens, channels] = qkv.dims();
+        let memory = cache.reserve([batch, heads, tokens, channels / 3 / heads], &qkv);
+        let (scale, sharpness) = match query_keys {
+            QueryKeys::Unit(sharpness) => (1.0, Some(sharpness)),
+            QueryKeys::Scaled(scale) | QueryKeys::Rotary { scale, .. } => (scale, None),
+        };
+        let (query, memory) = cube::append(qkv, biases, sharpness, memory, cache.tokens);
+        cache.tokens += tokens;
+        cache.memory = Some(memory.clone());
+        if cube::fits(query.dims(), cache.tokens) {
+            return cube::attend(query, memory, cache.tokens, scale);
+        }
+        let [keys, values] = memory.map(|part| part.narrow(2, 0, cache.tokens));
+        return attention(query, keys, values, None, scale);
     }
     let (query, key, value, scale) = split_heads(qkv, biases, heads, query_keys);
     let [keys, values] = cache.extend([key, value]).map(|part| for_each_head(part, heads));

@@ -1,9 +1,10 @@
-//! Operations that decide the speed of training and sampling on a CPU.
+//! Operations that decide the speed of training and sampling.
 //!
 //! Each is a plain composition of tensor operations on every backend. On Flex in `f32` it runs a fused, threaded kernel
 //! with its own backward pass instead: the same formula with different rounding. The kernels add in a fixed order that
-//! does not depend on the number of threads, so runs are reproducible to the bit. With `BURN_VAR_KERNELS=generic` in
-//! the environment Flex uses the plain compositions too.
+//! does not depend on the number of threads, so runs are reproducible to the bit. Some also have a kernel for GPUs in
+//! `f32`, off the autodiff graph. With `BURN_VAR_KERNELS=generic` in the environment all devices use the plain
+//! compositions.
 //!
 //! Like Burn's tensor operations, they panic on shapes that do not fit together.
 
@@ -13,11 +14,14 @@ mod adamw;
 mod attention;
 mod axes;
 mod conv;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
 #[cfg(feature = "training")]
 mod loss;
+mod modulation;
 mod norm;
 mod pool;
 mod residual;
@@ -34,6 +38,8 @@ pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
+pub(crate) use modulation::adds_bias;
+pub use modulation::{Branch, Rows, modulated_norm, residual_norm};
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
 pub use pool::{max_pool_3x3, mean_pool_3x3};
 pub use residual::gated_residual;

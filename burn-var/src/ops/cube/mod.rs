@@ -1,0 +1,206 @@
+//! Kernels for Burn's GPU backends in `f32`, off the autodiff graph.
+//!
+//! What a GPU does for one image takes microseconds, so that its launches decide the time. Each kernel here stands for
+//! several that Burn would launch, also where it fuses operations. They are written once, in CubeCL, and run on CUDA, Vulkan
+//! and WebGPU.
+
+mod attention;
+mod norm;
+mod parallel;
+
+use std::sync::LazyLock;
+
+use burn::backend::fusion::custom::TensorSpec;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::modulation::{Branch, Rows};
+pub(super) use attention::fits;
+
+/// Offsets of rows in the projections that hold them, see [`Rows`].
+type Offset = usize;
+
+/// The kernels as Burn dispatches and defers them.
+#[backend_extension(Cube, Fusion)]
+trait Kernels: Backend {
+    #[fusion(dtype = x, shape = x)]
+    fn modulated_norm(
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        shifts: FloatTensor<Self>,
+        scale: Offset,
+        shift: Offset,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    #[fusion(meta = |x, _, _, _, _, _, _, _, _, _| (x.clone(), x.clone()))]
+    fn residual_norm(
+        x: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        shifts: FloatTensor<Self>,
+        gate: Offset,
+        scale: Offset,
+        shift: Offset,
+        epsilon: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |qkv, _, _, _, keys, values, _, _| (query(qkv, keys), keys.clone(), values.clone()))]
+    fn append(
+        qkv: FloatTensor<Self>,
+        q_bias: FloatTensor<Self>,
+        v_bias: FloatTensor<Self>,
+        sharpness: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        tokens: usize,
+        unit: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(dtype = query, shape = joined(query))]
+    fn attend(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        tokens: usize,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+}
+
+/// Returns the shape of the queries in a joint projection, `[batch, tokens, 3 * width]`, for a cache `[batch, heads, capacity,
+/// head_width]`.
+fn query(qkv: &TensorSpec, keys: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([keys.shape[0], keys.shape[1], qkv.shape[1], keys.shape[3]]), qkv.dtype)
+}
+
+/// Returns the shape of the output of attention, `[batch, tokens, heads * channels]`.
+fn joined(query: &Shape) -> Shape {
+    Shape::new([query[0], query[2], query[1] * query[3]])
+}
+
+impl Kernels for CubeBackend {
+    fn modulated_norm(
+        x: CubeTensor,
+        scales: CubeTensor,
+        shifts: CubeTensor,
+        scale: Offset,
+        shift: Offset,
+        epsilon: f32,
+    ) -> CubeTensor {
+        norm::modulated([x, scales, shifts], [scale, shift], epsilon)
+    }
+
+    fn residual_norm(
+        x: CubeTensor,
+        branch: CubeTensor,
+        bias: CubeTensor,
+        gates: CubeTensor,
+        scales: CubeTensor,
+        shifts: CubeTensor,
+        gate: Offset,
+        scale: Offset,
+        shift: Offset,
+        epsilon: f32,
+    ) -> (CubeTensor, CubeTensor) {
+        norm::residual([x, branch, bias, gates, scales, shifts], [gate, scale, shift], epsilon)
+    }
+
+    fn append(
+        qkv: CubeTensor,
+        q_bias: CubeTensor,
+        v_bias: CubeTensor,
+        sharpness: CubeTensor,
+        keys: CubeTensor,
+        values: CubeTensor,
+        tokens: usize,
+        unit: bool,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        attention::append([qkv, q_bias, v_bias, sharpness], [keys, values], tokens, unit)
+    }
+
+    fn attend(query: CubeTensor, keys: CubeTensor, values: CubeTensor, tokens: usize, scale: f32) -> CubeTensor {
+        attention::attend(query, keys, values, tokens, scale)
+    }
+}
+
+/// Enables the kernels; see [`super`].
+static ENABLED: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("BURN_VAR_KERNELS").is_none_or(|it| it != "generic"));
+
+/// Returns `true` if a tensor can be the input of a kernel.
+pub(super) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
+    matches!(tensor.device().as_dispatch(), DispatchDevice::Cube(_)) && tensor.dtype() == DType::F32 && *ENABLED
+}
+
+/// Computes [`super::modulated_norm`].
+pub(super) fn modulated_norm(x: Tensor<3>, [scale, shift]: [&Rows; 2], epsilon: f64) -> Tensor<3> {
+    let scales = scale.packed().into_dispatch();
+    let shifts = shift.packed().into_dispatch();
+    let offsets = [scale, shift].map(Rows::offset);
+    let out = Dispatch::modulated_norm(x.into_dispatch(), scales, shifts, offsets[0], offsets[1], epsilon as f32);
+    Tensor::from_dispatch(out)
+}
+
+/// Computes [`super::residual_norm`].
+pub(super) fn residual_norm(
+    x: Tensor<3>,
+    Branch { value, bias }: Branch,
+    gate: &Rows,
+    [scale, shift]: [&Rows; 2],
+    epsilon: f64,
+) -> (Tensor<3>, Tensor<3>) {
+    let bias = bias.unwrap_or_else(|| Tensor::empty([0], &x.device()));
+    let [gates, scales, shifts] = [gate, scale, shift].map(|rows| rows.packed().into_dispatch());
+    let [gate, scale, shift] = [gate, scale, shift].map(Rows::offset);
+    let (x, normed) = Dispatch::residual_norm(
+        x.into_dispatch(),
+        value.into_dispatch(),
+        bias.into_dispatch(),
+        gates,
+        scales,
+        shifts,
+        gate,
+        scale,
+        shift,
+        epsilon as f32,
+    );
+    (Tensor::from_dispatch(x), Tensor::from_dispatch(normed))
+}
+
+/// Writes the keys and values of new tokens, `[batch, tokens, 3 * width]`, to a cache behind its first `tokens` ones, in place
+/// where nothing else uses the cache. Returns the queries, `[batch, heads, tokens, head_width]`, and the cache.
+///
+/// With a `sharpness`, `[heads]`, queries and keys are normalized, see [`super::QueryKeys::Unit`].
+pub(super) fn append(
+    qkv: Tensor<3>,
+    biases: Option<[Tensor<1>; 2]>,
+    sharpness: Option<Tensor<1>>,
+    [keys, values]: [Tensor<4>; 2],
+    tokens: usize,
+) -> (Tensor<4>, [Tensor<4>; 2]) {
+    let empty = || Tensor::<1>::empty([0], &qkv.device());
+    let unit = sharpness.is_some();
+    let [q_bias, v_bias] = biases.unwrap_or_else(|| [empty(), empty()]).map(Tensor::into_dispatch);
+    let sharpness = sharpness.unwrap_or_else(empty).into_dispatch();
+    let (query, keys, values) = Dispatch::append(
+        qkv.into_dispatch(),
+        q_bias,
+        v_bias,
+        sharpness,
+        keys.into_dispatch(),
+        values.into_dispatch(),
+        tokens,
+        unit,
+    );
+    (Tensor::from_dispatch(query), [keys, values].map(Tensor::from_dispatch))
+}
+
+/// Computes [`super::attention`] of queries over the first `tokens` ones of a cache, whose work [`fits`].
+pub(super) fn attend(query: Tensor<4>, [keys, values]: [Tensor<4>; 2], tokens: usize, scale: f64) -> Tensor<3> {
+    let [query, keys, values] = [query, keys, values].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::attend(query, keys, values, tokens, scale as f32))
+}
