@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Constants;
 use crate::MapSize;
-use crate::ops::transpose;
+use crate::ops::{self, transpose};
 
 /// Interpolation mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -57,7 +57,14 @@ impl Resize {
     /// Resizes the last two axes of `x`, `[batch, channels, height, width]`, to `size`.
     pub fn apply(self, x: Tensor<4>, size: MapSize) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
+        if (height, width) == (size.height, size.width) {
+            return x;
+        }
         let device = x.device();
+        let matrices = || [self.constant(height, size.height, &device), self.constant(width, size.width, &device)];
+        if let Some(resized) = ops::resize(&x, matrices) {
+            return resized;
+        }
         let x = if width == size.width {
             x
         } else {

@@ -21,6 +21,7 @@ mod flex;
 mod linear;
 #[cfg(feature = "training")]
 mod loss;
+mod map;
 mod modulation;
 mod norm;
 mod pool;
@@ -38,6 +39,8 @@ pub use conv::{ConvSpec, conv2d};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
+pub(crate) use map::resize;
+pub use map::{add_mixed, extrapolate, map_of_codes, mixed};
 pub(crate) use modulation::adds_bias;
 pub use modulation::{Branch, Rows, modulated_norm, residual_norm};
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms_norm};

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "gpu")]
 use super::cube;
-use super::{gated_residual, layer_norm_modulate};
+use super::{gated_residual, gelu_tanh, layer_norm_modulate};
 
 /// Scale, shift or gate of every channel, one row per image: a part of a projection that holds several.
 #[derive(Debug, Clone)]
@@ -88,6 +88,21 @@ pub struct Branch {
     pub bias: Option<Tensor<1>>,
 }
 
+impl Branch {
+    /// Adds the bias if it has yet to be added.
+    pub fn with_bias(self) -> Tensor<3> {
+        match self.bias {
+            Some(bias) => self.value + bias.unsqueeze::<3>(),
+            None => self.value,
+        }
+    }
+
+    /// Computes [`gelu_tanh`] of the result.
+    pub fn gelu_tanh(self) -> Tensor<3> {
+        gelu_tanh(self.with_bias())
+    }
+}
+
 /// Adds a gated branch, [`gated_residual`], and normalizes the sum, [`modulated_norm`]; returns the sum and the norm.
 pub fn residual_norm(
     x: Tensor<3>,
@@ -100,12 +115,7 @@ pub fn residual_norm(
     if cube::is_plain(&x) {
         return cube::residual_norm(x, branch, gate, [scale, shift], eps);
     }
-    let Branch { value, bias } = branch;
-    let value = match bias {
-        Some(bias) => value + bias.unsqueeze::<3>(),
-        None => value,
-    };
-    let sum = gated_residual(x, value, gate.tensor());
+    let sum = gated_residual(x, branch.with_bias(), gate.tensor());
     let normed = modulated_norm(sum.clone(), [scale, shift], eps);
     (sum, normed)
 }

@@ -53,7 +53,7 @@ impl SelfAttention {
     pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Branch {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {
-            Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
+            Some(scale_mul) => QueryKeys::UnitLog(scale_mul.val()),
             None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
         };
         let qkv = adapted(&self.mat_qkv, lora.map(|lora| &lora.mat_qkv), x);

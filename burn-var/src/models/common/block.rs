@@ -7,13 +7,13 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::attention::{Context, KvCache, SelfAttention};
-use super::lora::{BlockLora, Lora, adapted, branch};
+use super::lora::{BlockLora, Lora, branch};
 use super::modulation::{BlockModulation, NormModulation};
 use crate::error::require_positive;
 use crate::generation::State;
 use crate::ops::Rows;
 use crate::rng::Rng;
-use crate::{Error, Result, nn, ops};
+use crate::{Error, Result, nn};
 
 /// Sizes of the blocks of a transformer.
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ impl Block {
         let [gamma1, gamma2] = self.gates(by, noise);
         let mixed = self.attn.forward(normed, context, lora);
         let (x, normed) = by.norm2.after(x, mixed, &gamma1, self.epsilon);
-        let h = ops::gelu_tanh(adapted(&self.ffn.fc1, lora.map(|lora| &lora.fc1), normed));
+        let h = branch(&self.ffn.fc1, lora.map(|lora| &lora.fc1), normed).gelu_tanh();
         let h = branch(&self.ffn.fc2, lora.map(|lora| &lora.fc2), h);
         next.after(x, h, &gamma2, self.epsilon)
     }

@@ -1,6 +1,7 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::super::attention::HIGHEST_SHARPNESS;
 use super::parallel::{UNITS, dims, like, plain};
 
 /// Queries of a cube.
@@ -9,6 +10,8 @@ const QUERIES: usize = 16;
 const KEYS: usize = 32;
 /// Stands for minus infinity, which WebGPU has no literal for.
 const LOWEST: f32 = -1e30;
+/// Largest sharpness.
+const HIGHEST: f32 = HIGHEST_SHARPNESS as f32;
 
 /// Returns `true` if [`attend`] serves: the work is small enough that launches decide the time, not products, for which matrix
 /// units are faster; and a tile of keys fits the memory that the units of every GPU share, 16 KB.
@@ -34,6 +37,7 @@ fn append_kernel(
     #[comptime] width: usize,
     #[comptime] biased: bool,
     #[comptime] unit_length: bool,
+    #[comptime] log: bool,
 ) {
     let (token, part, image) = (CUBE_POS_X as usize, CUBE_POS_Y as usize, CUBE_POS_Z as usize);
     let tokens = CUBE_COUNT_X as usize;
@@ -76,7 +80,14 @@ fn append_kernel(
                     factor = 1.0 / length;
                 }
                 if part == 0 {
-                    factor *= sharpness[head];
+                    let mut sharp = sharpness[head];
+                    if log {
+                        sharp = sharp.exp();
+                        if sharp > HIGHEST {
+                            sharp = f32::new(HIGHEST);
+                        }
+                    }
+                    factor *= sharp;
                 }
             }
             factors[head] = factor;
@@ -241,7 +252,7 @@ pub(super) fn append(
     inputs: [CubeTensor; 4],
     memory: [CubeTensor; 2],
     start: usize,
-    unit_length: bool,
+    [unit_length, log]: [bool; 2],
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [qkv, q_bias, v_bias, sharpness] = inputs.map(plain);
     // A cache that something else uses, another branch of the same images for instance, is copied.
@@ -272,6 +283,7 @@ pub(super) fn append(
         width,
         biased != 0,
         unit_length,
+        log,
     );
     (query, keys, values)
 }

@@ -5,6 +5,7 @@
 //! and WebGPU.
 
 mod attention;
+mod map;
 mod norm;
 mod parallel;
 
@@ -49,7 +50,7 @@ trait Kernels: Backend {
         epsilon: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    #[fusion(meta = |qkv, _, _, _, keys, values, _, _| (query(qkv, keys), keys.clone(), values.clone()))]
+    #[fusion(meta = |qkv, _, _, _, keys, values, _, _, _| (query(qkv, keys), keys.clone(), values.clone()))]
     fn append(
         qkv: FloatTensor<Self>,
         q_bias: FloatTensor<Self>,
@@ -59,7 +60,23 @@ trait Kernels: Backend {
         values: FloatTensor<Self>,
         tokens: usize,
         unit: bool,
+        log: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(dtype = x, shape = resized(x, rows, columns))]
+    fn resize(x: FloatTensor<Self>, rows: FloatTensor<Self>, columns: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(dtype = map, shape = map)]
+    fn add_mixed(
+        canvas: FloatTensor<Self>,
+        map: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        ratio: f32,
+    ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = toward, shape = toward)]
+    fn extrapolate(toward: FloatTensor<Self>, away: FloatTensor<Self>, strength: f32) -> FloatTensor<Self>;
 
     #[fusion(dtype = query, shape = joined(query))]
     fn attend(
@@ -80,6 +97,11 @@ fn query(qkv: &TensorSpec, keys: &TensorSpec) -> TensorSpec {
 /// Returns the shape of the output of attention, `[batch, tokens, heads * channels]`.
 fn joined(query: &Shape) -> Shape {
     Shape::new([query[0], query[2], query[1] * query[3]])
+}
+
+/// Returns the shape of a resized map.
+fn resized(x: &Shape, rows: &Shape, columns: &Shape) -> Shape {
+    Shape::new([x[0], x[1], rows[0], columns[0]])
 }
 
 impl Kernels for CubeBackend {
@@ -118,8 +140,21 @@ impl Kernels for CubeBackend {
         values: CubeTensor,
         tokens: usize,
         unit: bool,
+        log: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        attention::append([qkv, q_bias, v_bias, sharpness], [keys, values], tokens, unit)
+        attention::append([qkv, q_bias, v_bias, sharpness], [keys, values], tokens, [unit, log])
+    }
+
+    fn resize(x: CubeTensor, rows: CubeTensor, columns: CubeTensor) -> CubeTensor {
+        map::resize(x, rows, columns)
+    }
+
+    fn add_mixed(canvas: CubeTensor, map: CubeTensor, weight: CubeTensor, bias: CubeTensor, ratio: f32) -> CubeTensor {
+        map::add_mixed([canvas, map, weight, bias], ratio)
+    }
+
+    fn extrapolate(toward: CubeTensor, away: CubeTensor, strength: f32) -> CubeTensor {
+        map::extrapolate(toward, away, strength)
     }
 
     fn attend(query: CubeTensor, keys: CubeTensor, values: CubeTensor, tokens: usize, scale: f32) -> CubeTensor {
@@ -174,27 +209,29 @@ pub(super) fn residual_norm(
 /// Writes the keys and values of new tokens, `[batch, tokens, 3 * width]`, to a cache behind its first `tokens` ones, in place
 /// where nothing else uses the cache. Returns the queries, `[batch, heads, tokens, head_width]`, and the cache.
 ///
-/// With a `sharpness`, `[heads]`, queries and keys are normalized, see [`super::QueryKeys::Unit`].
+/// With a `sharpness`, `[heads]`, queries and keys are normalized, see [`super::QueryKeys`]; it is a logarithm if the flag
+/// beside it is set.
 pub(super) fn append(
     qkv: Tensor<3>,
     biases: Option<[Tensor<1>; 2]>,
-    sharpness: Option<Tensor<1>>,
+    sharpness: Option<(Tensor<1>, bool)>,
     [keys, values]: [Tensor<4>; 2],
     tokens: usize,
 ) -> (Tensor<4>, [Tensor<4>; 2]) {
     let empty = || Tensor::<1>::empty([0], &qkv.device());
     let unit = sharpness.is_some();
     let [q_bias, v_bias] = biases.unwrap_or_else(|| [empty(), empty()]).map(Tensor::into_dispatch);
-    let sharpness = sharpness.unwrap_or_else(empty).into_dispatch();
+    let (sharpness, log) = sharpness.unwrap_or_else(|| (empty(), false));
     let (query, keys, values) = Dispatch::append(
         qkv.into_dispatch(),
         q_bias,
         v_bias,
-        sharpness,
+        sharpness.into_dispatch(),
         keys.into_dispatch(),
         values.into_dispatch(),
         tokens,
         unit,
+        log,
     );
     (Tensor::from_dispatch(query), [keys, values].map(Tensor::from_dispatch))
 }
@@ -203,4 +240,27 @@ pub(super) fn append(
 pub(super) fn attend(query: Tensor<4>, [keys, values]: [Tensor<4>; 2], tokens: usize, scale: f64) -> Tensor<3> {
     let [query, keys, values] = [query, keys, values].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::attend(query, keys, values, tokens, scale as f32))
+}
+
+/// Resizes maps, `[batch, channels, height, width]`, by a matrix for each axis, `[to, from]`: exactly, whereas a product of
+/// matrices may round its inputs on a GPU.
+pub(super) fn resize(x: Tensor<4>, rows: Tensor<2>, columns: Tensor<2>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::resize(x.into_dispatch(), rows.into_dispatch(), columns.into_dispatch()))
+}
+
+/// Computes [`super::add_mixed`].
+pub(super) fn add_mixed(
+    canvas: Tensor<4>,
+    map: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    ratio: f64,
+) -> Tensor<4> {
+    let [canvas, map, weight] = [canvas, map, weight].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::add_mixed(canvas, map, weight, bias.into_dispatch(), ratio as f32))
+}
+
+/// Computes [`super::extrapolate`].
+pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::extrapolate(toward.into_dispatch(), away.into_dispatch(), strength as f32))
 }
