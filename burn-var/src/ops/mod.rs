@@ -36,6 +36,8 @@ pub use adamw::{AdamWStep, adamw};
 pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scale_mask, self_attention};
 pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
+#[cfg(feature = "gpu")]
+pub(crate) use cube::{BlockWeights, block, is_tracked};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;

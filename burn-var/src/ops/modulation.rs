@@ -21,7 +21,7 @@ impl Rows {
     pub fn split<const N: usize>(packed: Tensor<2>) -> [Self; N] {
         let width = packed.dims()[1] / N;
         #[cfg(feature = "gpu")]
-        let cut = !cube::is_plain(&packed);
+        let cut = !cube::is_plain(&packed) && !cube::is_tracked(&packed);
         #[cfg(not(feature = "gpu"))]
         let cut = true;
         core::array::from_fn(|i| {
@@ -48,7 +48,7 @@ impl Rows {
 #[cfg(feature = "gpu")]
 impl Rows {
     /// Returns the projection, `[batch, at least width]`.
-    pub(super) fn packed(&self) -> Tensor<2> {
+    pub(crate) fn packed(&self) -> Tensor<2> {
         self.packed.clone()
     }
 

@@ -2,4 +2,6 @@
 //!
 //! `cargo test -p burn-var-tests --no-default-features --features wgpu --test gpu`
 
+mod budget;
 mod fusion;
+mod kernels;

@@ -11,6 +11,8 @@ use super::lora::{BlockLora, Lora, branch};
 use super::modulation::{BlockModulation, NormModulation};
 use crate::error::require_positive;
 use crate::generation::State;
+#[cfg(feature = "gpu")]
+use crate::ops;
 use crate::ops::Rows;
 use crate::rng::Rng;
 use crate::{Error, Result, nn};
@@ -130,15 +132,54 @@ impl Block {
         next.after(x, h, &gamma2, self.epsilon)
     }
 
+    /// Computes the block as one operation of a GPU's graph, from its input to its output, if
+    /// [it can be](Self::can_be_recorded).
+    #[cfg(feature = "gpu")]
+    fn recorded(&self, x: Tensor<3>, by: &BlockModulation, mask: &Tensor<4>, noise: Option<&mut [Rng]>) -> Tensor<3> {
+        let sharpness = self.attn.scale_mul_1H11.as_ref().expect("a block that can be recorded").val();
+        let layers = [&self.attn.proj, &self.ffn.fc1, &self.ffn.fc2];
+        let weights = ops::BlockWeights {
+            qkv: self.attn.mat_qkv.weight.val(),
+            biases: [self.attn.q_bias.val(), self.attn.v_bias.val()],
+            sharpness,
+            layers: layers.map(|layer| {
+                let bias = layer.bias.as_ref().expect("these layers have biases");
+                (layer.weight.val(), bias.val())
+            }),
+        };
+        let mut packed = by.gamma1.packed();
+        if let Some(noise) = noise.filter(|_| self.drop_path > 0.0) {
+            let [batch, parts] = [packed.dims()[0], 6];
+            let mut factors = vec![1.0f32; batch * parts];
+            for gate in 0..2 {
+                noise.iter_mut().enumerate().for_each(|(i, rng)| factors[i * parts + gate] = self.kept(rng));
+            }
+            let factors = Tensor::from_data(TensorData::new(factors, [batch, parts, 1]), &packed.device());
+            let width = packed.dims()[1];
+            packed = (packed.reshape([batch, parts, width / parts]) * factors).reshape([batch, width]);
+        }
+        ops::block(x, packed, weights, mask.clone(), self.epsilon)
+    }
+
+    /// Returns `true` if the block normalizes queries and keys, which is the only kind that [`Block::recorded`] knows.
+    #[cfg(feature = "gpu")]
+    fn can_be_recorded(&self) -> bool {
+        self.attn.scale_mul_1H11.is_some()
+    }
+
+    /// Draws the factor of a gate for one image.
+    fn kept(&self, rng: &mut Rng) -> f32 {
+        let keep = 1.0 - self.drop_path;
+        if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }
+    }
+
     /// Returns the gates of both branches. With `noise`, one stream per image, drop path closes the gates of some
     /// images and scales up the others to keep the mean.
     fn gates(&self, by: &BlockModulation, noise: Option<&mut [Rng]>) -> [Rows; 2] {
         let gates = [by.gamma1.clone(), by.gamma2.clone()];
         let Some(noise) = noise.filter(|_| self.drop_path > 0.0) else { return gates };
-        let keep = 1.0 - self.drop_path;
         gates.map(|gate| {
-            let factor = |rng: &mut Rng| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 };
-            let factors: Vec<f32> = noise.iter_mut().map(factor).collect();
+            let factors: Vec<f32> = noise.iter_mut().map(|rng| self.kept(rng)).collect();
             let (gate, shape) = (gate.tensor(), [factors.len(), 1, 1]);
             let factors = Tensor::from_data(TensorData::new(factors, shape), &gate.device());
             Rows::from(gate * factors)
@@ -218,6 +259,18 @@ impl BlockStack<'_> {
         mask: &Tensor<4>,
         noise: Option<&mut [Rng]>,
     ) -> Tensor<3> {
+        #[cfg(feature = "gpu")]
+        if state.lora.is_none()
+            && ops::is_tracked(&hidden)
+            && hidden.dims()[1] <= RECORDED_TOKENS
+            && self.blocks.iter().all(Block::can_be_recorded)
+        {
+            let (mut x, mut noise) = (hidden, noise);
+            for (block, by) in self.blocks.iter().zip(&state.blocks) {
+                x = block.recorded(x, by, mask, noise.as_deref_mut());
+            }
+            return nn::apply(self.head, state.head.norm(x, self.norm_eps));
+        }
         let contexts = self.blocks.iter().map(|_| Context::Masked(mask));
         self.logits(hidden, &state.blocks, &state.head, contexts, state.lora.as_ref(), noise)
     }
@@ -241,6 +294,10 @@ impl BlockStack<'_> {
         nn::apply(self.head, normed)
     }
 }
+
+/// Most tokens of [`Block::recorded`]: a row of scores must fit what units share on every GPU, 16 KB.
+#[cfg(feature = "gpu")]
+const RECORDED_TOKENS: usize = 3584;
 
 /// State of a batch in a [`BlockStack`].
 #[derive(Debug, Clone)]

@@ -5,6 +5,9 @@
 //! and WebGPU.
 
 mod attention;
+mod backward;
+mod block;
+mod bridge;
 mod map;
 mod norm;
 mod parallel;
@@ -19,6 +22,7 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
+pub(crate) use block::{BlockWeights, block};
 
 /// Offsets of rows in the projections that hold them, see [`Rows`].
 type Offset = usize;
@@ -63,6 +67,48 @@ trait Kernels: Backend {
         log: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
+    #[fusion(dtype = scores, shape = scores)]
+    fn masked_softmax(scores: FloatTensor<Self>, mask: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(dtype = shares, shape = shares)]
+    fn softmax_backward(shares: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(meta = |grad, _, _, _, _| (grad.clone(), per_image(grad), per_image(grad)))]
+    fn gate_backward(
+        grad: FloatTensor<Self>,
+        branch: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        gate: Offset,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |x, _, _, _, _, _| (x.clone(), moments(x)))]
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        added: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        scale: Offset,
+        epsilon: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |x, _, _| (per_image(x), per_image(x)))]
+    fn norm_columns(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |joint, _, _, query, _, _| (joint.clone(), per_head(joint, query)))]
+    fn split_backward(
+        joint: FloatTensor<Self>,
+        q_bias: FloatTensor<Self>,
+        sharpness: FloatTensor<Self>,
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     #[fusion(dtype = x, shape = resized(x, rows, columns))]
     fn resize(x: FloatTensor<Self>, rows: FloatTensor<Self>, columns: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -97,6 +143,21 @@ fn query(qkv: &TensorSpec, keys: &TensorSpec) -> TensorSpec {
 /// Returns the shape of the output of attention, `[batch, tokens, heads * channels]`.
 fn joined(query: &Shape) -> Shape {
     Shape::new([query[0], query[2], query[1] * query[3]])
+}
+
+/// Returns the shape of a number per image and channel of `[batch, tokens, channels]`.
+fn per_image(x: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([x.shape[0], x.shape[2]]), x.dtype)
+}
+
+/// Returns the shape of mean and deviation of each token of `[batch, tokens, channels]`.
+fn moments(x: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([x.shape[0] * x.shape[1], 2]), x.dtype)
+}
+
+/// Returns the shape of a number per token and head.
+fn per_head(joint: &TensorSpec, query: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([joint.shape[0], query.shape[1]]), joint.dtype)
 }
 
 /// Returns the shape of a resized map.
@@ -145,6 +206,50 @@ impl Kernels for CubeBackend {
         attention::append([qkv, q_bias, v_bias, sharpness], [keys, values], tokens, [unit, log])
     }
 
+    fn masked_softmax(scores: CubeTensor, mask: CubeTensor) -> CubeTensor {
+        backward::softmax(scores, mask)
+    }
+
+    fn softmax_backward(shares: CubeTensor, grad: CubeTensor) -> CubeTensor {
+        backward::softmax_backward(shares, grad)
+    }
+
+    fn gate_backward(
+        grad: CubeTensor,
+        branch: CubeTensor,
+        bias: CubeTensor,
+        gates: CubeTensor,
+        gate: Offset,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        backward::gate_backward([grad, branch, bias, gates], gate)
+    }
+
+    fn norm_backward(
+        x: CubeTensor,
+        grad: CubeTensor,
+        added: CubeTensor,
+        scales: CubeTensor,
+        scale: Offset,
+        epsilon: f32,
+    ) -> (CubeTensor, CubeTensor) {
+        backward::norm_backward([x, grad, added, scales], scale, epsilon)
+    }
+
+    fn norm_columns(x: CubeTensor, grad: CubeTensor, moments: CubeTensor) -> (CubeTensor, CubeTensor) {
+        backward::norm_columns(x, grad, moments)
+    }
+
+    fn split_backward(
+        joint: CubeTensor,
+        q_bias: CubeTensor,
+        sharpness: CubeTensor,
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        backward::split_backward([joint, q_bias, sharpness, query, key, value])
+    }
+
     fn resize(x: CubeTensor, rows: CubeTensor, columns: CubeTensor) -> CubeTensor {
         map::resize(x, rows, columns)
     }
@@ -169,6 +274,24 @@ static ENABLED: LazyLock<bool> =
 /// Returns `true` if a tensor can be the input of a kernel.
 pub(super) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.device().as_dispatch(), DispatchDevice::Cube(_)) && tensor.dtype() == DType::F32 && *ENABLED
+}
+
+/// Returns `true` if a tensor can be the input of [`block`]: it is on the autodiff graph of a GPU that binds as many buffers as
+/// its kernels need.
+pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
+    /// Nine, and one for shapes.
+    const BINDINGS: u32 = 10;
+    let device = tensor.device();
+    let gpu = match device.as_dispatch() {
+        DispatchDevice::Autodiff(inner) => match &**inner {
+            DispatchDevice::Cube(gpu) => gpu.clone(),
+            #[allow(unreachable_patterns, reason = "with a single backend enabled there is no other")]
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let bindings = gpu.client().properties().hardware.max_bindings;
+    tensor.dtype() == DType::F32 && *ENABLED && bindings >= BINDINGS
 }
 
 /// Computes [`super::modulated_norm`].
@@ -263,4 +386,62 @@ pub(super) fn add_mixed(
 /// Computes [`super::extrapolate`].
 pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::extrapolate(toward.into_dispatch(), away.into_dispatch(), strength as f32))
+}
+
+/// Computes the softmax of scores, `[batch, heads, queries, keys]`, plus a mask, `[1, 1, queries, keys]`.
+fn masked_softmax(scores: Tensor<4>, mask: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::masked_softmax(scores.into_dispatch(), mask.into_dispatch()))
+}
+
+/// Computes the gradient of scores from their softmax and its gradient.
+fn softmax_backward(shares: Tensor<4>, grad: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::softmax_backward(shares.into_dispatch(), grad.into_dispatch()))
+}
+
+/// Computes the gradients of a branch, of its gate and, image by image, of its bias, from that of [`super::gated_residual`].
+fn gate_backward(
+    grad: Tensor<3>,
+    branch: Tensor<3>,
+    bias: Tensor<1>,
+    gate: &Rows,
+) -> (Tensor<3>, Tensor<2>, Tensor<2>) {
+    let [grad, branch] = [grad, branch].map(Tensor::into_dispatch);
+    let gates = gate.packed().into_dispatch();
+    let (grad, gate, bias) = Dispatch::gate_backward(grad, branch, bias.into_dispatch(), gates, gate.offset());
+    (Tensor::from_dispatch(grad), Tensor::from_dispatch(gate), Tensor::from_dispatch(bias))
+}
+
+/// Computes the gradient of the input of a norm from that of its output, and adds `added`; returns the moments of each token
+/// beside it.
+fn norm_backward(
+    x: Tensor<3>,
+    grad: Tensor<3>,
+    added: Tensor<3>,
+    scale: &Rows,
+    epsilon: f64,
+) -> (Tensor<3>, Tensor<2>) {
+    let [x, grad, added] = [x, grad, added].map(Tensor::into_dispatch);
+    let scales = scale.packed().into_dispatch();
+    let (grad, moments) = Dispatch::norm_backward(x, grad, added, scales, scale.offset(), epsilon as f32);
+    (Tensor::from_dispatch(grad), Tensor::from_dispatch(moments))
+}
+
+/// Computes the gradients of scale and shift of a norm, `[batch, channels]`.
+fn norm_columns(x: Tensor<3>, grad: Tensor<3>, moments: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    let (scale, shift) = Dispatch::norm_columns(x.into_dispatch(), grad.into_dispatch(), moments.into_dispatch());
+    (Tensor::from_dispatch(scale), Tensor::from_dispatch(shift))
+}
+
+/// Computes the gradients of a joint projection and, token by token, of the logarithm of the sharpness, from those of queries,
+/// keys and values.
+fn split_backward(
+    joint: Tensor<2>,
+    q_bias: Tensor<1>,
+    sharpness: Tensor<1>,
+    grads: [Tensor<4>; 3],
+) -> (Tensor<2>, Tensor<2>) {
+    let [query, key, value] = grads.map(Tensor::into_dispatch);
+    let [q_bias, sharpness] = [q_bias, sharpness].map(Tensor::into_dispatch);
+    let (joint, log) = Dispatch::split_backward(joint.into_dispatch(), q_bias, sharpness, query, key, value);
+    (Tensor::from_dispatch(joint), Tensor::from_dispatch(log))
 }

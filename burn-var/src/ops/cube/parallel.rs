@@ -32,6 +32,29 @@ pub(super) fn sum_over_units(partial: &mut Shared<[f32]>, value: f32) -> f32 {
     sum
 }
 
+/// Returns the largest of the values of all units of a cube, as [`sum_over_units`].
+#[cube]
+pub(super) fn largest_over_units(partial: &mut Shared<[f32]>, value: f32) -> f32 {
+    let unit = UNIT_POS as usize;
+    partial[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(UNITS.ilog2() as usize) {
+        let half = comptime!(UNITS >> (step + 1));
+        if unit < half {
+            let other = partial[unit + half];
+            if other > partial[unit] {
+                partial[unit] = other;
+            }
+        }
+        sync_cube();
+    }
+    let largest = partial[0];
+    // The next sum overwrites what others have yet to read.
+    sync_cube();
+    largest
+}
+
 /// Returns an empty tensor on the device of another.
 pub(super) fn like(tensor: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), tensor.dtype)
