@@ -27,6 +27,8 @@ mod norm;
 mod pool;
 mod residual;
 mod softmax;
+#[cfg(feature = "training")]
+mod squares;
 #[cfg(all(test, feature = "flex", feature = "training"))]
 mod tests;
 
@@ -49,3 +51,5 @@ pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms
 pub use pool::{max_pool_3x3, mean_pool_3x3};
 pub use residual::gated_residual;
 pub use softmax::softmax;
+#[cfg(feature = "training")]
+pub use squares::{sum_of_squares, sums_together};

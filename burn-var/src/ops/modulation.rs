@@ -99,6 +99,10 @@ impl Branch {
 
     /// Computes [`gelu_tanh`] of the result.
     pub fn gelu_tanh(self) -> Tensor<3> {
+        #[cfg(feature = "gpu")]
+        if let Some(bias) = self.bias.as_ref().filter(|_| cube::is_plain(&self.value)) {
+            return cube::gelu(self.value, bias.clone());
+        }
         gelu_tanh(self.with_bias())
     }
 }

@@ -5,7 +5,10 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use super::bridge::{self, Recorded};
-use super::{append, gate_backward, masked_softmax, modulated_norm, norm_backward, residual_norm, softmax_backward};
+use super::{
+    append, gate_backward, gelu, gelu_backward, masked_softmax, modulated_norm, norm_backward, residual_norm,
+    softmax_backward,
+};
 use super::{norm_columns, split_backward};
 use crate::ops::modulation::{Branch, Rows};
 use crate::ops::{swap, transpose};
@@ -79,18 +82,6 @@ pub(crate) fn block(
     bridge::run(Block { mask, epsilon }, inputs)
 }
 
-/// Computes GELU in its tanh form and its derivative from the same input.
-fn gelu(x: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    const A: f64 = 0.044715;
-    let root = (2.0 / core::f64::consts::PI).sqrt();
-    let square = x.clone() * x.clone();
-    let tanh = ((square.clone() * x.clone() * A + x.clone()) * root).tanh();
-    let value = x.clone() * 0.5 * (tanh.clone() + 1.0);
-    let slope = (square * (3.0 * A) + 1.0) * root;
-    let derivative = (tanh.clone() + 1.0) * 0.5 + x.clone() * 0.5 * (tanh.clone() * tanh * -1.0 + 1.0) * slope;
-    (value, derivative)
-}
-
 impl Recorded<12> for Block {
     type Saved = Saved;
 
@@ -123,7 +114,7 @@ impl Recorded<12> for Block {
         let branch = Branch { value: attended.clone(), bias: Some(b0) };
         let (middle, normed) = residual_norm(x.clone(), branch, &gamma1, [&scale2, &shift2], self.epsilon);
         let inner = flat(normed).matmul(w1);
-        let (active, _) = gelu(&(inner.clone() + b1.unsqueeze::<2>()));
+        let active = gelu(inner.clone(), b1);
         let fed = active.matmul(w2).reshape([batch, tokens, width]);
         let out = middle.clone() + (fed.clone() + b2.unsqueeze::<3>()) * gamma2.tensor();
         let saved = Saved { x, packed, weights, joint, query, key, value, shares, mixed, attended, middle, inner, fed };
@@ -144,8 +135,7 @@ impl Recorded<12> for Block {
 
         let (d_fed, d_gamma2, d_b2) = gate_backward(grad.clone(), fed, b2, &gamma2);
         let d_fed = flat(d_fed);
-        let (active, slope) = gelu(&(inner + b1.unsqueeze::<2>()));
-        let d_inner = d_fed.clone().matmul(transpose(w2)) * slope;
+        let [d_inner, active] = gelu_backward(inner, b1, d_fed.clone().matmul(transpose(w2)));
         let d_w2 = transpose(active).matmul(d_fed);
         let normed = flat(modulated_norm(middle.clone(), [&scale2, &shift2], self.epsilon));
         let d_w1 = transpose(normed).matmul(d_inner.clone());

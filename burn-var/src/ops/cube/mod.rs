@@ -67,6 +67,28 @@ trait Kernels: Backend {
         log: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
+    #[fusion(dtype = x, shape = x)]
+    fn gelu(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(meta = |x, _, _| (x.clone(), x.clone()))]
+    fn gelu_backward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(dtype = sums, shape = sums)]
+    fn add_squares(
+        sums: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        f: FloatTensor<Self>,
+        count: usize,
+    ) -> FloatTensor<Self>;
+
     #[fusion(dtype = scores, shape = scores)]
     fn masked_softmax(scores: FloatTensor<Self>, mask: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -204,6 +226,27 @@ impl Kernels for CubeBackend {
         log: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         attention::append([qkv, q_bias, v_bias, sharpness], [keys, values], tokens, [unit, log])
+    }
+
+    fn gelu(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
+        map::gelu(x, bias)
+    }
+
+    fn gelu_backward(x: CubeTensor, bias: CubeTensor, grad: CubeTensor) -> (CubeTensor, CubeTensor) {
+        map::gelu_backward(x, bias, grad)
+    }
+
+    fn add_squares(
+        sums: CubeTensor,
+        a: CubeTensor,
+        b: CubeTensor,
+        c: CubeTensor,
+        d: CubeTensor,
+        e: CubeTensor,
+        f: CubeTensor,
+        count: usize,
+    ) -> CubeTensor {
+        map::add_squares(sums, [a, b, c, d, e, f], count)
     }
 
     fn masked_softmax(scores: CubeTensor, mask: CubeTensor) -> CubeTensor {
@@ -444,4 +487,28 @@ fn split_backward(
     let [q_bias, sharpness] = [q_bias, sharpness].map(Tensor::into_dispatch);
     let (joint, log) = Dispatch::split_backward(joint.into_dispatch(), q_bias, sharpness, query, key, value);
     (Tensor::from_dispatch(joint), Tensor::from_dispatch(log))
+}
+
+/// Computes [`super::gelu_tanh`] of a sum with a bias of the last axis.
+pub(super) fn gelu<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::gelu(x.into_dispatch(), bias.into_dispatch()))
+}
+
+/// Computes the gradient of the input of [`gelu`], and the output once more.
+fn gelu_backward(x: Tensor<2>, bias: Tensor<1>, grad: Tensor<2>) -> [Tensor<2>; 2] {
+    let (grad, value) = Dispatch::gelu_backward(x.into_dispatch(), bias.into_dispatch(), grad.into_dispatch());
+    [grad, value].map(Tensor::from_dispatch)
+}
+
+/// Computes [`super::sum_of_squares`].
+#[cfg(feature = "training")]
+pub(super) fn sum_of_squares(tensors: &[Tensor<1>]) -> Option<Tensor<1>> {
+    let device = tensors.first()?.device();
+    let mut sums = Tensor::<1>::zeros([map::TENSORS * map::SHARES], &device);
+    for chunk in tensors.chunks(map::TENSORS) {
+        // What is not counted may be anything.
+        let [a, b, c, d, e, f] = core::array::from_fn(|i| chunk[i.min(chunk.len() - 1)].clone().into_dispatch());
+        sums = Tensor::from_dispatch(Dispatch::add_squares(sums.into_dispatch(), a, b, c, d, e, f, chunk.len()));
+    }
+    Some(sums.reshape([1, map::TENSORS * map::SHARES]).sum_dim(1).reshape([1]))
 }
