@@ -31,9 +31,6 @@ struct Counter(Mutex<BTreeMap<&'static str, usize>>);
 
 impl LaunchObserver for Counter {
     fn launched(&self, kernel: &'static str) {
-        if std::env::var_os("TRACE").is_some() {
-            eprintln!("L {}", type_name_format(kernel, TypeNameFormatLevel::Balanced));
-        }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel).or_default() += 1;
     }
 }
@@ -106,9 +103,6 @@ impl Models {
             let guidance: Vec<Box<dyn burn_var::guidance::Guidance>> = vec![Box::new(Cfg::ramp(1.5))];
             let generated = generate(&self.tokenizer, &model, guidance, BatchRequest::classes(&[3], 42), &mut |_| {
                 scales.push(count.take());
-                if std::env::var_os("TRACE").is_some() {
-                    eprintln!("--- scale");
-                }
                 ControlFlow::Continue(())
             })?;
             last = (scales, generated.tokens.to_rows()?.concat());

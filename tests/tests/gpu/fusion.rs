@@ -23,6 +23,7 @@ fn used_twice<const D: usize>(x: Tensor<D>, swap: impl Fn(Tensor<D>) -> Tensor<D
 /// Axes of length 1 are where fusion reads wrong values after a swap.
 #[test]
 fn swapped_axes_of_length_one_are_right() {
+    let _alone = crate::alone();
     let device = Device::wgpu(Default::default());
     for dims in [[6, 4, 1], [6, 5, 1], [1, 4, 6], [4, 1, 6], [6, 1, 1], [2, 8, 1]] {
         let found = used_twice(numbers(dims, &device), ops::transpose);
@@ -35,6 +36,7 @@ fn swapped_axes_of_length_one_are_right() {
 
 #[test]
 fn the_gradient_through_a_swap_is_right() {
+    let _alone = crate::alone();
     let device = Device::wgpu(Default::default()).autodiff();
     let x = numbers([6, 4, 1], &device).require_grad();
     let swapped = ops::transpose(x.clone());
@@ -48,6 +50,7 @@ fn the_gradient_through_a_swap_is_right() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "the defect itself")]
 fn the_defect_of_burns_swap_is_still_there() {
+    let _alone = crate::alone();
     let device = Device::wgpu(Default::default());
     let right = used_twice(numbers([6, 4, 1], &device), ops::transpose);
     assert_ne!(used_twice(numbers([6, 4, 1], &device), |x| x.swap_dims(1, 2)), right, "swap_dims is mended");

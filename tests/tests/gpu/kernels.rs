@@ -6,7 +6,7 @@ use std::process::Command;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use burn_var::generation::TeacherInput;
 use burn_var::guidance::{Cfg, Guidance};
 use burn_var::init::{Init, initialize};
@@ -108,6 +108,7 @@ fn in_child(kernels: &str) -> Results {
 
 #[test]
 fn kernels_equal_the_plain_operations() {
+    let _alone = crate::alone();
     let (found, expected) = (in_child("all"), in_child("generic"));
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     assert!(expected.len() > 2 * 12 + 8, "gradients of all weights of both blocks: {:?}", expected.keys());
@@ -119,4 +120,21 @@ fn kernels_equal_the_plain_operations() {
             assert!(off <= 2e-5 * largest, "`{name}` {i}: {found}, expected {expected}, the largest being {largest}");
         }
     }
+}
+
+/// A half-precision weight is not converted: what enters the product is.
+#[test]
+fn a_linear_layer_multiplies_in_the_type_of_its_weight() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    let numbers = |dims: [usize; 2]| {
+        let count = (dims[0] * dims[1]) as i64;
+        (Tensor::<1, Int>::arange(0..count, &device).float() * 0.37).sin().reshape(dims)
+    };
+    let (x, weight, bias) = (numbers([5, 40]), numbers([40, 30]), numbers([1, 30]).squeeze_dim::<1>(0));
+    let exact = ops::linear(x.clone(), weight.clone(), Some(bias.clone()));
+    let half = ops::linear(x, weight.cast(DType::F16), Some(bias));
+    assert_eq!(half.dtype(), DType::F32, "the type of the input");
+    let off = (half - exact).abs().max().into_scalar::<f32>();
+    assert!(off > 0.0 && off < 0.02, "rounded to ten bits: off by {off}");
 }

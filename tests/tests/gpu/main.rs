@@ -5,3 +5,11 @@
 mod budget;
 mod fusion;
 mod kernels;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Lets tests run one after the other: launches are counted for the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}

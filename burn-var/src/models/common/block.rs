@@ -116,8 +116,7 @@ impl Block {
     /// Computes the block from its input `x` and the norm of that; returns its output, and the norm of it that `next` asks for.
     fn forward(
         &self,
-        x: Tensor<3>,
-        normed: Tensor<3>,
+        (x, normed): (Tensor<3>, Tensor<3>),
         by: &BlockModulation,
         next: &NormModulation,
         context: Context<'_>,
@@ -289,7 +288,7 @@ impl BlockStack<'_> {
         let (mut x, mut normed) = (hidden.clone(), norm1(0).norm(hidden, self.norm_eps));
         for (i, (block, context)) in self.blocks.iter().zip(contexts).enumerate() {
             let lora = lora.and_then(|lora| lora.block(i));
-            (x, normed) = block.forward(x, normed, &by[i], norm1(i + 1), context, lora, noise.as_deref_mut());
+            (x, normed) = block.forward((x, normed), &by[i], norm1(i + 1), context, lora, noise.as_deref_mut());
         }
         nn::apply(self.head, normed)
     }

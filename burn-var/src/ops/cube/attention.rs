@@ -239,11 +239,9 @@ fn attend_kernel(
     for step in 0..comptime!((QUERIES * width).div_ceil(UNITS)) {
         let at = step * UNITS + unit;
         let (row, channel) = (at / width, at % width);
-        if row < QUERIES {
-            if first + row < queries {
-                let to = ((image * queries + first + row) * heads + head) * width + channel;
-                out[to] = sums[step] / totals[row];
-            }
+        if row < QUERIES && first + row < queries {
+            let to = ((image * queries + first + row) * heads + head) * width + channel;
+            out[to] = sums[step] / totals[row];
         }
     }
 }

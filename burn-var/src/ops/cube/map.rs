@@ -25,7 +25,7 @@ fn resize_kernel(
     #[comptime] from_height: usize,
     #[comptime] from_width: usize,
 ) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < numbers as usize {
         let (width, height, channels) = (width as usize, height as usize, channels as usize);
         let (column, row) = (at % width, at / width % height);
@@ -60,7 +60,7 @@ fn add_mixed_kernel(
     #[comptime] channels: usize,
     #[comptime] kernel: usize,
 ) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < numbers as usize {
         let (width, height) = (width as usize, height as usize);
         let area = width * height;
@@ -86,7 +86,7 @@ fn add_mixed_kernel(
 
 #[cube(launch)]
 fn extrapolate_kernel(toward: &Tensor<f32>, away: &Tensor<f32>, out: &mut Tensor<f32>, strength: f32, numbers: u32) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < numbers as usize {
         out[at] = toward[at] * (1.0 + strength) - away[at] * strength;
     }
@@ -96,13 +96,13 @@ fn extrapolate_kernel(toward: &Tensor<f32>, away: &Tensor<f32>, out: &mut Tensor
 #[cube]
 fn gelu_curve(x: f32) -> f32 {
     // The root of 2 / pi.
-    let inner = (x + 0.044715 * x * x * x) * 0.797_884_56;
+    let inner = (x + 0.044715 * x * x * x) * 0.797_884_6;
     inner.tanh()
 }
 
 #[cube(launch)]
 fn gelu_kernel(x: &Tensor<f32>, bias: &Tensor<f32>, out: &mut Tensor<f32>, numbers: u32, #[comptime] channels: usize) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < numbers as usize {
         let value = x[at] + bias[at % channels];
         out[at] = value * 0.5 * (gelu_curve(value) + 1.0);
@@ -119,11 +119,11 @@ fn gelu_backward_kernel(
     numbers: u32,
     #[comptime] channels: usize,
 ) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < numbers as usize {
         let value = x[at] + bias[at % channels];
         let curve = gelu_curve(value);
-        let slope = (value * value * 0.134_145 + 1.0) * 0.797_884_56;
+        let slope = (value * value * 0.134_145 + 1.0) * 0.797_884_6;
         active[at] = value * 0.5 * (curve + 1.0);
         out[at] = grad[at] * ((curve + 1.0) * 0.5 + value * 0.5 * (1.0 - curve * curve) * slope);
     }
@@ -139,7 +139,7 @@ pub(super) const TENSORS: usize = 6;
 fn squares_of_share(x: &Tensor<f32>) -> f32 {
     let mut sum = 0.0f32;
     let mut at = CUBE_POS_X as usize * UNITS + UNIT_POS as usize;
-    let end = x.len() as usize;
+    let end = x.len();
     while at < end {
         let value = x[at];
         sum += value * value;

@@ -4,6 +4,8 @@
 //! several that Burn would launch, also where it fuses operations. They are written once, in CubeCL, and run on CUDA, Vulkan
 //! and WebGPU.
 
+#![allow(clippy::too_many_arguments, reason = "buffers and sizes of kernels")]
+
 mod attention;
 mod backward;
 mod block;
@@ -12,13 +14,13 @@ mod map;
 mod norm;
 mod parallel;
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
-use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
@@ -314,27 +316,51 @@ impl Kernels for CubeBackend {
 static ENABLED: LazyLock<bool> =
     LazyLock::new(|| std::env::var_os("BURN_VAR_KERNELS").is_none_or(|it| it != "generic"));
 
-/// Returns `true` if a tensor can be the input of a kernel.
+/// Returns `true` if a tensor can be the input of a kernel: in `f32`, off the autodiff graph, on a GPU that binds enough.
 pub(super) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
-    matches!(tensor.device().as_dispatch(), DispatchDevice::Cube(_)) && tensor.dtype() == DType::F32 && *ENABLED
+    !tensor.device().is_autodiff() && has_kernels(tensor)
 }
 
-/// Returns `true` if a tensor can be the input of [`block`]: it is on the autodiff graph of a GPU that binds as many buffers as
-/// its kernels need.
+/// Returns `true` if a tensor can be the input of [`block`]: as [`is_plain`], but on the autodiff graph.
 pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.device().is_autodiff() && has_kernels(tensor)
+}
+
+fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(tensor).is_some_and(binds_enough)
+}
+
+/// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
+pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
+    gpu_of(tensor).is_some()
+}
+
+/// Returns the GPU of a tensor.
+fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
+    match tensor.device().as_dispatch() {
+        DispatchDevice::Cube(gpu) => Some(gpu.clone()),
+        DispatchDevice::Autodiff(inner) => match &**inner {
+            DispatchDevice::Cube(gpu) => Some(gpu.clone()),
+            #[allow(unreachable_patterns, reason = "with a single backend enabled there is no other")]
+            _ => None,
+        },
+        #[allow(unreachable_patterns, reason = "with a single backend enabled there is no other")]
+        _ => None,
+    }
+}
+
+/// Returns `true` if kernels of a GPU can have as many buffers as ours. WebGPU promises 8, and browsers often give no more.
+fn binds_enough(gpu: CubeDevice) -> bool {
     /// Nine, and one for shapes.
     const BINDINGS: u32 = 10;
-    let device = tensor.device();
-    let gpu = match device.as_dispatch() {
-        DispatchDevice::Autodiff(inner) => match &**inner {
-            DispatchDevice::Cube(gpu) => gpu.clone(),
-            #[allow(unreachable_patterns, reason = "with a single backend enabled there is no other")]
-            _ => return false,
-        },
-        _ => return false,
-    };
-    let bindings = gpu.client().properties().hardware.max_bindings;
-    tensor.dtype() == DType::F32 && *ENABLED && bindings >= BINDINGS
+    static KNOWN: Mutex<Vec<(CubeDevice, bool)>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, enough)) = known.iter().find(|(other, _)| *other == gpu) {
+        return *enough;
+    }
+    let enough = gpu.client().properties().hardware.max_bindings >= BINDINGS;
+    known.push((gpu, enough));
+    enough
 }
 
 /// Computes [`super::modulated_norm`].
