@@ -18,6 +18,10 @@ pub(crate) struct Cli {
     /// Device to compute on. GPUs need a build with the feature of the same name.
     #[arg(long, global = true, value_enum, default_value_t = DeviceName::default())]
     pub(crate) device: DeviceName,
+    /// On a GPU, run every operation as a kernel of its own: slower, to find out whether a wrong result is due to Burn's
+    /// fusion of operations.
+    #[arg(long, global = true)]
+    pub(crate) no_fusion: bool,
     /// Print results as one JSON value.
     #[arg(long, global = true)]
     pub(crate) json: bool,

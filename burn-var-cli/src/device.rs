@@ -28,8 +28,15 @@ impl Default for DeviceName {
 }
 
 impl DeviceName {
-    /// Opens the device, and checks that it computes.
-    pub(crate) fn open(self) -> Result<Device> {
+    /// Opens the device, and checks that it computes. On a GPU, operations are fused if `fusion` is set, and memory is sorted
+    /// for `training`.
+    pub(crate) fn open(self, fusion: bool, training: bool) -> Result<Device> {
+        #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+        if matches!(self, Self::Wgpu | Self::Vulkan | Self::Cuda) {
+            burn_var::gpu::GpuSettings { fusion, training }.apply()?;
+        }
+        #[cfg(not(any(feature = "wgpu", feature = "vulkan", feature = "cuda")))]
+        let _ = (fusion, training);
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(Device::flex()),

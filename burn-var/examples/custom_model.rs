@@ -6,6 +6,7 @@ use std::path::Path;
 
 use burn::tensor::Int;
 use burn_var::models::var::{Var, VqVae};
+use burn_var::ops::transpose;
 use burn_var::prelude::*;
 use burn_var::weights::GenerationConfig;
 
@@ -52,7 +53,7 @@ impl NextScale for Memory {
 
     /// A transformer embeds the canvas here. A memory takes it as it is: `[sequences, tokens, channels]`.
     fn embed(&self, _state: &Sequences, _at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
-        input.map.flatten::<3>(2, 3).swap_dims(1, 2)
+        transpose(input.map.flatten::<3>(2, 3))
     }
 
     /// Returns logits that are large at the remembered token, `[sequences, tokens, codes]`.

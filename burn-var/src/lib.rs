@@ -31,6 +31,7 @@
 //! - [`models`]: one family, one folder; [`weights`]: their checkpoints.
 //! - [`metrics`]: scores of generated images.
 //! - [`ops`], [`math`], [`nn`], [`init`]: what the models are made of.
+//! - `gpu` (features `wgpu`, `vulkan`, `cuda`): settings of the GPU backends.
 //!
 //! # Where each paper lives
 //!
@@ -49,6 +50,8 @@
 pub mod editing;
 mod error;
 pub mod generation;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod guidance;
 #[cfg(feature = "image")]
 pub mod image;

@@ -4,4 +4,6 @@ pub mod checks;
 pub mod coverage;
 pub mod golden;
 pub mod gradients;
+#[cfg(feature = "wgpu")]
+pub mod launches;
 pub mod weightgen;

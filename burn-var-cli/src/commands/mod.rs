@@ -17,7 +17,8 @@ use crate::output::Output;
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli, output: Output) -> Result<()> {
-    let device = cli.device.open()?;
+    let training = matches!(cli.command, Command::Train(_));
+    let device = cli.device.open(!cli.no_fusion, training)?;
     match cli.command {
         Command::Sample(args) => sample::run(&args, &device, output),
         Command::Edit(args) => edit::run(&args, &device, output),

@@ -174,7 +174,7 @@ mod tests {
         let mut received = Packet::received(packet.into_bytes());
         assert_eq!(Vec::<(String, f64)>::unpack(&mut received, &device).unwrap(), metrics);
         let (found, found_ids) = <(Tensor<2>, Option<Tensor<1, Int>>)>::unpack(&mut received, &device).unwrap();
-        assert_eq!(found.into_data().bytes, tensor.into_data().bytes);
+        assert_eq!(found.into_data().bytes(), tensor.into_data().bytes());
         assert_eq!(found_ids.unwrap().into_data(), ids.into_data());
         assert_eq!(Option::<f64>::unpack(&mut received, &device).unwrap(), None);
         assert!(u64::unpack(&mut received, &device).is_err(), "nothing is left");

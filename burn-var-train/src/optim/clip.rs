@@ -5,6 +5,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use burn_var::ops::{sum_of_squares, sums_together};
 
 use crate::Result;
 use crate::tensor::scalar;
@@ -17,9 +18,10 @@ use crate::tensor::scalar;
 /// `burn_var::Error::NonFinite` naming `step`, and the first parameters whose gradient is not finite;
 /// `burn_var::Error::Device` if the norm cannot be read back.
 pub fn clip_grad_norm<M: Module>(module: &M, grads: &mut GradientsParams, max: Option<f64>, step: u64) -> Result<f64> {
-    let mut squares = SumOfSquares { grads, sum: None };
+    let mut squares = SumOfSquares { grads, sum: None, together: Vec::new() };
     module.visit(&mut squares);
-    let Some(sum) = squares.sum else { return Ok(0.0) };
+    let together = sum_of_squares(&squares.together);
+    let Some(sum) = squares.sum.into_iter().chain(together).reduce(|a, b| a + b) else { return Ok(0.0) };
     let norm = scalar(&sum.sqrt(), "measure the gradients")?;
     if !norm.is_finite() {
         return Err(non_finite(module, grads, norm, step)?.into());
@@ -63,17 +65,23 @@ pub(crate) fn scale_grads<M: Module>(module: &M, grads: &mut GradientsParams, fa
 struct SumOfSquares<'a> {
     grads: &'a GradientsParams,
     sum: Option<Tensor<1>>,
+    /// Gradients that the device sums several at a time, each as a row of numbers.
+    together: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for SumOfSquares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(grad) = self.grads.get::<D>(param.id) {
-            let square = grad.square().sum();
-            self.sum = Some(match self.sum.take() {
-                Some(sum) => sum + square,
-                None => square,
-            });
+        let Some(grad) = self.grads.get::<D>(param.id) else { return };
+        if sums_together(&grad) {
+            let count = grad.shape().num_elements();
+            self.together.push(grad.reshape([count]));
+            return;
         }
+        let square = grad.square().sum();
+        self.sum = Some(match self.sum.take() {
+            Some(sum) => sum + square,
+            None => square,
+        });
     }
 }
 

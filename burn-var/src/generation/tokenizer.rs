@@ -2,6 +2,7 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::Vocabulary;
 use crate::math::Resize;
+use crate::ops::transpose;
 use crate::scales::ScaleAt;
 use crate::{MapSize, Result, Scales, TokenPyramid};
 
@@ -77,7 +78,7 @@ pub trait Tokenizer {
         for at in tokens.scales().iter().skip(1) {
             let before = at.k() - 1;
             canvas = self.paint(canvas, tokens.scales().at(before), self.lookup(tokens.map(before)));
-            inputs.push(self.next_input(&canvas, at).flatten::<3>(2, 3).swap_dims(1, 2)); // [batch, tokens, z]
+            inputs.push(transpose(self.next_input(&canvas, at).flatten::<3>(2, 3))); // [batch, tokens, z]
         }
         if inputs.is_empty() {
             return Tensor::zeros([tokens.batch(), 0, self.z_channels()], &canvas.device());

@@ -1,7 +1,6 @@
-use burn::tensor::Tensor;
-
 use super::{BatchInfo, Branches, Guidance, Logits, Schedule};
 use crate::Result;
+use crate::ops::extrapolate;
 use crate::scales::ScaleAt;
 
 /// Classifier-free guidance: `(1 + t) * cond - t * null` with a strength t per scale, also for the logits of a
@@ -21,11 +20,6 @@ impl Cfg {
     pub fn ramp(strength: f64) -> Self {
         Self::new(Schedule::Ramp(strength))
     }
-}
-
-/// Returns `(1 + strength) * toward - strength * away`.
-pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> Tensor<3> {
-    toward * (1.0 + strength) - away * strength
 }
 
 /// Returns the guided logits; the null branch stays for later parts.

@@ -5,9 +5,9 @@ use std::fmt;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::cfg::extrapolate;
 use super::{BatchInfo, Guidance, Logits, Schedule};
 use crate::math::{Constants, Resize, dct_matrix};
+use crate::ops::extrapolate;
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result};
 

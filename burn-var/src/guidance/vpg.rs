@@ -3,8 +3,8 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::cfg::extrapolate;
 use super::{BatchInfo, Branches, Guidance, Logits, Schedule};
+use crate::ops::extrapolate;
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::{Error, Result};

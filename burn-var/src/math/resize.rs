@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Constants;
 use crate::MapSize;
+use crate::ops::{self, transpose};
 
 /// Interpolation mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -56,11 +57,18 @@ impl Resize {
     /// Resizes the last two axes of `x`, `[batch, channels, height, width]`, to `size`.
     pub fn apply(self, x: Tensor<4>, size: MapSize) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
+        if (height, width) == (size.height, size.width) {
+            return x;
+        }
         let device = x.device();
+        let matrices = || [self.constant(height, size.height, &device), self.constant(width, size.width, &device)];
+        if let Some(resized) = ops::resize(&x, matrices) {
+            return resized;
+        }
         let x = if width == size.width {
             x
         } else {
-            let columns = self.constant(width, size.width, &device).transpose();
+            let columns = transpose(self.constant(width, size.width, &device));
             let rows = x.reshape([batch * channels * height, width]); // [batch * channels * height, width]
             rows.matmul(columns).reshape([batch, channels, height, size.width])
         };
@@ -83,7 +91,7 @@ impl Resize {
     /// Resizes the last axis of `x`, `[batch, channels, length]`.
     pub fn apply_1d(self, x: Tensor<3>, length: usize) -> Tensor<3> {
         let [batch, channels, from] = x.dims();
-        let matrix = self.constant(from, length, &x.device()).transpose();
+        let matrix = transpose(self.constant(from, length, &x.device()));
         x.reshape([batch * channels, from]).matmul(matrix).reshape([batch, channels, length])
     }
 

@@ -4,6 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::rows::check_rows;
+use crate::ops::transpose;
 use crate::{Error, Result};
 
 /// Rows of the large set, and queries, that one matrix product compares: 16 MiB of results.
@@ -79,7 +80,7 @@ impl<'a> NeighborIndex<'a> {
         let blocks = self.centered_blocks(self.rows, OWN_BLOCK);
         for (i, (queries, own_squares)) in blocks.iter().enumerate() {
             for (j, (rows, squares)) in blocks.iter().enumerate().skip(i) {
-                let products = queries.clone().matmul(rows.clone().transpose());
+                let products = queries.clone().matmul(transpose(rows.clone()));
                 let products = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
                 let (first, other) = (i * OWN_BLOCK, j * OWN_BLOCK);
                 let count = squares.len();
@@ -139,7 +140,7 @@ impl<'a> NeighborIndex<'a> {
     pub(super) fn scores(&self, queries: &[f32], take: &mut dyn FnMut(Block<'_>)) -> Result<()> {
         let queries = self.centered_blocks(queries, QUERY_BLOCK);
         for (block, (rows, squares)) in self.centered_blocks(self.rows, BLOCK).into_iter().enumerate() {
-            let rows = rows.transpose();
+            let rows = transpose(rows);
             for (part, (queries, _)) in queries.iter().enumerate() {
                 let products = queries.clone().matmul(rows.clone());
                 let mut scores = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;

@@ -3,8 +3,11 @@
 
 use burn::tensor::{Device, Tensor, module, ops::AttentionModuleOptions};
 
+#[cfg(feature = "gpu")]
+use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
+use super::swap;
 use crate::Scales;
 use crate::math::Constants;
 
@@ -30,8 +33,11 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
     let ([batch, heads, queries, _], value_channels) = (query.dims(), value.dims()[3]);
     let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
     let mixed = module::attention(query, key, value, None, bias, options);
-    mixed.swap_dims(1, 2).reshape([batch, queries, heads * value_channels])
+    swap(mixed, 1, 2).reshape([batch, queries, heads * value_channels])
 }
+
+/// Largest sharpness of a head.
+pub(super) const HIGHEST_SHARPNESS: f64 = 100.0;
 
 /// Scaling of queries and keys before their product.
 #[derive(Clone, Debug)]
@@ -42,6 +48,8 @@ pub enum QueryKeys {
     /// Queries and keys normalized to unit length (epsilon 1e-12, as PyTorch's `normalize`), queries times the
     /// sharpness of their head, `[heads]`.
     Unit(Tensor<1>),
+    /// As `Unit`, with the logarithm of the sharpness, `[1, heads, 1, 1]`, which is taken as ln 100 at most.
+    UnitLog(Tensor<4>),
     /// Rotary positions: each pair of adjacent channels of queries and keys is turned by an angle of its token's position.
     Rotary {
         /// Factor of the products.
@@ -57,7 +65,18 @@ impl QueryKeys {
     fn key_heads(&self, packed: usize, heads: usize) -> usize {
         match self {
             Self::Rotary { table, .. } => (packed / table.dims()[1].max(1)).saturating_sub(heads) / 2,
-            Self::Scaled(_) | Self::Unit(_) => heads,
+            Self::Scaled(_) | Self::Unit(_) | Self::UnitLog(_) => heads,
+        }
+    }
+
+    /// Computes the sharpness where its logarithm is given.
+    fn resolved(self) -> Self {
+        match self {
+            Self::UnitLog(log) => {
+                let heads = log.dims()[1];
+                Self::Unit(log.clamp_max(HIGHEST_SHARPNESS.ln()).exp().reshape([heads]))
+            }
+            other => other,
         }
     }
 }
@@ -78,6 +97,7 @@ pub fn self_attention(
     query_keys: QueryKeys,
     mask: Option<Tensor<4>>,
 ) -> Tensor<3> {
+    let query_keys = query_keys.resolved();
     #[cfg(feature = "flex")]
     if flex::supports(&qkv)
         && inputs_are(&biases, &query_keys, &qkv, heads, flex::supports)
@@ -121,7 +141,7 @@ fn split_heads(
             Some(bias) => part + bias.unsqueeze::<3>(),
             None => part,
         };
-        part.reshape([batch, tokens, heads, channels]).swap_dims(1, 2) // [batch, heads, tokens, head_width]
+        swap(part.reshape([batch, tokens, heads, channels]), 1, 2) // [batch, heads, tokens, head_width]
     };
     let [q_bias, v_bias] = biases.map_or([None, None], |biases| biases.map(Some));
     let (q, k) = (part(0, heads, q_bias), part(heads, key_heads, None));
@@ -130,6 +150,7 @@ fn split_heads(
         QueryKeys::Rotary { scale, table } => (rotated(q, &table), rotated(k, &table), v, scale),
         QueryKeys::Scaled(scale) => (q, k, v, scale),
         QueryKeys::Unit(sharpness) => (unit(q) * sharpness.reshape([1, heads, 1, 1]), unit(k), v, 1.0),
+        QueryKeys::UnitLog(_) => unreachable!("resolved before"),
     }
 }
 
@@ -157,6 +178,7 @@ fn inputs_are(
 ) -> bool {
     let other = match query_keys {
         QueryKeys::Scaled(_) => true,
+        QueryKeys::UnitLog(_) => false,
         QueryKeys::Unit(sharpness) => accepts(sharpness),
         QueryKeys::Rotary { table, .. } => flex::supports(table) && query_keys.key_heads(qkv.dims()[2], heads) == heads,
     };
@@ -175,6 +197,7 @@ fn packed(
     let (scale, per_head) = match query_keys {
         QueryKeys::Scaled(scale) => (Some(scale as f32), flex::absent(qkv)),
         QueryKeys::Unit(sharpness) => (None, sharpness),
+        QueryKeys::UnitLog(_) => unreachable!("resolved before"),
         QueryKeys::Rotary { scale, table } => {
             let table = table.flatten::<1>(0, 1);
             // A constant, which must not end up in the graph.
@@ -232,7 +255,10 @@ pub fn scale_mask(scales: &Scales, sight: Sight, device: &Device) -> Tensor<4> {
 #[derive(Debug, Clone)]
 pub struct KvCache {
     /// Number of tokens for which memory is reserved.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "other devices allocate as tokens come"))]
+    #[cfg_attr(
+        not(any(feature = "flex", feature = "gpu")),
+        allow(dead_code, reason = "other devices allocate as tokens come")
+    )]
     capacity: usize,
     tokens: usize,
     /// Keys and values, `[batch, heads, at least tokens, head_width]`; undefined behind `tokens`.
@@ -289,7 +315,7 @@ impl KvCache {
     }
 
     /// Returns memory with room for `count` more tokens.
-    #[cfg(feature = "flex")]
+    #[cfg(any(feature = "flex", feature = "gpu"))]
     fn reserve(&mut self, [batch, heads, count, channels]: [usize; 4], like: &Tensor<3>) -> [Tensor<4>; 2] {
         let needed = self.tokens + count;
         match self.memory.take() {
@@ -297,7 +323,13 @@ impl KvCache {
             old => {
                 let shape = [batch, heads, needed.max(self.capacity), channels];
                 let grow = |old: Option<Tensor<4>>| {
-                    let memory = Tensor::zeros(shape, (&like.device(), like.dtype()));
+                    // Nothing reads what has not been written.
+                    #[cfg(feature = "gpu")]
+                    let spare = cube::is_plain(like);
+                    #[cfg(not(feature = "gpu"))]
+                    let spare = false;
+                    let of = (&like.device(), like.dtype());
+                    let memory = if spare { Tensor::empty(shape, of) } else { Tensor::zeros(shape, of) };
                     match old.filter(|_| self.tokens > 0) {
                         None => memory,
                         Some(old) => {
@@ -316,7 +348,7 @@ impl KvCache {
 /// Computes [`self_attention`] of new tokens, which attend to the cached tokens and one another, and appends them to
 /// the cache.
 ///
-/// On Flex, off the autodiff graph, their keys and values are written to the cache in place.
+/// On Flex and on GPUs, off the autodiff graph, their keys and values are written to the cache in place.
 ///
 /// # Shapes
 /// - `qkv`: `[batch, tokens, 3 * width]`, the joint projection of the new tokens
@@ -329,6 +361,25 @@ pub fn cached_attention(
     query_keys: QueryKeys,
     cache: &mut KvCache,
 ) -> Tensor<3> {
+    #[cfg(feature = "gpu")]
+    if cube::is_plain(&qkv) && !matches!(query_keys, QueryKeys::Rotary { .. }) {
+        let [batch, tokens, channels] = qkv.dims();
+        let memory = cache.reserve([batch, heads, tokens, channels / 3 / heads], &qkv);
+        let (scale, unit) = match query_keys {
+            QueryKeys::Unit(sharpness) => (1.0, Some((sharpness, false))),
+            QueryKeys::UnitLog(log) => (1.0, Some((log.flatten::<1>(0, 3), true))),
+            QueryKeys::Scaled(scale) | QueryKeys::Rotary { scale, .. } => (scale, None),
+        };
+        let (query, memory) = cube::append(qkv, biases, unit, memory, cache.tokens);
+        cache.tokens += tokens;
+        cache.memory = Some(memory.clone());
+        if cube::fits(query.dims(), cache.tokens) {
+            return cube::attend(query, memory, cache.tokens, scale);
+        }
+        let [keys, values] = memory.map(|part| part.narrow(2, 0, cache.tokens));
+        return attention(query, keys, values, None, scale);
+    }
+    let query_keys = query_keys.resolved();
     #[cfg(feature = "flex")]
     if flex::is_plain(&qkv)
         && inputs_are(&biases, &query_keys, &qkv, heads, flex::is_plain)

@@ -389,7 +389,7 @@ fn linear_layers_with_weights_in_half_precision() {
 fn inputs_that_are_views() {
     let device = Device::flex();
     let x = Tensor::<4>::from_data(TensorData::new(noise(2 * 6 * 5 * 4, 7), [2, 6, 5, 4]), &device);
-    let view = x.swap_dims(1, 3).slice([0..2, 1..4, 1..5, 0..6]);
+    let view = swap(x, 1, 3).slice([0..2, 1..4, 1..5, 0..6]);
     let copy = Tensor::from_data(view.to_data(), &device);
     silu(view.clone()).into_data().assert_eq(&silu(copy.clone()).into_data(), true);
     softmax(view.clone()).into_data().assert_eq(&softmax(copy.clone()).into_data(), true);

@@ -4,6 +4,7 @@ use burn::tensor::{Int, TensorData};
 use burn_var::Result;
 use burn_var::generation::ScaleInput;
 use burn_var::math::Resize;
+use burn_var::ops::transpose;
 use burn_var::prelude::*;
 
 use crate::replace::Classes;
@@ -45,7 +46,7 @@ impl Tokenizer for Signs {
         let mut maps = Vec::new();
         for at in scales.iter() {
             let residual = Resize::Area.apply(images.clone() - canvas.clone(), at.size());
-            let bits = residual.greater_elem(0.0).int().flatten::<3>(2, 3).swap_dims(1, 2); // [batch, tokens, bits]
+            let bits = transpose(residual.greater_elem(0.0).int().flatten::<3>(2, 3)); // [batch, tokens, bits]
             let bits = bits.flatten::<2>(1, 2);
             canvas = self.paint(canvas, at, self.lookup(bits.clone()));
             maps.push(bits);
@@ -70,7 +71,7 @@ impl Tokenizer for Signs {
     fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
         let [batch, ..] = canvas.dims();
         let MapSize { height, width } = at.size();
-        let map = codes.swap_dims(1, 2).reshape([batch, BITS, height, width]);
+        let map = transpose(codes).reshape([batch, BITS, height, width]);
         canvas + Resize::Nearest.apply(map, at.scales().finest())
     }
 
@@ -109,7 +110,7 @@ impl NextScale for Binary {
     }
 
     fn embed(&self, _state: &Classes, _at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
-        input.map.flatten::<3>(2, 3).swap_dims(1, 2)
+        transpose(input.map.flatten::<3>(2, 3))
     }
 
     fn step(&self, state: &mut Classes, _at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {

@@ -3,6 +3,7 @@
 
 use burn_var::Result;
 use burn_var::generation::ScaleInput;
+use burn_var::ops::transpose;
 use burn_var::prelude::*;
 use burn_var::rng::Rng;
 
@@ -169,7 +170,7 @@ impl NextScale for Flow {
     }
 
     fn embed(&self, _state: &FlowState, _at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
-        input.map.flatten::<3>(2, 3).swap_dims(1, 2)
+        transpose(input.map.flatten::<3>(2, 3))
     }
 
     fn step(&self, state: &mut FlowState, _at: ScaleAt<'_>, hidden: Tensor<3>) -> Tensor<3> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::tensor::{Int, TensorData};
 use burn_var::generation::{ScaleInput, State};
 use burn_var::math::Resize;
+use burn_var::ops::transpose;
 use burn_var::prelude::*;
 use burn_var::{Error, Result};
 
@@ -138,7 +139,7 @@ impl NextScale for Raise {
 
     /// Returns the canvas as the tokenizer shows it, one channel wide. The first scale has the class for a canvas.
     fn embed(&self, state: &Classes, at: ScaleAt<'_>, input: ScaleInput<'_>) -> Tensor<3> {
-        let levels = input.map.flatten::<3>(2, 3).swap_dims(1, 2);
+        let levels = transpose(input.map.flatten::<3>(2, 3));
         let classes = state.0.clone().unsqueeze_dim::<3>(2).expand(levels.dims());
         if at.is_first() { classes } else { levels + classes + 1.0 }
     }

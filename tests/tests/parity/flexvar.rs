@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor};
 use burn_var::guidance::{Cfg, Guidance, Schedule};
 use burn_var::models::flexvar::{FlexVae, FlexVar, FlexVarConfig};
+use burn_var::ops::transpose;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{LoadOptions, Pretrained};
 use burn_var::{BatchRequest, Condition, MapSize, Result, Scales, TeacherForced, generate};
@@ -85,7 +86,7 @@ fn positions(case: &Case, transformer: &FlexVar, checks: &mut Checks<'_>) {
         if name.starts_with("pos_table") {
             let side = transformer.config().positions;
             // At its own size the table is not resized.
-            let table = transformer.positions(MapSize::square(side)).swap_dims(1, 2).narrow(1, 0, shape[1]);
+            let table = transpose(transformer.positions(MapSize::square(side))).narrow(1, 0, shape[1]);
             checks.floats(&name, "positions", table.reshape([1, shape[1], side, side]));
         } else {
             let size = MapSize::square(shape[1].isqrt());

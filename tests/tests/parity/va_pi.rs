@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor};
+use burn_var::ops::transpose;
 use burn_var::weights::Pretrained;
 use burn_var::{Condition, Result, Tokenizer};
 use burn_var_tests::checks::Checks;
@@ -30,19 +31,19 @@ pub(super) fn reward() -> RewardConfig {
 /// Returns rows of samples, those of an image side by side, as `[batch, tokens, samples]`.
 pub(super) fn by_image(rows: Tensor<2>, group: usize) -> Tensor<3> {
     let [count, tokens] = rows.dims();
-    rows.reshape([count / group, group, tokens]).swap_dims(1, 2)
+    transpose(rows.reshape([count / group, group, tokens]))
 }
 
 /// Returns the samples of given rows of tokens, those of an image side by side.
 pub(super) fn draw(rows: Tensor<2, Int>, group: usize) -> Draw {
     let [count, tokens] = rows.dims();
-    Draw { ids: rows.reshape([count / group, group, tokens]).swap_dims(1, 2), support: None }
+    Draw { ids: transpose(rows.reshape([count / group, group, tokens])), support: None }
 }
 
 /// Returns `[batch, tokens, samples]` as rows of samples.
 pub(super) fn by_sample(samples: Tensor<3>) -> Tensor<2> {
     let [batch, tokens, group] = samples.dims();
-    samples.swap_dims(1, 2).reshape([batch * group, tokens])
+    transpose(samples).reshape([batch * group, tokens])
 }
 
 /// Compares the norms of the gradients of a loss, and of all together.

@@ -6,7 +6,7 @@ use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVar};
 use burn_var::models::llamagen::{LlamaGen, LlamaGenVq};
 use burn_var::models::var::{Var, VqVae};
 use burn_var::weights::Pretrained;
-use burn_var::{MapSize, Scales, Tokenizer};
+use burn_var::{MapSize, Scales, Tokenizer, ops};
 
 use super::Credit;
 use crate::optim::{NoDecay, no_decay_norms, no_decay_var};
@@ -53,7 +53,7 @@ pub trait VaPiFamily: Adaptable {
 /// Returns code vectors, `[batch, tokens, z_channels]` row by row, as a map.
 fn map_of(codes: Tensor<3>, MapSize { height, width }: MapSize) -> Tensor<4> {
     let [batch, _, channels] = codes.dims();
-    codes.swap_dims(1, 2).reshape([batch, channels, height, width])
+    ops::swap(codes, 1, 2).reshape([batch, channels, height, width])
 }
 
 impl VaPiFamily for Var {

@@ -186,7 +186,7 @@ impl<M: VaPiFamily> VaPi<M> {
     pub fn judge(&self, targets: &Targets, truth: &TokenPyramid, ids: &Tensor<3, Int>) -> Result<Judgment> {
         let [batch, tokens, group] = ids.dims();
         let (scales, count) = (truth.scales(), batch * group);
-        let ids = ids.clone().swap_dims(1, 2).reshape([count, tokens]);
+        let ids = ops::swap(ids.clone(), 1, 2).reshape([count, tokens]);
         let truth = truth.sequence();
         let mut rewards: Vec<Vec<f64>> = Vec::new();
         let mut terms = Vec::new();
@@ -342,7 +342,7 @@ impl<M: VaPiFamily> VaPi<M> {
             normalized(&row)
         };
         let rows: Vec<f32> = counted.iter().flat_map(row).collect();
-        Some(Tensor::from_data(TensorData::new(rows, [batch, group, tokens]), &ids.device()).swap_dims(1, 2))
+        Some(ops::swap(Tensor::from_data(TensorData::new(rows, [batch, group, tokens]), &ids.device()), 1, 2))
     }
 
     /// Draws the tokens of each sample that count in the policy term: those of an image side by side, all if none is left

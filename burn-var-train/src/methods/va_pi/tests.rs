@@ -9,7 +9,7 @@ use burn_var::models::common::vq_model::VqModelConfig;
 use burn_var::models::flexvar::{FlexVae, FlexVaeConfig, FlexVar};
 use burn_var::models::var::{Var, VarConfig, VqVae, VqVaeConfig};
 use burn_var::rng::Rng;
-use burn_var::{Condition, Scales, TeacherForced, TokenPyramid, Tokenizer};
+use burn_var::{Condition, Scales, TeacherForced, TokenPyramid, Tokenizer, ops};
 
 use super::*;
 
@@ -350,7 +350,7 @@ fn token_dropout_leaves_out_a_share_of_each_sample() {
     counted[1] = vec![false; 21];
     let judgment = judge(&dropping, &draw);
     let samples = dropping.samples(given, draw, &judgment, None, Some(&counted), &scales()).unwrap();
-    let weights = floats(samples.weights.unwrap().swap_dims(1, 2).reshape([6, 21]));
+    let weights = floats(ops::swap(samples.weights.unwrap(), 1, 2).reshape([6, 21]));
     for (row, (weights, counted)) in weights.chunks(21).zip(&counted).enumerate() {
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5, "row {row}");
         for (at, (weight, counted)) in weights.iter().zip(counted).enumerate() {

@@ -4,6 +4,7 @@
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::transpose;
 use crate::rng::Rng;
 
 /// Random changes that [`Augment::apply`] makes.
@@ -82,7 +83,7 @@ fn translation(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {
     };
     let rows = matrices(height);
     let columns = matrices(width);
-    rows.matmul(images + 1.0).matmul(columns.transpose()) - 1.0
+    rows.matmul(images + 1.0).matmul(transpose(columns)) - 1.0
 }
 
 fn cutout(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {

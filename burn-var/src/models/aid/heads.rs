@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
 use crate::init::{Init, fan_in_bound, initialize};
-use crate::ops::{ConvSpec, conv2d};
+use crate::ops::{ConvSpec, conv2d, transpose};
 use crate::{Error, Result, nn};
 
 /// Kernel size of the circular convolution.
@@ -159,7 +159,7 @@ impl SpectralConv {
             x / length.unsqueeze()
         };
         let u = inner(self.weight_u.val().unsqueeze_dim::<2>(1)); // [out, 1]
-        let v = unit(weight.clone().transpose().matmul(u)); // [in * kernel, 1]
+        let v = unit(transpose(weight.clone()).matmul(u)); // [in * kernel, 1]
         let u = unit(weight.matmul(v.clone()));
         let keep = |param: Param<Tensor<1>>, value: Tensor<2>| {
             let value = value.squeeze_dim::<1>(1);

@@ -10,7 +10,7 @@ use super::SafeLayerNorm;
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
 use crate::math::{Constants, Resize};
-use crate::ops::{QueryKeys, self_attention};
+use crate::ops::{QueryKeys, self_attention, swap, transpose};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
@@ -145,11 +145,11 @@ impl SelfAttention {
         let mixed = if dropout.is_some() {
             let part = |i: usize| {
                 let part = qkv.clone().narrow(2, i * width, width);
-                part.reshape([batch, tokens, self.heads, channels]).swap_dims(1, 2)
+                swap(part.reshape([batch, tokens, self.heads, channels]), 1, 2)
             };
-            let weights = softmax(part(0).matmul(part(1).transpose()) * scale, 3);
+            let weights = softmax(part(0).matmul(transpose(part(1))) * scale, 3);
             let mixed = drop_values(weights, dropout).matmul(part(2)); // [batch, heads, tokens, channels]
-            mixed.swap_dims(1, 2).reshape([batch, tokens, width])
+            swap(mixed, 1, 2).reshape([batch, tokens, width])
         } else {
             self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)
         };
@@ -268,7 +268,7 @@ impl Injector {
             return x;
         }
         let [batch, _, width] = x.dims();
-        let channels = x.swap_dims(1, 2); // [batch, width, tokens]
+        let channels = transpose(x); // [batch, width, tokens]
         let resize = if to.area() > from.area() { Resize::Bilinear } else { Resize::Area };
         let resized = match self.config.resize {
             InjectorResize::Flat1d if from.area() == to.area() => channels,
@@ -278,7 +278,7 @@ impl Injector {
                 resize.apply(map, to).flatten::<3>(2, 3)
             }
         };
-        resized.swap_dims(1, 2)
+        transpose(resized)
     }
 
     /// Returns the position embedding: a hundredth of the sinusoids over the row-major sequence, `[1, tokens, width]`.

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::models::dino::Vit;
+use crate::ops::transpose;
 use crate::{Error, Result};
 
 /// Frozen network whose feature layers the discriminator's heads classify. An application can supply its own.
@@ -71,7 +72,7 @@ impl Projector for VitProjector {
         let read_out = |tokens: Tensor<3>| {
             let [_, count, _] = tokens.dims();
             let (class, patches) = (tokens.clone().narrow(1, 0, 1), tokens.narrow(1, 1, count - 1));
-            (patches + class).swap_dims(1, 2)
+            transpose(patches + class)
         };
         Ok(output.blocks.into_iter().chain([output.embedding]).map(read_out).collect())
     }

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use super::heads::{
     DiscriminatorHeads, Head, HeadTrace, Layer, LayerTrace, LocalNorm, NormTrace, SpectralConv, convolve,
 };
+use crate::ops::swap;
 use crate::{Error, Result};
 
 impl DiscriminatorHeads {
@@ -52,7 +53,7 @@ impl Layer {
 impl SpectralConv {
     /// Computes the gradient of the input from that of the output: a convolution with the flipped kernel.
     fn backward(&self, grad: Tensor<3>) -> Tensor<3> {
-        convolve(grad, self.weight().swap_dims(0, 1).flip([2]), None)
+        convolve(grad, swap(self.weight(), 0, 1).flip([2]), None)
     }
 }
 

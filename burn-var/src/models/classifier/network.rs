@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn wrong_sizes_are_named() {
         let model = config().init(3, &Device::default()).expect("valid");
-        let message = model.forward(images(1).swap_dims(2, 3)).expect_err("turned").to_string();
+        let message = model.forward(crate::ops::swap(images(1), 2, 3)).expect_err("turned").to_string();
         assert!(message.contains("[batch, 1, 11, 13]"), "{message}");
         for (broken, field) in [
             (ClassifierConfig { image_channels: 2, ..config() }, "image_channels"),

@@ -6,9 +6,9 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::block::BlockSizes;
-use super::lora::{BlockLora, adapted};
+use super::lora::{BlockLora, adapted, branch};
 pub use crate::ops::KvCache;
-use crate::ops::QueryKeys;
+use crate::ops::{Branch, QueryKeys};
 use crate::{nn, ops};
 
 /// Tokens that a token attends to besides those of its own scale.
@@ -50,10 +50,10 @@ impl SelfAttention {
     }
 
     /// Computes attention over `[batch, tokens, width]`.
-    pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Tensor<3> {
+    pub(super) fn forward(&self, x: Tensor<3>, context: Context<'_>, lora: Option<&BlockLora>) -> Branch {
         let [_, _, width] = x.dims();
         let query_keys = match &self.scale_mul_1H11 {
-            Some(scale_mul) => QueryKeys::Unit(scale_mul.val().clamp_max(100f64.ln()).exp().reshape([self.heads])),
+            Some(scale_mul) => QueryKeys::UnitLog(scale_mul.val()),
             None => QueryKeys::Scaled(0.25 / ((width / self.heads) as f64).sqrt()),
         };
         let qkv = adapted(&self.mat_qkv, lora.map(|lora| &lora.mat_qkv), x);
@@ -62,6 +62,6 @@ impl SelfAttention {
             Context::Masked(mask) => ops::self_attention(qkv, biases, self.heads, query_keys, Some(mask.clone())),
             Context::Cached(cache) => ops::cached_attention(qkv, biases, self.heads, query_keys, cache),
         };
-        adapted(&self.proj, lora.map(|lora| &lora.proj), mixed)
+        branch(&self.proj, lora.map(|lora| &lora.proj), mixed)
     }
 }

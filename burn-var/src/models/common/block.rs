@@ -7,12 +7,15 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::attention::{Context, KvCache, SelfAttention};
-use super::lora::{BlockLora, Lora, adapted};
-use super::modulation::{BlockModulation, HeadModulation};
+use super::lora::{BlockLora, Lora, branch};
+use super::modulation::{BlockModulation, NormModulation};
 use crate::error::require_positive;
 use crate::generation::State;
+#[cfg(feature = "gpu")]
+use crate::ops;
+use crate::ops::Rows;
 use crate::rng::Rng;
-use crate::{Error, Result, nn, ops};
+use crate::{Error, Result, nn};
 
 /// Sizes of the blocks of a transformer.
 #[derive(Debug, Clone)]
@@ -110,34 +113,75 @@ impl Block {
         BlockModulation::from_packed(packed)
     }
 
+    /// Computes the block from its input `x` and the norm of that; returns its output, and the norm of it that `next` asks for.
     fn forward(
         &self,
-        x: Tensor<3>,
+        (x, normed): (Tensor<3>, Tensor<3>),
         by: &BlockModulation,
+        next: &NormModulation,
         context: Context<'_>,
         lora: Option<&BlockLora>,
         noise: Option<&mut [Rng]>,
-    ) -> Tensor<3> {
+    ) -> (Tensor<3>, Tensor<3>) {
         let [gamma1, gamma2] = self.gates(by, noise);
-        let h = ops::layer_norm_modulate(x.clone(), by.scale1.clone(), by.shift1.clone(), self.epsilon);
-        let x = ops::gated_residual(x, self.attn.forward(h, context, lora), gamma1);
-        let h = ops::layer_norm_modulate(x.clone(), by.scale2.clone(), by.shift2.clone(), self.epsilon);
-        let h = ops::gelu_tanh(adapted(&self.ffn.fc1, lora.map(|lora| &lora.fc1), h));
-        let h = adapted(&self.ffn.fc2, lora.map(|lora| &lora.fc2), h);
-        ops::gated_residual(x, h, gamma2)
+        let mixed = self.attn.forward(normed, context, lora);
+        let (x, normed) = by.norm2.after(x, mixed, &gamma1, self.epsilon);
+        let h = branch(&self.ffn.fc1, lora.map(|lora| &lora.fc1), normed).gelu_tanh();
+        let h = branch(&self.ffn.fc2, lora.map(|lora| &lora.fc2), h);
+        next.after(x, h, &gamma2, self.epsilon)
+    }
+
+    /// Computes the block as one operation of a GPU's graph, from its input to its output, if
+    /// [it can be](Self::can_be_recorded).
+    #[cfg(feature = "gpu")]
+    fn recorded(&self, x: Tensor<3>, by: &BlockModulation, mask: &Tensor<4>, noise: Option<&mut [Rng]>) -> Tensor<3> {
+        let sharpness = self.attn.scale_mul_1H11.as_ref().expect("a block that can be recorded").val();
+        let layers = [&self.attn.proj, &self.ffn.fc1, &self.ffn.fc2];
+        let weights = ops::BlockWeights {
+            qkv: self.attn.mat_qkv.weight.val(),
+            biases: [self.attn.q_bias.val(), self.attn.v_bias.val()],
+            sharpness,
+            layers: layers.map(|layer| {
+                let bias = layer.bias.as_ref().expect("these layers have biases");
+                (layer.weight.val(), bias.val())
+            }),
+        };
+        let mut packed = by.gamma1.packed();
+        if let Some(noise) = noise.filter(|_| self.drop_path > 0.0) {
+            let [batch, parts] = [packed.dims()[0], 6];
+            let mut factors = vec![1.0f32; batch * parts];
+            for gate in 0..2 {
+                noise.iter_mut().enumerate().for_each(|(i, rng)| factors[i * parts + gate] = self.kept(rng));
+            }
+            let factors = Tensor::from_data(TensorData::new(factors, [batch, parts, 1]), &packed.device());
+            let width = packed.dims()[1];
+            packed = (packed.reshape([batch, parts, width / parts]) * factors).reshape([batch, width]);
+        }
+        ops::block(x, packed, weights, mask.clone(), self.epsilon)
+    }
+
+    /// Returns `true` if the block normalizes queries and keys, which is the only kind that [`Block::recorded`] knows.
+    #[cfg(feature = "gpu")]
+    fn can_be_recorded(&self) -> bool {
+        self.attn.scale_mul_1H11.is_some()
+    }
+
+    /// Draws the factor of a gate for one image.
+    fn kept(&self, rng: &mut Rng) -> f32 {
+        let keep = 1.0 - self.drop_path;
+        if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 }
     }
 
     /// Returns the gates of both branches. With `noise`, one stream per image, drop path closes the gates of some
     /// images and scales up the others to keep the mean.
-    fn gates(&self, by: &BlockModulation, noise: Option<&mut [Rng]>) -> [Tensor<3>; 2] {
+    fn gates(&self, by: &BlockModulation, noise: Option<&mut [Rng]>) -> [Rows; 2] {
         let gates = [by.gamma1.clone(), by.gamma2.clone()];
         let Some(noise) = noise.filter(|_| self.drop_path > 0.0) else { return gates };
-        let keep = 1.0 - self.drop_path;
         gates.map(|gate| {
-            let factor = |rng: &mut Rng| if rng.uniform() < keep { (1.0 / keep) as f32 } else { 0.0 };
-            let factors: Vec<f32> = noise.iter_mut().map(factor).collect();
-            let shape = [factors.len(), 1, 1];
-            gate.clone() * Tensor::from_data(TensorData::new(factors, shape), &gate.device())
+            let factors: Vec<f32> = noise.iter_mut().map(|rng| self.kept(rng)).collect();
+            let (gate, shape) = (gate.tensor(), [factors.len(), 1, 1]);
+            let factors = Tensor::from_data(TensorData::new(factors, shape), &gate.device());
+            Rows::from(gate * factors)
         })
     }
 }
@@ -190,7 +234,7 @@ impl BlockStack<'_> {
         let shared = self.shared_ada_lin.map(|shared| nn::apply(shared, active.clone()));
         StackState {
             blocks: self.blocks.iter().map(|block| block.modulation(&active, shared.as_ref())).collect(),
-            head: HeadModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
+            head: NormModulation::from_packed(nn::apply(&self.head_nm.ada_lin, active)),
             caches: vec![KvCache::new(tokens); self.blocks.len()],
             condition,
             lora: None,
@@ -201,12 +245,8 @@ impl BlockStack<'_> {
     /// and the caches.
     pub fn step(&self, state: &mut StackState, hidden: Tensor<3>) -> Tensor<3> {
         let StackState { blocks, caches, head, lora, .. } = state;
-        let mut x = hidden;
-        for (i, ((block, by), cache)) in self.blocks.iter().zip(blocks.iter()).zip(caches.iter_mut()).enumerate() {
-            let lora = lora.as_ref().and_then(|lora| lora.block(i));
-            x = block.forward(x, by, Context::Cached(cache), lora, None);
-        }
-        nn::apply(self.head, head.norm(x, self.norm_eps))
+        let contexts = caches.iter_mut().map(Context::Cached);
+        self.logits(hidden, blocks, head, contexts, lora.as_ref(), None)
     }
 
     /// Computes teacher-forced logits of all scales at once under a mask, `[1, 1, tokens, tokens]`. With `noise`, one
@@ -216,16 +256,47 @@ impl BlockStack<'_> {
         state: &StackState,
         hidden: Tensor<3>,
         mask: &Tensor<4>,
+        noise: Option<&mut [Rng]>,
+    ) -> Tensor<3> {
+        #[cfg(feature = "gpu")]
+        if state.lora.is_none()
+            && ops::is_tracked(&hidden)
+            && hidden.dims()[1] <= RECORDED_TOKENS
+            && self.blocks.iter().all(Block::can_be_recorded)
+        {
+            let (mut x, mut noise) = (hidden, noise);
+            for (block, by) in self.blocks.iter().zip(&state.blocks) {
+                x = block.recorded(x, by, mask, noise.as_deref_mut());
+            }
+            return nn::apply(self.head, state.head.norm(x, self.norm_eps));
+        }
+        let contexts = self.blocks.iter().map(|_| Context::Masked(mask));
+        self.logits(hidden, &state.blocks, &state.head, contexts, state.lora.as_ref(), noise)
+    }
+
+    /// Computes logits from hidden states through all blocks, each with its context.
+    fn logits<'a>(
+        &self,
+        hidden: Tensor<3>,
+        by: &[BlockModulation],
+        head: &NormModulation,
+        contexts: impl Iterator<Item = Context<'a>>,
+        lora: Option<&Lora>,
         mut noise: Option<&mut [Rng]>,
     ) -> Tensor<3> {
-        let mut x = hidden;
-        for (i, (block, by)) in self.blocks.iter().zip(&state.blocks).enumerate() {
-            let lora = state.lora.as_ref().and_then(|lora| lora.block(i));
-            x = block.forward(x, by, Context::Masked(mask), lora, noise.as_deref_mut());
+        let norm1 = |i: usize| by.get(i).map_or(head, |by| &by.norm1);
+        let (mut x, mut normed) = (hidden.clone(), norm1(0).norm(hidden, self.norm_eps));
+        for (i, (block, context)) in self.blocks.iter().zip(contexts).enumerate() {
+            let lora = lora.and_then(|lora| lora.block(i));
+            (x, normed) = block.forward((x, normed), &by[i], norm1(i + 1), context, lora, noise.as_deref_mut());
         }
-        nn::apply(self.head, state.head.norm(x, self.norm_eps))
+        nn::apply(self.head, normed)
     }
 }
+
+/// Most tokens of [`Block::recorded`]: a row of scores must fit what units share on every GPU, 16 KB.
+#[cfg(feature = "gpu")]
+const RECORDED_TOKENS: usize = 3584;
 
 /// State of a batch in a [`BlockStack`].
 #[derive(Debug, Clone)]
@@ -234,7 +305,7 @@ pub struct StackState {
     pub condition: Tensor<2>,
     /// Norms of each block: constant over all scales, so computed once per batch.
     blocks: Vec<BlockModulation>,
-    head: HeadModulation,
+    head: NormModulation,
     caches: Vec<KvCache>,
     lora: Option<Lora>,
 }

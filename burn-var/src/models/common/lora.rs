@@ -9,6 +9,7 @@ use super::block::Block;
 use crate::error::require_positive;
 use crate::generation::{Condition, NextScale, ScaleInput, ScaleTokens, TeacherForced, TeacherInput, Vocabulary};
 use crate::init::{Init, initialize};
+use crate::ops::Branch;
 use crate::rng::Rng;
 use crate::scales::ScaleAt;
 use crate::weights::Pretrained;
@@ -151,6 +152,14 @@ pub(crate) fn adapted(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -
     let Some(LowRank { down, up, scale }) = change else { return nn::apply(linear, x) };
     let change = ops::linear(ops::linear(x.clone(), down.val(), None), up.val(), None) * *scale;
     nn::apply(linear, x) + change
+}
+
+/// Applies a linear layer with its low-rank update, for a kernel that adds the bias if the device has one.
+pub(super) fn branch(linear: &Linear, change: Option<&LowRank>, x: Tensor<3>) -> Branch {
+    let bias = linear.bias.as_ref().filter(|_| ops::adds_bias(&x));
+    let Some(bias) = bias else { return Branch { value: adapted(linear, change, x), bias: None } };
+    let without = Linear { bias: None, ..linear.clone() };
+    Branch { value: adapted(&without, change, x), bias: Some(bias.val()) }
 }
 
 /// Updates of one block.

@@ -15,5 +15,5 @@ pub use attention::{KvCache, SelfAttention};
 pub use block::{Block, BlockSizes, BlockStack, FeedForward, HeadNorm, StackState};
 pub use detach_cache::DetachCache;
 pub use lora::{Adaptable, Lora, LoraConfig, LoraTarget, LowRankConfig, WithLora};
-pub use modulation::{BlockModulation, HeadModulation};
+pub use modulation::{BlockModulation, NormModulation};
 pub use trunk::VarInit;

@@ -2,71 +2,64 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops;
+use crate::ops::{self, Rows};
 
-/// Scales, shifts and gates of one block, `[batch, 1, width]` each.
+/// Scales, shifts and gates of one block.
 #[derive(Debug, Clone)]
 pub struct BlockModulation {
     /// Gate of the attention branch.
-    pub gamma1: Tensor<3>,
+    pub gamma1: Rows,
     /// Gate of the feed-forward branch.
-    pub gamma2: Tensor<3>,
-    /// Scale before attention.
-    pub scale1: Tensor<3>,
-    /// Scale before the feed-forward.
-    pub scale2: Tensor<3>,
-    /// Shift before attention.
-    pub shift1: Tensor<3>,
-    /// Shift before the feed-forward.
-    pub shift2: Tensor<3>,
+    pub gamma2: Rows,
+    /// Norm before attention.
+    pub norm1: NormModulation,
+    /// Norm before the feed-forward.
+    pub norm2: NormModulation,
 }
 
 impl BlockModulation {
     /// Splits `[batch, 6 * width]` in the checkpoints' order: two gates, two scales, two shifts.
     pub fn from_packed(packed: Tensor<2>) -> Self {
-        let part = parts(packed, 6);
-        Self { gamma1: part(0), gamma2: part(1), scale1: part(2), scale2: part(3), shift1: part(4), shift2: part(5) }
+        let [gamma1, gamma2, scale1, scale2, shift1, shift2] = Rows::split(packed);
+        let norm = |scale, shift| NormModulation { scale, shift };
+        Self { gamma1, gamma2, norm1: norm(scale1, shift1), norm2: norm(scale2, shift2) }
     }
 
     pub(super) fn keep_first(self, batch: usize) -> Self {
-        let first = |x: Tensor<3>| x.narrow(0, 0, batch);
         Self {
-            gamma1: first(self.gamma1),
-            gamma2: first(self.gamma2),
-            scale1: first(self.scale1),
-            scale2: first(self.scale2),
-            shift1: first(self.shift1),
-            shift2: first(self.shift2),
+            gamma1: self.gamma1.keep_first(batch),
+            gamma2: self.gamma2.keep_first(batch),
+            norm1: self.norm1.keep_first(batch),
+            norm2: self.norm2.keep_first(batch),
         }
     }
 }
 
-/// Scale and shift before the head, `[batch, 1, width]` each.
+/// Scale and shift of a norm, before a branch of a block or before the head.
 #[derive(Debug, Clone)]
-pub struct HeadModulation {
-    scale: Tensor<3>,
-    shift: Tensor<3>,
+pub struct NormModulation {
+    scale: Rows,
+    shift: Rows,
 }
 
-impl HeadModulation {
+impl NormModulation {
     /// Splits `[batch, 2 * width]`: scale, shift.
     pub fn from_packed(packed: Tensor<2>) -> Self {
-        let part = parts(packed, 2);
-        Self { scale: part(0), shift: part(1) }
+        let [scale, shift] = Rows::split(packed);
+        Self { scale, shift }
     }
 
     /// Normalizes `[batch, tokens, width]` without learned parameters, then scales and shifts by the condition.
     pub fn norm(&self, x: Tensor<3>, epsilon: f64) -> Tensor<3> {
-        ops::layer_norm_modulate(x, self.scale.clone(), self.shift.clone(), epsilon)
+        ops::modulated_norm(x, [&self.scale, &self.shift], epsilon)
+    }
+
+    /// Adds a gated branch to `x`, and normalizes the sum; returns the sum and the norm.
+    pub fn after(&self, x: Tensor<3>, branch: ops::Branch, gate: &Rows, epsilon: f64) -> (Tensor<3>, Tensor<3>) {
+        ops::residual_norm(x, branch, gate, [&self.scale, &self.shift], epsilon)
     }
 
     pub(super) fn keep_first(self, batch: usize) -> Self {
-        Self { scale: self.scale.narrow(0, 0, batch), shift: self.shift.narrow(0, 0, batch) }
+        Self { scale: self.scale.keep_first(batch), shift: self.shift.keep_first(batch) }
     }
-}
-
-/// Returns part `i` of `[batch, count * width]` as `[batch, 1, width]`.
-fn parts(packed: Tensor<2>, count: usize) -> impl Fn(usize) -> Tensor<3> {
-    let width = packed.dims()[1] / count;
-    move |i| packed.clone().narrow(1, i * width, width).unsqueeze_dim(1)
 }

@@ -11,6 +11,7 @@ use super::vqgan::{Decoder, Encoder, VqGanSizes, untrained};
 use crate::error::require_positive;
 use crate::init::{Init, ParamInfo};
 use crate::nn::{self, Conv2d, GroupNorm};
+use crate::ops::{permute, transpose};
 use crate::weights::shapes::{axes, count};
 use crate::weights::{KeyMap, Kind, StateDict};
 use crate::{Error, MapSize, Result};
@@ -339,7 +340,7 @@ impl VectorQuantizer {
     /// Returns the positions of a latent as rows, `[batch * tokens, channels]`.
     fn rows(&self, latent: Tensor<4>) -> Tensor<2> {
         let [batch, channels, height, width] = latent.dims();
-        self.normed(latent.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]))
+        self.normed(permute(latent, [0, 2, 3, 1]).reshape([batch * height * width, channels]))
     }
 
     /// Returns the ids of the codes nearest to rows off the graph, `[batch, tokens]`.
@@ -347,11 +348,11 @@ impl VectorQuantizer {
         let codes = self.codes().inner();
         let count = rows.dims()[0];
         let found = if self.l2_norm {
-            rows.matmul(codes.transpose()).argmax(1)
+            rows.matmul(transpose(codes)).argmax(1)
         } else {
             let own = rows.clone().square().sum_dim(1); // [rows, 1]
-            let theirs = codes.clone().square().sum_dim(1).transpose(); // [1, codes]
-            (own + theirs - rows.matmul(codes.transpose()) * 2.0).argmin(1)
+            let theirs = transpose(codes.clone().square().sum_dim(1)); // [1, codes]
+            (own + theirs - rows.matmul(transpose(codes)) * 2.0).argmin(1)
         };
         found.reshape([batch, count / batch])
     }
@@ -369,7 +370,7 @@ impl VectorQuantizer {
         let commit_loss = (Tensor::from_inner(code.clone()) - rows.clone()).square().mean() * self.beta;
         let entropy_loss = (self.entropy_ratio > 0.0).then(|| self.entropy_loss(rows.clone()) * self.entropy_ratio);
         let straight = rows + Tensor::from_inner(code - row);
-        let codes = straight.reshape([batch, height, width, channels]).permute([0, 3, 1, 2]);
+        let codes = permute(straight.reshape([batch, height, width, channels]), [0, 3, 1, 2]);
         QuantizedMap { codes, vq_loss, commit_loss, entropy_loss, ids, rows: target }
     }
 
@@ -378,8 +379,8 @@ impl VectorQuantizer {
     fn entropy_loss(&self, rows: Tensor<2>) -> Tensor<1> {
         let codes = self.codes();
         let own = rows.clone().square().sum_dim(1);
-        let theirs = codes.clone().square().sum_dim(1).transpose();
-        let distance = own + theirs - rows.matmul(codes.transpose()) * 2.0;
+        let theirs = transpose(codes.clone().square().sum_dim(1));
+        let distance = own + theirs - rows.matmul(transpose(codes)) * 2.0;
         let logits = distance * (-1.0 / self.entropy_temperature);
         let probabilities = softmax(logits.clone(), 1);
         let each = (probabilities.clone() * log_softmax(logits, 1)).sum_dim(1).mean().neg();

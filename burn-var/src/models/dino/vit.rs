@@ -310,7 +310,7 @@ impl Vit {
             let expected = format!("height and width multiples of the patch size {patch}");
             return Err(Error::shape("images", expected, images.dims()));
         }
-        let patches = self.patch_embed.proj.forward(images).flatten::<3>(2, 3).swap_dims(1, 2);
+        let patches = ops::transpose(self.patch_embed.proj.forward(images).flatten::<3>(2, 3));
         let cls = self.cls_token.val().expand([batch, 1, self.config.embed_dim]);
         let positions = self.positions(MapSize { height: height / patch, width: width / patch });
         Ok(Tensor::cat(vec![cls, patches], 1) + positions)
@@ -323,8 +323,8 @@ impl Vit {
         if (size.height, size.width) == (grid, grid) {
             return all;
         }
-        let own = all.clone().narrow(1, 1, grid * grid).swap_dims(1, 2).reshape([1, width, grid, grid]);
-        let resized = Resize::Bicubic.apply(own, size).flatten::<3>(2, 3).swap_dims(1, 2);
+        let own = ops::transpose(all.clone().narrow(1, 1, grid * grid)).reshape([1, width, grid, grid]);
+        let resized = ops::transpose(Resize::Bicubic.apply(own, size).flatten::<3>(2, 3));
         Tensor::cat(vec![all.narrow(1, 0, 1), resized], 1)
     }
 }

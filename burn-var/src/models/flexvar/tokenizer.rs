@@ -9,6 +9,7 @@ use crate::generation::{Tokenizer, Vocabulary};
 use crate::init::initialize;
 use crate::math::Resize;
 use crate::models::common::vq_model::{QuantizedMap, VqModel, VqModelConfig};
+use crate::ops::transpose;
 use crate::scales::ScaleAt;
 use crate::{MapSize, Result, Scales, TokenPyramid};
 
@@ -146,7 +147,7 @@ impl Tokenizer for FlexVae {
     /// Replaces the canvas by the codes: a map of the scale's own size.
     fn paint(&self, _canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
         let ([batch, _, channels], MapSize { height, width }) = (codes.dims(), at.size());
-        codes.swap_dims(1, 2).reshape([batch, channels, height, width])
+        transpose(codes).reshape([batch, channels, height, width])
     }
 
     fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4> {

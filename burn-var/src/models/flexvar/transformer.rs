@@ -214,7 +214,7 @@ impl FlexVar {
 
     /// Returns the positions of a token map, `[1, tokens, width]`: the table, area-resized to its size.
     pub fn positions(&self, size: MapSize) -> Tensor<3> {
-        Resize::Area.apply(self.pos_1LC.val(), size).flatten::<3>(2, 3).swap_dims(1, 2)
+        ops::transpose(Resize::Area.apply(self.pos_1LC.val(), size).flatten::<3>(2, 3))
     }
 
     /// Computes the logits of scales from their inputs and the class token alone, `[batch, L, vocab_size]`: no scale sees
@@ -425,7 +425,7 @@ impl NextScale for FlexVar {
         let range = at.range();
         let positions = state.positions.clone().narrow(1, range.start, range.len());
         let sequences = state.sequences();
-        let codes = nn::apply(&self.word_embed, input.map.flatten::<3>(2, 3).swap_dims(1, 2));
+        let codes = nn::apply(&self.word_embed, ops::transpose(input.map.flatten::<3>(2, 3)));
         let known = state.unmasking.as_ref().and_then(|unmasking| unmasking.unmasked(at.k()));
         let tokens = match (&self.pos_start, &self.mask_token, known) {
             (Some(start), ..) if at.is_first() => self.start_tokens(start, state, range.len()),
@@ -580,7 +580,8 @@ mod tests {
         let at_step = |at: ScaleAt<'_>| {
             let MapSize { height, width } = at.size();
             let range = single.range((at.k() + 1).saturating_sub(steps));
-            let map = codes.clone().narrow(1, range.start, range.len()).swap_dims(1, 2).reshape([2, 3, height, width]);
+            let map = codes.clone().narrow(1, range.start, range.len());
+            let map = ops::transpose(map).reshape([2, 3, height, width]);
             let hidden = model.embed(&state, at, ScaleInput { map, ids: None });
             model.step(&mut state, at, hidden)
         };

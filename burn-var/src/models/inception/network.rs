@@ -210,7 +210,7 @@ impl Inception {
         let x = observed("Mixed_7b", self.Mixed_7b.forward(x));
         let x = observed("Mixed_7c", self.Mixed_7c.forward(x));
         let pool = x.reshape([batch, Self::POOL, 64]).mean_dim(2).squeeze_dim(2);
-        let spatial = first.narrow(1, 0, SPATIAL_CHANNELS).permute([0, 2, 3, 1]).reshape([batch, Self::SPATIAL]);
+        let spatial = ops::permute(first.narrow(1, 0, SPATIAL_CHANNELS), [0, 2, 3, 1]).reshape([batch, Self::SPATIAL]);
         Ok(InceptionOutput { pool, spatial })
     }
 

@@ -111,7 +111,7 @@ impl Judge {
         match &self.network {
             Network::Components(network) => {
                 let [channels, height, width] = self.config.image_shape();
-                let images = features.matmul(network.directions.val().transpose()) + network.mean.val().unsqueeze();
+                let images = features.matmul(ops::transpose(network.directions.val())) + network.mean.val().unsqueeze();
                 let batch = images.dims()[0];
                 Some(images.reshape([batch, channels, height, width]))
             }
@@ -325,7 +325,7 @@ mod tests {
                     assert!((a - b).abs() < 1e-4, "{name}: image {i} alone {a}, in a batch {b}");
                 }
             }
-            let message = judge.features(images(1).swap_dims(2, 3)).expect_err("turned").to_string();
+            let message = judge.features(ops::swap(images(1), 2, 3)).expect_err("turned").to_string();
             assert!(message.contains("[batch, 1, 16, 32]"), "{message}");
         }
     }

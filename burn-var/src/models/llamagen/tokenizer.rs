@@ -8,6 +8,7 @@ use super::transformer::raster_size;
 use crate::generation::{Tokenizer, Vocabulary};
 use crate::init::initialize;
 use crate::models::common::vq_model::{QuantizedMap, VqModel, VqModelConfig};
+use crate::ops::transpose;
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
@@ -103,7 +104,7 @@ impl LlamaGenVq {
         if tokens != size.area() {
             return Err(Error::shape("token ids", format!("[batch, {}]", size.area()), [batch, tokens]));
         }
-        let codes = self.lookup(ids).swap_dims(1, 2);
+        let codes = transpose(self.lookup(ids));
         Ok(codes.reshape([batch, self.z_channels(), size.height, size.width]))
     }
 
@@ -169,10 +170,8 @@ impl Tokenizer for LlamaGenVq {
     fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
         let [batch, channels, _, width] = canvas.dims();
         let (row, column) = (at.k() / width, at.k() % width);
-        canvas.slice_assign(
-            [0..batch, 0..channels, row..row + 1, column..column + 1],
-            codes.swap_dims(1, 2).unsqueeze_dim(3),
-        )
+        canvas
+            .slice_assign([0..batch, 0..channels, row..row + 1, column..column + 1], transpose(codes).unsqueeze_dim(3))
     }
 
     /// Returns zeros: the transformer reads ids.

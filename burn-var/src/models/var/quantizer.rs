@@ -5,9 +5,10 @@ use burn::nn::Embedding;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::tokenizer::VqVaeConfig;
+use crate::Scales;
 use crate::math::Resize;
 use crate::nn::{self, Conv2d};
-use crate::{MapSize, Scales};
+use crate::ops::{self, permute, transpose};
 
 /// Codebook, and the small convolutions (phi) that smooth each scale's contribution.
 #[derive(Module, Debug)]
@@ -53,11 +54,11 @@ impl Quantizer {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();
         let found = if self.using_znorm {
-            nn::unit_rows(residual).matmul(nn::unit_rows(codes).transpose()).argmax(1)
+            nn::unit_rows(residual).matmul(transpose(nn::unit_rows(codes))).argmax(1)
         } else {
             let own = residual.clone().square().sum_dim(1); // [positions, 1]
-            let theirs = codes.clone().square().sum_dim(1).transpose(); // [1, vocab]
-            (own + theirs - residual.matmul(codes.transpose()) * 2.0).argmin(1)
+            let theirs = transpose(codes.clone().square().sum_dim(1)); // [1, vocab]
+            (own + theirs - residual.matmul(transpose(codes)) * 2.0).argmin(1)
         };
         found.reshape([positions])
     }
@@ -65,16 +66,32 @@ impl Quantizer {
     /// Computes the contribution of scale `k` to a canvas of the finest size, from `codes`, `[batch, tokens,
     /// z_channels]`.
     pub fn contribution(&self, codes: Tensor<3>, k: usize, scales: &Scales) -> Tensor<4> {
-        let MapSize { height, width } = scales.size(k);
-        let [batch, _, channels] = codes.dims();
-        let map = codes.swap_dims(1, 2).reshape([batch, channels, height, width]);
-        // The original skips the resize of the last scale, which has the latent's size here in any case.
-        let map = if k + 1 == scales.len() { map } else { Resize::Bicubic.apply(map, scales.finest()) };
-        if self.quant_resi.is_empty() {
-            return map;
+        let map = Self::full_size(codes, k, scales);
+        match self.phi(k, scales) {
+            Some(phi) => ops::mixed(map, phi.weight.val(), phi.bias.val(), self.ratio),
+            None => map,
         }
-        let phi = &self.quant_resi[phi_index(self.quant_resi.len(), k, scales.len())];
-        map.clone() * (1.0 - self.ratio) + phi.forward(map) * self.ratio
+    }
+
+    /// Adds [`Quantizer::contribution`] to a canvas.
+    pub fn paint(&self, canvas: Tensor<4>, codes: Tensor<3>, k: usize, scales: &Scales) -> Tensor<4> {
+        let map = Self::full_size(codes, k, scales);
+        match self.phi(k, scales) {
+            Some(phi) => ops::add_mixed(canvas, map, phi.weight.val(), phi.bias.val(), self.ratio),
+            None => canvas + map,
+        }
+    }
+
+    /// Resizes the code vectors of scale `k` to a map of the finest size.
+    fn full_size(codes: Tensor<3>, k: usize, scales: &Scales) -> Tensor<4> {
+        let map = ops::map_of_codes(codes, scales.size(k));
+        // The original skips the resize of the last scale, which has the latent's size here in any case.
+        if k + 1 == scales.len() { map } else { Resize::Bicubic.apply(map, scales.finest()) }
+    }
+
+    /// Returns the convolution of scale `k`, if there is one.
+    fn phi(&self, k: usize, scales: &Scales) -> Option<&Conv2d> {
+        self.quant_resi.get(phi_index(self.quant_resi.len(), k, scales.len()))
     }
 
     /// Resizes a latent, `[batch, z_channels, height, width]`, to scale `k` as rows: `[batch * tokens, z_channels]`.
@@ -82,7 +99,7 @@ impl Quantizer {
         let map =
             if k + 1 == scales.len() { latent.clone() } else { Resize::Area.apply(latent.clone(), scales.size(k)) };
         let [batch, channels, height, width] = map.dims();
-        map.permute([0, 2, 3, 1]).reshape([batch * height * width, channels])
+        permute(map, [0, 2, 3, 1]).reshape([batch * height * width, channels])
     }
 
     /// Quantizes a latent, `[batch, z_channels, height, width]` of the finest size, to the ids of every scale.

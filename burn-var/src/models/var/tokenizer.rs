@@ -285,7 +285,7 @@ impl Tokenizer for VqVae {
     }
 
     fn paint(&self, canvas: Tensor<4>, at: ScaleAt<'_>, codes: Tensor<3>) -> Tensor<4> {
-        canvas + self.quantize.contribution(codes, at.k(), at.scales())
+        self.quantize.paint(canvas, codes, at.k(), at.scales())
     }
 
     fn next_input(&self, canvas: &Tensor<4>, at: ScaleAt<'_>) -> Tensor<4> {

@@ -232,7 +232,7 @@ impl NextScale for Var {
         let positions = state.positions.clone().narrow(1, range.start, range.len());
         let tokens = match at.is_first() {
             true => self.start_tokens(state),
-            false => self.embed_codes(input.map.flatten::<3>(2, 3).swap_dims(1, 2)), // [batch, tokens, width]
+            false => self.embed_codes(ops::transpose(input.map.flatten::<3>(2, 3))), // [batch, tokens, width]
         };
         tokens + positions
     }

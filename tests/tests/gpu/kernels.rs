@@ -1,0 +1,140 @@
+//! The kernels against the plain operations that they stand for, each in a process of its own: they are switched off when it
+//! starts.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Int, Tensor};
+use burn_var::generation::TeacherInput;
+use burn_var::guidance::{Cfg, Guidance};
+use burn_var::init::{Init, initialize};
+use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
+use burn_var::rng::Rng;
+use burn_var::sampling::Sampler;
+use burn_var::{BatchRequest, Condition, Scales, TeacherForced, TokenPyramid, generate, ops};
+
+/// Where the child process writes what it has computed.
+const OUT: &str = "BURN_VAR_TEST_OUT";
+
+/// Numbers by name.
+type Results = BTreeMap<String, Vec<f32>>;
+
+struct Gradients<'a> {
+    of: &'a GradientsParams,
+    path: Vec<String>,
+    found: Results,
+}
+
+impl ModuleVisitor for Gradients<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.of.get::<D>(param.id) {
+            self.found.insert(self.path.join("."), gradient.into_data().try_into_vec().expect("f32"));
+        }
+    }
+}
+
+fn compute() -> Results {
+    let device = Device::wgpu(Default::default());
+    let scales = Scales::square(&[1, 2, 3, 5]).expect("a schedule");
+    let tokenizer = VqVaeConfig { ch: 32, ch_mult: vec![1, 1], vocab_size: 50, ..VqVaeConfig::public(scales.clone()) };
+    let tokenizer = initialize(tokenizer.init_zeros(&device).expect("valid"), 1, |_| Init::Normal(0.2));
+    // A width that is no multiple of the units of a cube, and heads whose width is no power of two.
+    let config = VarConfig {
+        depth: 2,
+        embed_dim: 60,
+        num_heads: 5,
+        vocab_size: 50,
+        num_classes: 3,
+        patch_nums: scales.clone(),
+        drop_path_rate: 0.4,
+        ..VarPreset::D16.config()
+    };
+    let weights = |device: &Device| initialize(config.init_zeros(device).expect("valid"), 2, |_| Init::Normal(0.2));
+    let mut results = Results::new();
+
+    let model = weights(&device);
+    let mut request = BatchRequest::classes(&[0, 2], 5);
+    request.sampler = Sampler::greedy();
+    let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(2.0))];
+    let mut each = |done: &burn_var::generation::ScaleDone| {
+        let mut keep = |name: &str, values: Vec<f32>| results.insert(format!("{name} {}", done.k), values);
+        keep("logits", done.logits.clone().into_data().try_into_vec().expect("f32"));
+        keep("canvas", done.canvas.clone().into_data().try_into_vec().expect("f32"));
+        std::ops::ControlFlow::Continue(())
+    };
+    let generated = generate(&tokenizer, &model, guidance, request, &mut each).expect("images");
+
+    let model = weights(&device.autodiff());
+    let input = TeacherInput::of(&tokenizer, &generated.tokens).on_graph();
+    let mut noise: Vec<Rng> = (0..2).map(|image| Rng::new(3, "drop path", image)).collect();
+    let conditions = [Condition::Class(1), Condition::Null];
+    let logits = model.teacher_forced(&conditions, input, &scales, Some(&mut noise)).expect("logits");
+    results.insert("taught logits".into(), logits.clone().inner().into_data().try_into_vec().expect("f32"));
+    let sequence = TokenPyramid::sequence(&generated.tokens);
+    let gradients = ops::cross_entropy(logits, sequence, 0.0).mean().backward();
+    let gradients = GradientsParams::from_grads(gradients, &model);
+    let mut visitor = Gradients { of: &gradients, path: Vec::new(), found: Results::new() };
+    model.visit(&mut visitor);
+    results.extend(visitor.found);
+    results
+}
+
+#[test]
+#[ignore = "a part of the test below, in a process of its own"]
+fn child() {
+    let Some(out) = std::env::var_os(OUT) else { return };
+    std::fs::write(out, serde_json::to_vec(&compute()).expect("numbers")).expect("written");
+}
+
+fn in_child(kernels: &str) -> Results {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("results.json");
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--exact", "kernels::child", "--ignored"]).env("BURN_VAR_KERNELS", kernels).env(OUT, &out);
+    let output = command.output().expect("the same program runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    serde_json::from_slice(&std::fs::read(out).expect("results")).expect("results")
+}
+
+#[test]
+fn kernels_equal_the_plain_operations() {
+    let _alone = crate::alone();
+    let (found, expected) = (in_child("all"), in_child("generic"));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(expected.len() > 2 * 12 + 8, "gradients of all weights of both blocks: {:?}", expected.keys());
+    for (name, expected) in expected {
+        let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        assert!(largest > 0.0, "`{name}` is zero");
+        for (i, (found, expected)) in found[&name].iter().zip(&expected).enumerate() {
+            let off = (found - expected).abs();
+            assert!(off <= 2e-5 * largest, "`{name}` {i}: {found}, expected {expected}, the largest being {largest}");
+        }
+    }
+}
+
+/// A half-precision weight is not converted: what enters the product is.
+#[test]
+fn a_linear_layer_multiplies_in_the_type_of_its_weight() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    let numbers = |dims: [usize; 2]| {
+        let count = (dims[0] * dims[1]) as i64;
+        (Tensor::<1, Int>::arange(0..count, &device).float() * 0.37).sin().reshape(dims)
+    };
+    let (x, weight, bias) = (numbers([5, 40]), numbers([40, 30]), numbers([1, 30]).squeeze_dim::<1>(0));
+    let exact = ops::linear(x.clone(), weight.clone(), Some(bias.clone()));
+    let half = ops::linear(x, weight.cast(DType::F16), Some(bias));
+    assert_eq!(half.dtype(), DType::F32, "the type of the input");
+    let off = (half - exact).abs().max().into_scalar::<f32>();
+    assert!(off > 0.0 && off < 0.02, "rounded to ten bits: off by {off}");
+}

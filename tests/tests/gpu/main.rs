@@ -1,0 +1,15 @@
+//! A GPU backend with fusion: defects of it that are known, and budgets of kernel launches. A software GPU will do.
+//!
+//! `cargo test -p burn-var-tests --no-default-features --features wgpu --test gpu`
+
+mod budget;
+mod fusion;
+mod kernels;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Lets tests run one after the other: launches are counted for the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
