@@ -29,8 +29,11 @@ impl Default for DeviceName {
 
 impl DeviceName {
     /// Opens the device, and checks that it computes. On a GPU, operations are fused if `fusion` is set, and memory is sorted
-    /// for `training`.
-    pub(crate) fn open(self, fusion: bool, training: bool) -> Result<Device> {
+    /// for `training`; `number` is that of the GPU, the default one if absent.
+    pub(crate) fn open(self, fusion: bool, training: bool, number: Option<usize>) -> Result<Device> {
+        if number.is_some() && matches!(self, Self::Flex | Self::Ndarray) {
+            return Err(usage("--devices numbers GPUs: choose one with --device, `--device cuda` for instance"));
+        }
         #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
         if matches!(self, Self::Wgpu | Self::Vulkan | Self::Cuda) {
             burn_var::gpu::GpuSettings { fusion, training }.apply()?;
@@ -44,11 +47,11 @@ impl DeviceName {
             #[allow(deprecated, reason = "it is here to compare results with")]
             Self::Ndarray => Ok(Device::ndarray()),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => probe("wgpu", || Device::wgpu(burn::tensor::DeviceKind::default())),
+            Self::Wgpu => probe("wgpu", move || Device::wgpu(kind(number))),
             #[cfg(feature = "vulkan")]
-            Self::Vulkan => probe("vulkan", || Device::vulkan(burn::tensor::DeviceKind::default())),
+            Self::Vulkan => probe("vulkan", move || Device::vulkan(kind(number))),
             #[cfg(feature = "cuda")]
-            Self::Cuda => probe("cuda", || Device::cuda(0)),
+            Self::Cuda => probe("cuda", move || Device::cuda(number.unwrap_or(0))),
             #[allow(unreachable_patterns, reason = "with all features there is no other")]
             other => {
                 let name = other.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
@@ -59,6 +62,11 @@ impl DeviceName {
             }
         }
     }
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan"))]
+fn kind(number: Option<usize>) -> burn::tensor::DeviceKind {
+    number.map_or_else(Default::default, burn::tensor::DeviceKind::DiscreteGpu)
 }
 
 /// Checks a device before any work. Burn panics where there is no such GPU; here that becomes an error.

@@ -17,8 +17,16 @@ use crate::output::Output;
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli, output: Output) -> Result<()> {
-    let training = matches!(cli.command, Command::Train(_));
-    let device = cli.device.open(!cli.no_fusion, training)?;
+    let (mut training, mut number) = (false, None);
+    if let Command::Train(command) = &cli.command {
+        let ranks = &command.args().ranks;
+        // The ranks open the devices, not the process that starts them.
+        if ranks.launch()? {
+            return Ok(());
+        }
+        (training, number) = (true, ranks.device());
+    }
+    let device = cli.device.open(!cli.no_fusion, training, number)?;
     match cli.command {
         Command::Sample(args) => sample::run(&args, &device, output),
         Command::Edit(args) => edit::run(&args, &device, output),

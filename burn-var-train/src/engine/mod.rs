@@ -106,6 +106,14 @@ pub trait Method {
     /// The trained networks, in the order of [`Method::networks`].
     fn networks_mut(&mut self) -> Vec<&mut dyn Network>;
 
+    /// Checks that the batch can be cut into so many equal pieces.
+    ///
+    /// # Errors
+    /// If images that belong together would be cut apart.
+    fn check_pieces(&self, _pieces: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes the batch of a piece. Called once per piece and step, in the order of the pieces; with several ranks, for a
     /// part of the pieces.
     ///

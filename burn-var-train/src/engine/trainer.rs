@@ -50,10 +50,11 @@ impl<M: Method> Trainer<M> {
     /// Shares the run among ranks.
     ///
     /// # Errors
-    /// [`Error::Config`] if the batch cannot be cut into pieces for all of them.
+    /// [`Error::Config`] if the batch cannot be cut into pieces for all of them; those of [`Method::check_pieces`].
     pub fn at(mut self, place: Placement) -> Result<Self> {
         Placement { device: self.device, ranks: self.ranks } = place;
         let pieces = self.run.accumulate * self.ranks.count();
+        self.method.check_pieces(pieces)?;
         match self.run.batch_size.is_multiple_of(pieces) {
             true => Ok(self),
             false => {

@@ -62,6 +62,25 @@ pub(crate) enum Command {
     Aid(Args),
 }
 
+impl Command {
+    /// Returns the arguments, which all models share.
+    pub(crate) fn args(&self) -> &Args {
+        let (Self::Tokenizer(args)
+        | Self::FlexVae(args)
+        | Self::Var(args)
+        | Self::FlexVar(args)
+        | Self::LlamaGenVq(args)
+        | Self::LlamaGen(args)
+        | Self::Sar(args)
+        | Self::VaPi(args)
+        | Self::Classifier(args)
+        | Self::Judges(args)
+        | Self::Dino(args)
+        | Self::Aid(args)) = self;
+        args
+    }
+}
+
 /// A training run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -77,7 +96,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
     #[command(flatten)]
-    ranks: ranks::Args,
+    pub(crate) ranks: ranks::Args,
 }
 
 impl Args {
@@ -115,19 +134,8 @@ struct Report {
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {
-    let (Command::Tokenizer(args)
-    | Command::FlexVae(args)
-    | Command::Var(args)
-    | Command::FlexVar(args)
-    | Command::LlamaGenVq(args)
-    | Command::LlamaGen(args)
-    | Command::Sar(args)
-    | Command::VaPi(args)
-    | Command::Classifier(args)
-    | Command::Judges(args)
-    | Command::Dino(args)
-    | Command::Aid(args)) = command;
-    let Some(ranks) = args.ranks.join()? else { return Ok(()) };
+    let args = command.args();
+    let ranks = args.ranks.join()?;
     let (out, leads) = (&args.out, ranks.leads());
     let mut progress = TrainProgress::new(output.quiet)?;
     let place = Placement { device: device.clone(), ranks };

@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Data-parallel training.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Number of processes that train together, the ranks: each computes its part of every batch. Without `--rank`, all
     /// are started here.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
@@ -28,23 +28,43 @@ pub(super) struct Args {
     /// Address at which rank 0 listens and the others find it, the same for all. The connections are not encrypted.
     #[arg(long, value_name = "HOST:PORT", requires = "rank")]
     join: Option<String>,
+    /// Numbers of the GPUs to train on, one for each rank that is started here, `0,1,2,3` for instance. Without `--ranks`,
+    /// there are as many ranks as GPUs; with `--rank`, the ranks take them in turn.
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    devices: Vec<usize>,
 }
 
 impl Args {
-    /// Returns the ranks of the run once all have joined; `None` if this process has started the ranks instead, and they
-    /// have done the work.
-    pub(super) fn join(&self) -> Result<Option<Ranks>> {
-        let count = self.ranks.unwrap_or(1) as usize;
+    /// Returns the number of ranks.
+    fn count(&self) -> usize {
+        self.ranks.map_or(self.devices.len().max(1), |ranks| ranks as usize)
+    }
+
+    /// Starts the ranks and waits for them, if there are several and this process is none of them; returns whether it did.
+    pub(crate) fn launch(&self) -> Result<bool> {
+        let launches = self.rank.is_none() && self.count() > 1;
+        if launches {
+            launch(self.count(), self.ranks.is_some())?;
+        }
+        Ok(launches)
+    }
+
+    /// Returns the number of the GPU of this rank.
+    pub(crate) fn device(&self) -> Option<usize> {
+        self.devices.get(self.rank.unwrap_or(0) % self.devices.len().max(1)).copied()
+    }
+
+    /// Returns the ranks of the run, once all have joined.
+    pub(super) fn join(&self) -> Result<Ranks> {
         match (self.rank, &self.join) {
-            (Some(rank), Some(address)) => Ok(Some(Ranks::join(rank, count, address)?)),
-            _ if count == 1 => Ok(Some(Ranks::alone())),
-            _ => launch(count).map(|()| None),
+            (Some(rank), Some(address)) => Ok(Ranks::join(rank, self.count(), address)?),
+            _ => Ok(Ranks::alone()),
         }
     }
 }
 
 /// Runs this command once for every rank, on this machine, and waits for all. Rank 0 has the terminal.
-fn launch(count: usize) -> Result<()> {
+fn launch(count: usize, ranks_given: bool) -> Result<()> {
     // Signals are passed on, and this process stays until the ranks have written their checkpoint.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -58,6 +78,9 @@ fn launch(count: usize) -> Result<()> {
     for rank in 0..count {
         let mut command = Command::new(&program);
         command.args(std::env::args_os().skip(1)).args(["--rank", &rank.to_string(), "--join", &address.to_string()]);
+        if !ranks_given {
+            command.args(["--ranks", &count.to_string()]);
+        }
         of_its_own(&mut command);
         if std::env::var_os("RAYON_NUM_THREADS").is_none() {
             command.env("RAYON_NUM_THREADS", threads.to_string());

@@ -360,11 +360,11 @@ impl AidTrainConfig {
             let expected = format!("less than run.steps = {}", self.run.steps);
             return Err(Error::config("discriminator.head_start", self.discriminator.head_start, expected));
         }
-        self.validate_groups()
+        self.validate_pieces(self.run.accumulate)
     }
 
-    /// Checks that the batch, and each piece of it, consists of whole groups of the heads' batch norm.
-    fn validate_groups(&self) -> Result<()> {
+    /// Checks that the batch, and each of its `pieces`, consists of whole groups of the heads' batch norm.
+    pub(super) fn validate_pieces(&self, pieces: usize) -> Result<()> {
         let (batch, virtual_batch) = (self.run.batch_size, self.discriminator.virtual_batch);
         if virtual_batch == 0 {
             return Err(Error::config("discriminator.virtual_batch", 0, "at least 1"));
@@ -376,12 +376,12 @@ impl AidTrainConfig {
             );
             return Err(Error::config("run.batch_size", batch, expected));
         }
-        if !groups.is_multiple_of(self.run.accumulate) {
+        if !groups.is_multiple_of(pieces) {
             let expected = format!(
                 "a divisor of {groups}, the groups of images whose statistics the discriminator takes together \
                  (discriminator.virtual_batch = {virtual_batch}): no group may be cut"
             );
-            return Err(Error::config("run.accumulate", self.run.accumulate, expected));
+            return Err(Error::config("run.accumulate times the number of ranks", pieces, expected));
         }
         Ok(())
     }

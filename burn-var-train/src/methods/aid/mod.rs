@@ -683,6 +683,10 @@ impl Method for AidMethod {
         vec![&mut self.correction, &mut self.heads]
     }
 
+    fn check_pieces(&self, pieces: usize) -> Result<()> {
+        self.config.validate_pieces(pieces)
+    }
+
     fn batch(&mut self, piece: &Piece) -> Result<AidBatch> {
         Ok(AidBatch { tokens: self.stream.batch(piece)?, shown: None })
     }
