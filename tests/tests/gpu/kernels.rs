@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_var::generation::TeacherInput;
-use burn_var::guidance::{Cfg, Guidance};
+use burn_var::guidance::{Cfg, Guidance, Schedule, Vpg, VpgConfig};
 use burn_var::init::{Init, initialize};
 use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
 use burn_var::rng::Rng;
@@ -65,14 +65,20 @@ fn compute() -> Results {
     let model = weights(&device);
     let mut request = BatchRequest::classes(&[0, 2], 5);
     request.sampler = Sampler::greedy();
-    let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(2.0))];
-    let mut each = |done: &burn_var::generation::ScaleDone| {
-        let mut keep = |name: &str, values: Vec<f32>| results.insert(format!("{name} {}", done.k), values);
-        keep("logits", done.logits.clone().into_data().try_into_vec().expect("f32"));
-        keep("canvas", done.canvas.clone().into_data().try_into_vec().expect("f32"));
-        std::ops::ControlFlow::Continue(())
+    let mut run = |name: &str, guidance: Vec<Box<dyn Guidance>>| {
+        let mut each = |done: &burn_var::generation::ScaleDone| {
+            let mut keep = |what: &str, values: Vec<f32>| results.insert(format!("{name}, {what} {}", done.k), values);
+            keep("logits", done.logits.clone().into_data().try_into_vec().expect("f32"));
+            keep("canvas", done.canvas.clone().into_data().try_into_vec().expect("f32"));
+            std::ops::ControlFlow::Continue(())
+        };
+        generate(&tokenizer, &model, guidance, request.clone(), &mut each).expect("images")
     };
-    let generated = generate(&tokenizer, &model, guidance, request, &mut each).expect("images");
+    let generated = run("cfg", vec![Box::new(Cfg::ramp(2.0))]);
+    // The null branch ends before the last scale, and a second cache begins as a copy of the first.
+    let early = Box::new(Cfg::new(Schedule::PerScale(vec![0.0, 1.5, 1.5, 0.0])));
+    let corrupted = Box::new(Vpg::new(VpgConfig { schedule: Schedule::Constant(2.0), share: 0.5 }));
+    run("vpg", vec![early, corrupted]);
 
     let model = weights(&device.autodiff());
     let input = TeacherInput::of(&tokenizer, &generated.tokens).on_graph();
