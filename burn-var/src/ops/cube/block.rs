@@ -52,8 +52,8 @@ struct Saved {
     fed: Tensor<3>,
 }
 
-/// Computes a block on tensors of a GPU that are on the graph: `x`, `[batch, tokens, width]`, and the projection of the condition,
-/// `[batch, 6 * width]`, to the output, `[batch, tokens, width]`.
+/// Computes a block on tensors of a GPU that are on the graph: `x`, `[batch, tokens, width]`, and the projection of the
+/// condition, `[batch, 6 * width]`, to the output, `[batch, tokens, width]`.
 pub(crate) fn block(
     x: Tensor<3>,
     packed: Tensor<2>,
