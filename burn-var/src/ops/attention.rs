@@ -8,6 +8,8 @@ use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
 use super::swap;
+#[cfg(feature = "gpu")]
+use super::transpose;
 use crate::Scales;
 use crate::math::Constants;
 
@@ -31,6 +33,13 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
         );
     }
     let ([batch, heads, queries, _], value_channels) = (query.dims(), value.dims()[3]);
+    // Burn's attention with a scale or a bias is a composition, too, of three times as many kernels.
+    #[cfg(feature = "gpu")]
+    if cube::is_gpu(&query) {
+        let query = if scale == 1.0 { query } else { query * scale };
+        let shares = cube::softmax(query.matmul(transpose(key)), bias);
+        return swap(shares.matmul(value), 1, 2).reshape([batch, queries, heads * value_channels]);
+    }
     let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
     let mixed = module::attention(query, key, value, None, bias, options);
     swap(mixed, 1, 2).reshape([batch, queries, heads * value_channels])

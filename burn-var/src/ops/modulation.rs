@@ -1,5 +1,7 @@
 //! Adaptive layer norm: scales, shifts and gates that differ by image.
 
+use std::sync::OnceLock;
+
 use burn::tensor::Tensor;
 
 #[cfg(feature = "gpu")]
@@ -12,36 +14,27 @@ pub struct Rows {
     packed: Tensor<2>,
     offset: usize,
     width: usize,
-    /// `[batch, 1, width]`, cut out once for all uses; `None` if kernels read the projection.
-    part: Option<Tensor<3>>,
+    /// `[batch, 1, width]`, cut out at the first use; not at all if kernels read the projection.
+    part: OnceLock<Tensor<3>>,
 }
 
 impl Rows {
     /// Splits `[batch, N * width]` into its parts.
     pub fn split<const N: usize>(packed: Tensor<2>) -> [Self; N] {
         let width = packed.dims()[1] / N;
-        #[cfg(feature = "gpu")]
-        let cut = !cube::is_plain(&packed) && !cube::is_tracked(&packed);
-        #[cfg(not(feature = "gpu"))]
-        let cut = true;
-        core::array::from_fn(|i| {
-            let rows = Self { packed: packed.clone(), offset: i * width, width, part: None };
-            let part = cut.then(|| rows.tensor());
-            Self { part, ..rows }
-        })
+        core::array::from_fn(|i| Self { packed: packed.clone(), offset: i * width, width, part: OnceLock::new() })
     }
 
     /// Returns the rows as `[batch, 1, width]`.
     pub fn tensor(&self) -> Tensor<3> {
-        let cut = || self.packed.clone().narrow(1, self.offset, self.width).unsqueeze_dim(1);
-        self.part.clone().unwrap_or_else(cut)
+        self.part.get_or_init(|| self.packed.clone().narrow(1, self.offset, self.width).unsqueeze_dim(1)).clone()
     }
 
     /// Keeps the rows of the first images.
     #[must_use]
     pub fn keep_first(self, batch: usize) -> Self {
-        let part = self.part.map(|part| part.narrow(0, 0, batch));
-        Self { packed: self.packed.narrow(0, 0, batch), part, ..self }
+        let part = self.part.into_inner().map(|part| OnceLock::from(part.narrow(0, 0, batch)));
+        Self { packed: self.packed.narrow(0, 0, batch), part: part.unwrap_or_default(), ..self }
     }
 }
 
@@ -62,7 +55,7 @@ impl From<Tensor<3>> for Rows {
     /// Creates rows from `[batch, 1, width]`.
     fn from(rows: Tensor<3>) -> Self {
         let packed = rows.clone().squeeze_dim::<2>(1);
-        Self { width: packed.dims()[1], packed, offset: 0, part: Some(rows) }
+        Self { width: packed.dims()[1], packed, offset: 0, part: OnceLock::from(rows) }
     }
 }
 

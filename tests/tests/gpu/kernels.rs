@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_var::generation::TeacherInput;
-use burn_var::guidance::{Cfg, Guidance};
+use burn_var::guidance::{Cfg, Guidance, Schedule, Vpg, VpgConfig};
 use burn_var::init::{Init, initialize};
 use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
 use burn_var::rng::Rng;
@@ -65,14 +65,20 @@ fn compute() -> Results {
     let model = weights(&device);
     let mut request = BatchRequest::classes(&[0, 2], 5);
     request.sampler = Sampler::greedy();
-    let guidance: Vec<Box<dyn Guidance>> = vec![Box::new(Cfg::ramp(2.0))];
-    let mut each = |done: &burn_var::generation::ScaleDone| {
-        let mut keep = |name: &str, values: Vec<f32>| results.insert(format!("{name} {}", done.k), values);
-        keep("logits", done.logits.clone().into_data().try_into_vec().expect("f32"));
-        keep("canvas", done.canvas.clone().into_data().try_into_vec().expect("f32"));
-        std::ops::ControlFlow::Continue(())
+    let mut run = |name: &str, guidance: Vec<Box<dyn Guidance>>| {
+        let mut each = |done: &burn_var::generation::ScaleDone| {
+            let mut keep = |what: &str, values: Vec<f32>| results.insert(format!("{name}, {what} {}", done.k), values);
+            keep("logits", done.logits.clone().into_data().try_into_vec().expect("f32"));
+            keep("canvas", done.canvas.clone().into_data().try_into_vec().expect("f32"));
+            std::ops::ControlFlow::Continue(())
+        };
+        generate(&tokenizer, &model, guidance, request.clone(), &mut each).expect("images")
     };
-    let generated = generate(&tokenizer, &model, guidance, request, &mut each).expect("images");
+    let generated = run("cfg", vec![Box::new(Cfg::ramp(2.0))]);
+    // The null branch ends before the last scale, and a second cache begins as a copy of the first.
+    let early = Box::new(Cfg::new(Schedule::PerScale(vec![0.0, 1.5, 1.5, 0.0])));
+    let corrupted = Box::new(Vpg::new(VpgConfig { schedule: Schedule::Constant(2.0), share: 0.5 }));
+    run("vpg", vec![early, corrupted]);
 
     let model = weights(&device.autodiff());
     let input = TeacherInput::of(&tokenizer, &generated.tokens).on_graph();
@@ -137,4 +143,41 @@ fn a_linear_layer_multiplies_in_the_type_of_its_weight() {
     assert_eq!(half.dtype(), DType::F32, "the type of the input");
     let off = (half - exact).abs().max().into_scalar::<f32>();
     assert!(off > 0.0 && off < 0.02, "rounded to ten bits: off by {off}");
+}
+
+/// Attention of what is too much for one kernel: products, and a softmax with or without a mask.
+#[test]
+fn attention_equals_its_formula() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    let (heads, queries, keys, width) = (2, 3, 5, 4);
+    let numbers = |dims: [usize; 4], step: f64| {
+        let count = dims.iter().product::<usize>() as i64;
+        (Tensor::<1, Int>::arange(0..count, &device).float() * step).sin().reshape(dims)
+    };
+    let query = numbers([1, heads, queries, width], 0.7);
+    let [key, value] = [0.9, 1.3].map(|step| numbers([1, heads, keys, width], step));
+    let host = |x: &Tensor<4>| -> Vec<f32> { x.clone().into_data().try_into_vec().expect("f32") };
+    let (q, k, v) = (host(&query), host(&key), host(&value));
+    let hidden = |query: usize, key: usize| key > query + 2;
+    for masked in [false, true] {
+        let mask: Vec<f32> = (0..queries * keys)
+            .map(|i| if masked && hidden(i / keys, i % keys) { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        let mask = Tensor::<1>::from_data(mask.as_slice(), &device).reshape([1, 1, queries, keys]);
+        let bias = masked.then_some(mask);
+        let found = ops::attention(query.clone(), key.clone(), value.clone(), bias, 0.5);
+        let found: Vec<f32> = found.into_data().try_into_vec().expect("f32");
+        for (i, found) in found.into_iter().enumerate() {
+            let (at, head, channel) = (i / (heads * width), i / width % heads, i % width);
+            let row = |of: &[f32], count: usize, at: usize| of[(head * count + at) * width..][..width].to_vec();
+            let score = |key: usize| -> f32 {
+                row(&q, queries, at).iter().zip(row(&k, keys, key)).map(|(a, b)| a * b).sum::<f32>() * 0.5
+            };
+            let seen: Vec<usize> = (0..keys).filter(|key| !(masked && hidden(at, *key))).collect();
+            let total: f32 = seen.iter().map(|key| score(*key).exp()).sum();
+            let expected: f32 = seen.iter().map(|key| score(*key).exp() / total * row(&v, keys, *key)[channel]).sum();
+            assert!((found - expected).abs() < 1e-5, "masked {masked}, {i}: {found}, expected {expected}");
+        }
+    }
 }

@@ -261,7 +261,7 @@ impl BlockStack<'_> {
         #[cfg(feature = "gpu")]
         if state.lora.is_none()
             && ops::is_tracked(&hidden)
-            && hidden.dims()[1] <= RECORDED_TOKENS
+            && hidden.dims()[1] <= ops::LONGEST_ROW
             && self.blocks.iter().all(Block::can_be_recorded)
         {
             let (mut x, mut noise) = (hidden, noise);
@@ -293,10 +293,6 @@ impl BlockStack<'_> {
         nn::apply(self.head, normed)
     }
 }
-
-/// Most tokens of [`Block::recorded`]: a row of scores must fit what units share on every GPU, 16 KB.
-#[cfg(feature = "gpu")]
-const RECORDED_TOKENS: usize = 3584;
 
 /// State of a batch in a [`BlockStack`].
 #[derive(Debug, Clone)]

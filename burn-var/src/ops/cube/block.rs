@@ -52,8 +52,8 @@ struct Saved {
     fed: Tensor<3>,
 }
 
-/// Computes a block on tensors of a GPU that are on the graph: `x`, `[batch, tokens, width]`, and the projection of the condition,
-/// `[batch, 6 * width]`, to the output, `[batch, tokens, width]`.
+/// Computes a block on tensors of a GPU that are on the graph: `x`, `[batch, tokens, width]`, and the projection of the
+/// condition, `[batch, 6 * width]`, to the output, `[batch, tokens, width]`.
 pub(crate) fn block(
     x: Tensor<3>,
     packed: Tensor<2>,
@@ -108,7 +108,7 @@ impl Recorded<12> for Block {
         let as_sequence = joint.clone().reshape([batch, tokens, 3 * width]);
         let (query, [key, value]) =
             append(as_sequence, Some(weights.biases.clone()), Some((log, true)), [empty(), empty()], 0);
-        let shares = masked_softmax(query.clone().matmul(transpose(key.clone())), self.mask.clone());
+        let shares = masked_softmax(query.clone().matmul(transpose(key.clone())), Some(self.mask.clone()));
         let mixed = swap(shares.clone().matmul(value.clone()), 1, 2).reshape([batch * tokens, width]);
         let attended = mixed.clone().matmul(w0).reshape([batch, tokens, width]);
         let branch = Branch { value: attended.clone(), bias: Some(b0) };

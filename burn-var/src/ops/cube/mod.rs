@@ -19,7 +19,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 
 use super::modulation::{Branch, Rows};
@@ -457,8 +457,26 @@ pub(super) fn extrapolate(toward: Tensor<3>, away: Tensor<3>, strength: f64) -> 
     Tensor::from_dispatch(Dispatch::extrapolate(toward.into_dispatch(), away.into_dispatch(), strength as f32))
 }
 
+/// Computes the softmax of scores, `[batch, heads, queries, keys]`, plus a bias, any of whose first three axes may be 1.
+pub(super) fn softmax(scores: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+    let [_, _, queries, keys] = scores.dims();
+    let fits = bias.as_ref().is_none_or(|bias| is_plain(bias) && bias.dims() == [1, 1, queries, keys]);
+    if is_plain(&scores) && fits && keys <= ROW {
+        return masked_softmax(scores, bias);
+    }
+    let scores = match bias {
+        Some(bias) => scores + bias,
+        None => scores,
+    };
+    activation::softmax(scores, 3)
+}
+
+/// Most numbers of a row of scores that a kernel takes: they must fit what units share on every GPU, 16 KB.
+pub(crate) const ROW: usize = 3584;
+
 /// Computes the softmax of scores, `[batch, heads, queries, keys]`, plus a mask, `[1, 1, queries, keys]`.
-fn masked_softmax(scores: Tensor<4>, mask: Tensor<4>) -> Tensor<4> {
+fn masked_softmax(scores: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<4> {
+    let mask = mask.unwrap_or_else(|| Tensor::empty([0; 4], &scores.device()));
     Tensor::from_dispatch(Dispatch::masked_softmax(scores.into_dispatch(), mask.into_dispatch()))
 }
 
