@@ -80,7 +80,7 @@ pub enum Error {
     Rank {
         /// Number of the rank that is the cause.
         rank: usize,
-        /// What it did.
+        /// Description of why it stopped, or of what does not fit.
         reason: String,
     },
     /// The discriminator recognizes every image of every scale: the generator learns nothing from it any more.

@@ -93,7 +93,7 @@ impl Models {
     /// each scale, that of the first with those before it, and the tokens.
     ///
     /// # Errors
-    /// Those of the generation.
+    /// The errors of [`generate`].
     pub fn generation(&self) -> Result<(Vec<Launches>, Vec<u32>)> {
         let model = self.config.init(VarInit::default(), 1, &self.device)?;
         let mut last = (Vec::new(), Vec::new());
@@ -114,7 +114,7 @@ impl Models {
     /// part, and its loss.
     ///
     /// # Errors
-    /// Those of the training.
+    /// The errors of the trainer's step.
     pub fn training_step(&self) -> burn_var_train::Result<(Vec<(&'static str, Launches)>, f64)> {
         const BATCH: usize = 2;
         let scales = &self.config.patch_nums;

@@ -4,17 +4,20 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{Error, Result};
 
+/// Action in messages about a tensor that cannot be read.
+const READ: &str = "read a tensor for the other ranks";
+
 /// Bytes of one rank: values are read in the order in which they were written.
 #[derive(Debug, Default)]
 pub struct Packet {
     bytes: Vec<u8>,
-    read: usize,
+    position: usize,
 }
 
 impl Packet {
     /// Opens what another rank wrote.
     pub fn received(bytes: Vec<u8>) -> Self {
-        Self { bytes, read: 0 }
+        Self { bytes, position: 0 }
     }
 
     /// Returns the bytes to send.
@@ -23,10 +26,29 @@ impl Packet {
     }
 
     fn take(&mut self, count: usize) -> Result<&[u8]> {
-        let rest = &self.bytes[self.read..];
+        let rest = &self.bytes[self.position..];
         let found = rest.get(..count).ok_or_else(|| Error::config("message of a rank", rest.len(), "more bytes"))?;
-        self.read += count;
+        self.position += count;
         Ok(found)
+    }
+
+    /// Writes the sizes of a tensor, and its numbers.
+    fn write<const D: usize, const B: usize>(
+        &mut self,
+        dims: [usize; D],
+        numbers: impl Iterator<Item = [u8; B]>,
+    ) -> Result<()> {
+        dims.to_vec().pack(self)?;
+        self.bytes.extend(numbers.flatten());
+        Ok(())
+    }
+
+    /// Reads what [`Packet::write`] wrote.
+    fn read<T, const B: usize>(&mut self, device: &Device, number: fn([u8; B]) -> T) -> Result<(Vec<usize>, Vec<T>)> {
+        let dims = Vec::<usize>::unpack(self, device)?;
+        let bytes = self.take(B * dims.iter().product::<usize>())?;
+        let numbers = bytes.as_chunks::<B>().0.iter().map(|bytes| number(*bytes)).collect();
+        Ok((dims, numbers))
     }
 }
 
@@ -125,34 +147,26 @@ impl<A: Portable, B: Portable> Portable for (A, B) {
 
 impl<const D: usize> Portable for Tensor<D> {
     fn pack(self, to: &mut Packet) -> Result<()> {
-        self.dims().to_vec().pack(to)?;
-        let values =
-            self.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read a tensor for the other ranks"))?;
-        to.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        Ok(())
+        let dims = self.dims();
+        let values = self.try_into_vec_as::<f32>().map_err(burn_var::Error::device(READ))?;
+        to.write(dims, values.iter().map(|value| value.to_le_bytes()))
     }
 
     fn unpack(from: &mut Packet, device: &Device) -> Result<Self> {
-        let dims = Vec::<usize>::unpack(from, device)?;
-        let bytes = from.take(4 * dims.iter().product::<usize>())?;
-        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let (dims, values) = from.read(device, f32::from_le_bytes)?;
         Ok(Self::from_data(TensorData::new(values, dims), device))
     }
 }
 
 impl<const D: usize> Portable for Tensor<D, Int> {
     fn pack(self, to: &mut Packet) -> Result<()> {
-        self.dims().to_vec().pack(to)?;
-        let values =
-            self.try_into_vec_as::<i64>().map_err(burn_var::Error::device("read a tensor for the other ranks"))?;
-        to.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        Ok(())
+        let dims = self.dims();
+        let values = self.try_into_vec_as::<i64>().map_err(burn_var::Error::device(READ))?;
+        to.write(dims, values.iter().map(|value| value.to_le_bytes()))
     }
 
     fn unpack(from: &mut Packet, device: &Device) -> Result<Self> {
-        let dims = Vec::<usize>::unpack(from, device)?;
-        let bytes = from.take(8 * dims.iter().product::<usize>())?;
-        let values: Vec<i64> = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+        let (dims, values) = from.read(device, i64::from_le_bytes)?;
         Ok(Self::from_data(TensorData::new(values, dims), device))
     }
 }

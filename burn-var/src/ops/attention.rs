@@ -57,7 +57,7 @@ pub enum QueryKeys {
     /// Queries and keys normalized to unit length (epsilon 1e-12, as PyTorch's `normalize`), queries times the
     /// sharpness of their head, `[heads]`.
     Unit(Tensor<1>),
-    /// As `Unit`, with the logarithm of the sharpness, `[1, heads, 1, 1]`, which is taken as ln 100 at most.
+    /// `Unit`, given the logarithm of the sharpness, `[1, heads, 1, 1]`; above ln 100 it counts as ln 100.
     UnitLog(Tensor<4>),
     /// Rotary positions: each pair of adjacent channels of queries and keys is turned by an angle of its token's position.
     Rotary {

@@ -1,4 +1,4 @@
-//! What the cases of VA-pi share: a step over given samples, for any family.
+//! Shared parts of the cases of VA-pi: a step over given samples, for any family.
 
 use std::collections::BTreeMap;
 

@@ -136,10 +136,10 @@ impl Default for StraightThrough {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Codes {
-    /// Those that decoding uses: of unit length in the tokenizers of LlamaGen and FlexVAR.
+    /// The code vectors that decoding uses: of unit length in the tokenizers of LlamaGen and FlexVAR.
     #[default]
     Used,
-    /// Those that the checkpoint stores, as released: decoding never sees them.
+    /// The code vectors that the checkpoint stores, as in the released code: decoding never sees them.
     Stored,
 }
 

@@ -206,7 +206,7 @@ pub struct VaPiBatch {
     prepared: Option<Prepared>,
 }
 
-/// What all updates of a rollout share, off the graph.
+/// Values that all updates of a rollout share, off the graph.
 struct Prepared {
     truth: TokenPyramid,
     conditions: Vec<Condition>,

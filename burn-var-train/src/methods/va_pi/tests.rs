@@ -1,4 +1,4 @@
-//! What each setting of a step does, on models of a few thousand weights.
+//! Tests of each setting of a step, on models of a few thousand weights.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};

@@ -112,6 +112,22 @@ fn append_kernel(
     }
 }
 
+/// Reads [`KEYS`] rows from row `first` on into a tile, whose rows are one number longer; those from `count` on are zeros.
+#[cube]
+fn read_rows(from: &Tensor<f32>, tile: &mut Shared<[f32]>, first: usize, count: usize, #[comptime] width: usize) {
+    for step in 0..comptime!((KEYS * width).div_ceil(UNITS)) {
+        let at = step * UNITS + UNIT_POS as usize;
+        let (row, channel) = (at / width, at % width);
+        if row < KEYS {
+            let mut value = 0.0f32;
+            if row < count {
+                value = from[(first + row) * width + channel];
+            }
+            tile[row * comptime!(width + 1) + channel] = value;
+        }
+    }
+}
+
 /// A cube per tile of queries: x by tiles, y by heads, z by images. The softmax is computed while keys pass, as in
 /// FlashAttention (Dao et al. 2022): scores never leave the cube.
 #[cube(launch)]
@@ -161,17 +177,7 @@ fn attend_kernel(
     for block in 0..tokens.div_ceil(KEYS) {
         let start = block * KEYS;
         sync_cube();
-        for step in 0..comptime!((KEYS * width).div_ceil(UNITS)) {
-            let at = step * UNITS + unit;
-            let (row, channel) = (at / width, at % width);
-            if row < KEYS {
-                let mut value = 0.0f32;
-                if start + row < tokens {
-                    value = keys[(of_head * capacity + start + row) * width + channel];
-                }
-                other[row * pitch + channel] = value;
-            }
-        }
+        read_rows(keys, &mut other, of_head * capacity + start, tokens - start, width);
         sync_cube();
         for step in 0..comptime!((QUERIES * KEYS).div_ceil(UNITS)) {
             let at = step * UNITS + unit;
@@ -204,17 +210,7 @@ fn attend_kernel(
             let score = scores[at];
             scores[at] = (score - highest[at / KEYS]).exp();
         }
-        for step in 0..comptime!((KEYS * width).div_ceil(UNITS)) {
-            let at = step * UNITS + unit;
-            let (row, channel) = (at / width, at % width);
-            if row < KEYS {
-                let mut value = 0.0f32;
-                if start + row < tokens {
-                    value = values[(of_head * capacity + start + row) * width + channel];
-                }
-                other[row * pitch + channel] = value;
-            }
-        }
+        read_rows(values, &mut other, of_head * capacity + start, tokens - start, width);
         sync_cube();
         if unit < QUERIES {
             let mut total = totals[unit] * factors[unit];

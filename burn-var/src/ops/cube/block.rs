@@ -34,7 +34,7 @@ struct Block {
     epsilon: f64,
 }
 
-/// What the backward pass reads. Norms and GELU are computed again: they are cheap, and memory bounds the batch.
+/// Values that the backward pass reads. Norms and GELU are computed again: they are cheap, and memory bounds the batch.
 #[derive(Debug, Clone)]
 struct Saved {
     x: Tensor<3>,

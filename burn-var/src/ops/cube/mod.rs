@@ -1,6 +1,6 @@
 //! Kernels for Burn's GPU backends in `f32`, off the autodiff graph.
 //!
-//! What a GPU does for one image takes microseconds, so that its launches decide the time. Each kernel here stands for
+//! The arithmetic for one image takes a GPU microseconds, so launches of kernels decide the time. Each kernel here stands for
 //! several that Burn would launch, also where it fuses operations. They are written once, in CubeCL, and run on CUDA, Vulkan
 //! and WebGPU.
 

@@ -1,4 +1,4 @@
-//! What the kernels share.
+//! Helpers of all kernels: sums over a cube, and tensors that kernels can index.
 
 use burn::tensor::Shape;
 use burn_cubecl::kernel::into_contiguous;
@@ -50,7 +50,7 @@ pub(super) fn largest_over_units(partial: &mut Shared<[f32]>, value: f32) -> f32
         sync_cube();
     }
     let largest = partial[0];
-    // The next sum overwrites what others have yet to read.
+    // The next reduction overwrites what others have yet to read.
     sync_cube();
     largest
 }
