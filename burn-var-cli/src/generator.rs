@@ -221,11 +221,11 @@ impl Generator {
         Ok(self.draw(conditions, first, Some(known), Wanted::default())?.images)
     }
 
-    /// Returns the guided logits of every scale with the tokens of a batch given: those of a teacher-forced model.
-    pub(crate) fn teacher_forced(&self, batch: &Batch<'_>) -> Result<Vec<Tensor<3>>> {
-        let known = KnownTokens::all(batch.output.tokens.clone());
+    /// Returns the guided logits of every scale and the images with all tokens given: those of a teacher-forced model. `first`
+    /// is the number of the first image.
+    pub(crate) fn teacher_forced(&self, labels: &[usize], first: u64, tokens: TokenPyramid) -> Result<BatchOutput> {
         let wanted = Wanted { logits: true, ..Default::default() };
-        Ok(self.draw(Condition::classes(batch.labels), batch.first, Some(known), wanted)?.logits)
+        Ok(self.draw(Condition::classes(labels), first, Some(KnownTokens::all(tokens)), wanted)?)
     }
 
     fn draw(

@@ -759,3 +759,23 @@ fn completes_shells() {
         assert!(ok(folder.path(), &["completions", shell]).contains("reconstruct"), "a script for {shell}");
     }
 }
+
+/// ndarray is the other device of this build: it has none of the kernels for Flex.
+#[test]
+fn a_device_is_checked_beside_the_cpu() {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny_model(folder.path(), 1);
+    let check = ["bench", "--check", "--model", "."];
+    let report = json(folder.path(), &[&check[..], &["--device", "ndarray"]].concat());
+    let rows = report["rows"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| row["ok"] == true), "{report}");
+    let of = |start: &str| rows.iter().filter(|row| row["name"].as_str().is_some_and(|it| it.starts_with(start))).count();
+    assert_eq!(of("logits of scale"), 3);
+    assert_eq!(of("images"), 1);
+    assert_eq!(of("training the transformer") + of("training the tokenizer"), 12, "loss and norm of three steps each");
+    assert!(of("gradient of blocks") > 10 && of("gradient of head") > 0, "{report}");
+    assert!(rows.iter().any(|row| row["difference"].as_f64() > Some(0.0)), "the devices add in another order");
+
+    let message = fails(folder.path(), 2, &check);
+    assert!(message.contains("choose another with --device"), "{message}");
+}

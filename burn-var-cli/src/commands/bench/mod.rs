@@ -1,5 +1,6 @@
 //! `burn-var bench`
 
+mod check;
 mod evaluation;
 mod guidance;
 mod made_up;
@@ -40,6 +41,10 @@ pub(crate) struct Args {
     /// Number of timed runs, after one that is not timed; the median is shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Compare what the device computes with the CPU instead: logits, images, gradients, training steps. Fails if they differ by
+    /// more than rounding.
+    #[arg(long, conflicts_with_all = ["only", "runs", "train_batch", "profile"])]
+    check: bool,
     /// Images in a training step. [default: 32, or 1 above 64 pixels]
     #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u32).range(1..))]
     train_batch: Option<u32>,
@@ -117,28 +122,34 @@ impl Measured {
     }
 }
 
+impl Args {
+    /// Returns the name of the model, and the model on a device.
+    fn generator(&self, device: &Device, output: Output) -> Result<(String, Generator)> {
+        let Some(preset) = self.preset else {
+            let name = self.model.model.model.as_ref().map_or("compiled in", |_| "of your own");
+            return Ok((name.to_owned(), Generator::of(&self.model, &self.sampling, Plain::Never, device)?));
+        };
+        output.note(format!("initializing the weights of {}", preset.name()));
+        let settings = self.sampling.settings()?;
+        let lora = settings.lora.as_deref();
+        let scales = self.model.model.scales.clone();
+        let pipeline = made_up::pipeline(preset, scales, self.model.weights.into(), lora, device)?;
+        let generator = Generator::with(self.model.sized(pipeline)?, None, &settings)?;
+        let generator = generator.with_seed(self.sampling.seed).with_batch(self.sampling.batch);
+        Ok((format!("{} with random weights", preset.name()), generator))
+    }
+}
+
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+    if args.check {
+        return check::run(args, device, output);
+    }
     let wanted = match (&args.only[..], args.preset) {
         ([], None) => &[Measurement::Sample, Measurement::TrainTokenizer, Measurement::TrainVar][..],
         ([], Some(_)) => &[Measurement::Sample],
         (only, _) => only,
     };
-    let (name, generator) = match args.preset {
-        Some(preset) => {
-            output.note(format!("initializing the weights of {}", preset.name()));
-            let settings = args.sampling.settings()?;
-            let lora = settings.lora.as_deref();
-            let scales = args.model.model.scales.clone();
-            let pipeline = made_up::pipeline(preset, scales, args.model.weights.into(), lora, device)?;
-            let generator = Generator::with(args.model.sized(pipeline)?, None, &settings)?;
-            let generator = generator.with_seed(args.sampling.seed).with_batch(args.sampling.batch);
-            (format!("{} with random weights", preset.name()), generator)
-        }
-        None => (
-            args.model.model.model.as_ref().map_or("compiled in", |_| "of your own").to_owned(),
-            Generator::of(&args.model, &args.sampling, Plain::Never, device)?,
-        ),
-    };
+    let (name, generator) = args.generator(device, output)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let Args { runs, profile, .. } = *args;
     let mut bench = Bench { runs, profile, device, output, folder, results: Vec::new() };

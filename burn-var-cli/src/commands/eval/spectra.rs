@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let labels = generator.labels_in_turn(args.count as usize);
     let bar = output.bar(labels.len(), "images");
     generator.run(&labels, Wanted { logits: true, plain: true, ..Default::default() }, |batch| {
-        let teacher_forced = generator.teacher_forced(&batch)?;
+        let teacher_forced = generator.teacher_forced(batch.labels, batch.first, batch.output.tokens.clone())?.logits;
         for (spectra, logits) in [(&mut plain, batch.output.logits), (&mut guided, teacher_forced)] {
             spectra.iter_mut().zip(logits).try_for_each(|(spectrum, logits)| spectrum.push(logits))?;
         }
