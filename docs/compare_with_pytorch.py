@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times burn-var beside the original code in PyTorch, on the CPU: one table in Markdown.
+"""Times burn-var beside the original code in PyTorch, on the CPU or on an NVIDIA GPU: one table in Markdown.
 
     git clone https://github.com/FoundationVision/VAR
     git clone https://github.com/jiaosiyu1999/FlexVAR
@@ -14,6 +14,10 @@ ours and then PyTorch's, so that both see the machine in the same state: the spe
 minute. One run to warm up, then `--runs`; the medians of all are shown, and the share of each round. Weights are random:
 which ones makes no difference to the time. PyTorch gets the same settings of the C library's allocator as burn-var gives
 itself (without them it is slower), as many threads, and plain float32 like burn-var.
+
+On a GPU, `--device cuda --precision bf16` measures other work: published sizes, in batches that fill a GPU. `exact` and
+`tf32` are PyTorch's switch for products, `bf16` and `f16` its autocast. `--compile` compiles the blocks of the original by
+`torch.compile`. Memory is then that of the GPU, as the driver reports it for the process. `docs/gpu/measure.sh` runs all of it.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 LADDER = (1, 2, 3, 4, 6, 8)  # of the model that ships
@@ -37,6 +42,7 @@ WORK = {
     "sample d16, batch 8": ([*D16, "--only", "sample", "--batch", "8", *SAMPLING], 8),
     "decode 256x256": ([*D16, "--only", "decode", "--batch", "1"], 1),
     "encode 256x256": ([*D16, "--only", "encode", "--batch", "1"], 1),
+    "sample shipped, batch 32": (["--only", "sample", "--batch", "32"], 32),
     "train shipped transformer, batch 32": (["--only", "train-var", "--train-batch", "32"], 32),
     "train d16, batch 2": ([*D16, "--only", "train-var", "--train-batch", "2"], 2),
     "train shipped tokenizer, batch 32": (["--only", "train-tokenizer", "--train-batch", "32"], 32),
@@ -53,6 +59,25 @@ WORK = {
 }
 
 
+ON_GPU = {
+    **{
+        f"sample {model}, batch {batch}": (["--preset", model, "--only", "sample", "--batch", str(batch), *SAMPLING], batch)
+        for model in ("d16", "d20", "d24", "d30")
+        for batch in (1, 8, 64)
+    },
+    **{
+        f"{work} 256x256, batch {batch}": ([*D16, "--only", work, "--batch", str(batch)], batch)
+        for work in ("decode", "encode")
+        for batch in (1, 64)
+    },
+    **{
+        f"train {model}, batch {batch}": (["--preset", model, "--only", "train-var", "--train-batch", str(batch)], batch)
+        for model, batch in (("d16", 16), ("d16", 64), ("d24", 16))
+    },
+    **{name: work for name, work in WORK.items() if "shipped" in name},
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--var", default="VAR", help="a clone of the original VAR")
@@ -62,8 +87,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", help="part of the names of what to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda", "vulkan", "wgpu"), default="cpu", help="of burn-var")
+    parser.add_argument("--precision", choices=("exact", "tf32", "bf16", "f16"), default="exact", help="on a GPU")
+    parser.add_argument("--compile", action="store_true", help="also measure the original compiled, on a GPU")
+    parser.add_argument("--without-pytorch", action="store_true", help="measure burn-var alone")
     parser.add_argument("--pytorch", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    work = WORK if args.device == "cpu" else ON_GPU
     if args.pytorch:
         print(json.dumps(pytorch(args)))
         return
@@ -76,41 +106,88 @@ def main():
     )
     print("| work | burn-var | PyTorch | share | of each round | memory | PyTorch's |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in WORK:
+    for name in work:
         if args.only and args.only not in name:
             continue
-        rounds = [(ours(args, environment, name), theirs(args, environment, name)) for _ in range(args.rounds)]
-        median = [statistics.median(seconds for of in rounds for seconds in of[which]["runs"]) for which in (0, 1)]
-        shares = [statistics.median(a["runs"]) / statistics.median(b["runs"]) for a, b in rounds]
-        memory = [max(of[which]["memory"] for of in rounds) / 1e9 for which in (0, 1)]
-        print(
-            f"| {name} | {median[0]:.3f} s | {median[1]:.3f} s | {median[0] / median[1]:.2f} "
-            f"| {', '.join(f'{share:.2f}' for share in shares)} | {memory[0]:.2f} GB | {memory[1]:.2f} GB |",
-            flush=True,
-        )
+        for compiled in (False, True) if args.compile else (False,):
+            compare(args, environment, name, work[name], compiled)
 
 
-def ours(args, environment, name):
+def compare(args, environment, name, work, compiled):
+    """Prints a row of the table."""
+    sides = [lambda: ours(args, environment, work), lambda: theirs(args, environment, name, compiled)]
+    sides = sides[:1] if args.without_pytorch else sides
+    name += ", compiled" if compiled else ""
+    try:
+        rounds = [[side() for side in sides] for _ in range(args.rounds)]
+    except subprocess.CalledProcessError as failed:
+        print(f"| {name} | failed with {failed.returncode}: `{' '.join(failed.cmd)}` | | | | | |", flush=True)
+        return
+    median = [statistics.median(seconds for of in rounds for seconds in of[side]["runs"]) for side in range(len(sides))]
+    memory = [f"{max(of[side]['memory'] for of in rounds) / 1e9:.2f} GB" for side in range(len(sides))]
+    if args.without_pytorch:
+        print(f"| {name} | {median[0]:.3f} s | | | | {memory[0]} | |", flush=True)
+        return
+    shares = [statistics.median(a["runs"]) / statistics.median(b["runs"]) for a, b in rounds]
+    print(
+        f"| {name} | {median[0]:.3f} s | {median[1]:.3f} s | {median[0] / median[1]:.2f} "
+        f"| {', '.join(f'{share:.2f}' for share in shares)} | {memory[0]} | {memory[1]} |",
+        flush=True,
+    )
+
+
+def ours(args, environment, work):
     """The seconds of each run, and the most memory, of burn-var."""
-    flags, pictures = WORK[name]
+    flags, pictures = work
     command = [args.burn_var, "--quiet", "--json", "bench", "--runs", str(args.runs), *flags]
-    report = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
-    measured = report["results"][0]
-    if measured["unit"] == "GFLOP/s":
-        runs = [2e-9 * 2048**3 / value for value in measured["runs"]]
-    elif measured["unit"] in ("s", "s/step"):
-        runs = measured["runs"]
+    if args.device != "cpu":
+        command += ["--device", args.device, "--precision", args.precision]
+    output, memory = measured(command, environment)
+    report = json.loads(output)
+    result = report["results"][0]
+    if result["unit"] == "GFLOP/s":
+        runs = [2e-9 * 2048**3 / value for value in result["runs"]]
+    elif result["unit"] in ("s", "s/step"):
+        runs = result["runs"]
     else:
-        runs = [pictures / value for value in measured["runs"]]
-    return {"runs": runs, "memory": report["peak_memory"]}
+        runs = [pictures / value for value in result["runs"]]
+    return {"runs": runs, "memory": report["peak_memory"] if args.device == "cpu" else memory}
 
 
-def theirs(args, environment, name):
+def theirs(args, environment, name, compiled):
     """The same of PyTorch, in a process of its own."""
     command = [sys.executable, __file__, "--var", args.var, "--flexvar", args.flexvar, "--runs", str(args.runs)]
-    command += ["--threads", str(args.threads), "--pytorch", name]
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-    return json.loads(output.splitlines()[-1])  # the original prints too
+    command += ["--threads", str(args.threads), "--device", args.device, "--precision", args.precision]
+    command += ["--pytorch", name, *(["--compile"] if compiled else [])]
+    output, memory = measured(command, environment)
+    result = json.loads(output.splitlines()[-1])  # the original prints too
+    return result if args.device == "cpu" else {**result, "memory": memory}
+
+
+def measured(command, environment):
+    """What a process prints, and the most memory of a GPU that NVIDIA's driver reports for it: 0 where there is none."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = 0
+
+    def watch():
+        nonlocal peak
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        while process.poll() is None:
+            try:
+                lines = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
+            except (OSError, subprocess.CalledProcessError):
+                return
+            # In a container the numbers of processes are those of the host: with no other work, all lines are ours.
+            peak = max(peak, sum(int(line.split(",")[1]) for line in lines if line.split(",")[1].strip().isdigit()))
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output, peak * 2**20
 
 
 def pytorch(args):
@@ -123,17 +200,25 @@ def pytorch(args):
     sys.path.insert(0, args.flexvar if "FlexVA" in args.pytorch else args.var)
     # A single process; the original asks for the number of them even when it trains alone.
     torch.distributed.get_world_size = lambda *_: 1
-    work = prepare(torch, args.pytorch)
+    exact, half = args.precision == "exact", {"bf16": torch.bfloat16, "f16": torch.float16}.get(args.precision)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    args.device = "cpu" if args.device == "cpu" else "cuda"
+    torch.set_default_device(args.device)
+    work = prepare(torch, args.pytorch, args)
+    warm = 1 if args.device == "cpu" else 5
     times = []
-    for _ in range(args.runs + 1):
+    for _ in range(args.runs + warm):
         start = time.perf_counter()
-        work()
+        with torch.autocast(args.device, dtype=half, enabled=half is not None):
+            work()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"runs": times[1:], "memory": peak}
+    return {"runs": times[warm:], "memory": peak}
 
 
-def prepare(torch, name):
+def prepare(torch, name, args):
     inference = torch.inference_mode()
     if name.startswith("matrix"):
         a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -163,25 +248,47 @@ def prepare(torch, name):
     if name.startswith("train shipped tokenizer"):
         return train_tokenizer(torch)
     if name.startswith("train"):
-        return train_transformer(torch, shipped="shipped" in name)
+        return train_transformer(torch, name, args)
 
     from models import build_vae_var
 
-    vae, var = build_vae_var("cpu", depth=16, flash_if_available=True, fused_if_available=True)
+    if "shipped" in name:
+        vae, var = shipped()
+    else:
+        vae, var = build_vae_var(args.device, depth=depth(name), flash_if_available=True, fused_if_available=True)
     vae.eval(), var.eval()
+    compiled(torch, var, args)
     # The original leaves weights that a checkpoint is to fill as they are, which may be no numbers at all.
     for parameter in vae.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
+    batch = size_of_batch(name)
     if name.startswith("sample"):
-        batch = int(name.split()[-1])
-        labels = torch.arange(batch)
+        labels = torch.arange(batch) % var.num_classes
         sample = lambda: var.autoregressive_infer_cfg(B=batch, label_B=labels, g_seed=0, cfg=1.5, top_k=900, top_p=0.96)
         return inference(sample)
     if name.startswith("decode"):
-        latent = torch.randn(1, 32, 16, 16)
+        latent = torch.randn(batch, 32, 16, 16)
         return inference(lambda: vae.fhat_to_img(latent.clone()))
-    images = torch.rand(1, 3, 256, 256) * 2 - 1
+    images = torch.rand(batch, 3, 256, 256) * 2 - 1
     return inference(lambda: vae.img_to_idxBl(images))
+
+
+def size_of_batch(name):
+    return int(name.split("batch ")[1]) if "batch " in name else 1
+
+
+def depth(name):
+    """The blocks of a published size that the name of a work begins with: `train d24, batch 16`."""
+    word = name.split()[1].rstrip(",")
+    return int(word[1:]) if word[0] == "d" and word[1:].isdigit() else 16
+
+
+def compiled(torch, var, args):
+    """Compiles the blocks: the whole loop would be compiled anew at every scale, which a block is, too, but sooner."""
+    if args.compile:
+        torch._dynamo.config.cache_size_limit = 64
+        for block in var.blocks:
+            block.compile(dynamic=False)
 
 
 def flexvar(torch, name):
@@ -277,24 +384,34 @@ def trained(torch, parameters, loss, clip):
     return step
 
 
-def train_transformer(torch, shipped):
-    from models import build_vae_var
+def shipped():
+    """The model that ships: the classes of the original have no names for its sizes."""
+    from models import vqvae
     from models.var import VAR
-    from models.vqvae import VQVAE
 
-    if shipped:
-        batch, codes, channels, classes = 32, 1024, 16, 10
-        vae = VQVAE(vocab_size=codes, z_channels=channels, ch=32, test_mode=True, share_quant_resi=4, v_patch_nums=LADDER)
-        var = VAR(
-            vae_local=vae, num_classes=classes, depth=6, embed_dim=192, num_heads=3, drop_rate=0.0, attn_drop_rate=0.0,
-            drop_path_rate=0.0, norm_eps=1e-6, shared_aln=True, cond_drop_rate=0.1, attn_l2_norm=True,
-            patch_nums=LADDER, flash_if_available=True, fused_if_available=True,
-        )  # fmt: skip
+    vae = vqvae.VQVAE(vocab_size=1024, z_channels=16, ch=32, test_mode=False, share_quant_resi=4, v_patch_nums=LADDER)
+    sizes = dict(ch=32, z_channels=16, in_channels=1, ch_mult=(1, 1, 2), num_res_blocks=1, dropout=0.0)
+    sizes |= dict(using_sa=True, using_mid_sa=True)
+    vae.encoder, vae.decoder = vqvae.Encoder(double_z=False, **sizes), vqvae.Decoder(**sizes)
+    var = VAR(
+        vae_local=vae, num_classes=10, depth=6, embed_dim=192, num_heads=3, drop_rate=0.0, attn_drop_rate=0.0,
+        drop_path_rate=0.0, norm_eps=1e-6, shared_aln=True, cond_drop_rate=0.1, attn_l2_norm=True,
+        patch_nums=LADDER, flash_if_available=True, fused_if_available=True,
+    )  # fmt: skip
+    return vae, var
+
+
+def train_transformer(torch, name, args):
+    from models import build_vae_var
+
+    if "shipped" in name:
+        vae, var = shipped()
     else:
-        batch, codes, channels, classes = 2, 4096, 32, 1000
-        _, var = build_vae_var("cpu", depth=16, flash_if_available=True, fused_if_available=True)
+        vae, var = build_vae_var(args.device, depth=depth(name), flash_if_available=True, fused_if_available=True)
+    compiled(torch, var, args)
     var.train()
-    labels = torch.randint(0, classes, (batch,))
+    batch, codes, channels = size_of_batch(name), vae.vocab_size, vae.Cvae
+    labels = torch.randint(0, var.num_classes, (batch,))
     tokens = torch.randint(0, codes, (batch, var.L))
     inputs = torch.randn(batch, var.L - 1, channels)
     entropy = torch.nn.CrossEntropyLoss()
@@ -303,12 +420,7 @@ def train_transformer(torch, shipped):
 
 
 def train_tokenizer(torch):
-    from models import vqvae
-
-    vae = vqvae.VQVAE(vocab_size=1024, z_channels=16, ch=32, test_mode=False, share_quant_resi=4, v_patch_nums=LADDER)
-    sizes = dict(ch=32, z_channels=16, in_channels=1, ch_mult=(1, 1, 2), num_res_blocks=1, dropout=0.0)
-    sizes |= dict(using_sa=True, using_mid_sa=True)
-    vae.encoder, vae.decoder = vqvae.Encoder(double_z=False, **sizes), vqvae.Decoder(**sizes)
+    vae, _ = shipped()
     vae.train()
     for parameter in vae.parameters():
         if parameter.dim() > 1:
