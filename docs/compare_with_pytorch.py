@@ -3,11 +3,13 @@
 
     git clone https://github.com/FoundationVision/VAR
     git clone https://github.com/jiaosiyu1999/FlexVAR
+    git clone https://github.com/FoundationVision/LlamaGen
     pip install torch torchvision timm scipy huggingface_hub    # in an environment of its own
     cargo build --release --workspace
-    python docs/compare_with_pytorch.py --var VAR --flexvar FlexVAR --burn-var target/release/burn-var
+    python docs/compare_with_pytorch.py --burn-var target/release/burn-var
 
-`--only FlexVA` measures FlexVAR alone, and needs no torchvision, timm or scipy.
+The clones are looked for in the working folder, or where `--var`, `--flexvar` and `--llamagen` say. `--only FlexVA` or
+`--only LlamaGen` measures one family, and needs no torchvision, timm or scipy.
 
 Each measurement runs in processes of their own, so that nothing else is in its memory, and `--rounds` times in turn,
 ours and then PyTorch's, so that both see the machine in the same state: the speed of a shared one changes from minute to
@@ -35,6 +37,7 @@ PUBLISHED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of 256 pixels
 SAMPLING = ["--cfg", "1.5", "--top-k", "900", "--top-p", "0.96"]
 D16 = ["--preset", "d16"]
 FLEXVAR = ["--preset", "flexvar-d16"]
+GPT_B = ["--preset", "gpt-b"]
 
 # Name: what burn-var is asked for, pictures in a run.
 WORK = {
@@ -50,6 +53,8 @@ WORK = {
     "decode FlexVAE 256x256": ([*FLEXVAR, "--only", "decode", "--batch", "1"], 1),
     "encode FlexVAE 256x256": ([*FLEXVAR, "--only", "encode", "--batch", "1"], 1),
     "train FlexVAR-d16, batch 2": ([*FLEXVAR, "--only", "train-var", "--train-batch", "2"], 2),
+    "sample LlamaGen GPT-B, batch 1": ([*GPT_B, "--only", "sample", "--batch", "1", *SAMPLING], 1),
+    "train LlamaGen GPT-B, batch 2": ([*GPT_B, "--only", "train-var", "--train-batch", "2"], 2),
     "DINO ViT-S/16, batch 8": (["--only", "dino", "--batch", "8"], 8),
     "DINO ViT-S/16 with gradients, batch 8": (["--only", "dino-backward", "--batch", "8"], 8),
     "Inception, batch 50": (["--only", "inception", "--batch", "50"], 50),
@@ -82,6 +87,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--var", default="VAR", help="a clone of the original VAR")
     parser.add_argument("--flexvar", default="FlexVAR", help="a clone of the original FlexVAR")
+    parser.add_argument("--llamagen", default="LlamaGen", help="a clone of the original LlamaGen")
     parser.add_argument("--burn-var", help="the burn-var command")
     parser.add_argument("--runs", type=int, default=5, help="of each process")
     parser.add_argument("--rounds", type=int, default=1)
@@ -156,7 +162,8 @@ def ours(args, environment, work):
 
 def theirs(args, environment, name, compiled):
     """The same of PyTorch, in a process of its own."""
-    command = [sys.executable, __file__, "--var", args.var, "--flexvar", args.flexvar, "--runs", str(args.runs)]
+    command = [sys.executable, __file__, "--var", args.var, "--flexvar", args.flexvar]
+    command += ["--llamagen", args.llamagen, "--runs", str(args.runs)]
     command += ["--threads", str(args.threads), "--device", args.device, "--precision", args.precision]
     command += ["--pytorch", name, *(["--compile"] if compiled else [])]
     output, memory = measured(command, environment)
@@ -196,8 +203,9 @@ def pytorch(args):
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    # Both have a package `models`.
-    sys.path.insert(0, args.flexvar if "FlexVA" in args.pytorch else args.var)
+    # Two of them have a package `models`.
+    clones = [clone for name, clone in (("FlexVA", args.flexvar), ("LlamaGen", args.llamagen)) if name in args.pytorch]
+    sys.path.insert(0, clones[0] if clones else args.var)
     # A single process; the original asks for the number of them even when it trains alone.
     torch.distributed.get_world_size = lambda *_: 1
     exact, half = args.precision == "exact", {"bf16": torch.bfloat16, "f16": torch.float16}.get(args.precision)
@@ -245,6 +253,8 @@ def prepare(torch, name, args):
         return precision_and_recall()
     if "FlexVA" in name:
         return flexvar(torch, name)
+    if "LlamaGen" in name:
+        return llamagen(torch, name)
     if name.startswith("train shipped tokenizer"):
         return train_tokenizer(torch)
     if name.startswith("train"):
@@ -327,6 +337,32 @@ def flexvar(torch, name):
     entropy = torch.nn.CrossEntropyLoss()
     loss = lambda: entropy(model(labels, inputs, PUBLISHED).view(-1, codes), tokens.view(-1))
     return trained(torch, model.parameters(), loss, clip=2.0)
+
+
+def llamagen(torch, name):
+    from autoregressive.models.gpt import GPT_models
+
+    codes, side, batch = 16384, 16, size_of_batch(name)
+    # Without dropout, as burn-var trains: that is less work.
+    dropout = dict(token_dropout_p=0.0, resid_dropout_p=0.0, ffn_dropout_p=0.0)
+    model = GPT_models["GPT-B"](vocab_size=codes, block_size=side**2, num_classes=1000, cls_token_num=1, **dropout)
+    labels = torch.randint(0, 1000, (batch,))
+    if name.startswith("train"):
+        model.train()
+        tokens = torch.randint(0, codes, (batch, side**2))
+        return trained(torch, model.parameters(), lambda: model(tokens[:, :-1], labels, targets=tokens)[1], clip=1.0)
+    from autoregressive.models.generate import generate
+    from tokenizer.tokenizer_image.vq_model import VQ_models
+
+    model.eval()
+    vq = VQ_models["VQ-16"](codebook_size=codes, codebook_embed_dim=8).eval()
+
+    def sample():
+        # A scale of 2.5 is burn-var's 1.5.
+        tokens = generate(model, labels, side**2, cfg_scale=2.5, temperature=1.0, top_k=900, top_p=0.96)
+        return vq.decode_code(tokens, [batch, 8, side, side])
+
+    return torch.inference_mode()(sample)
 
 
 def frechet_distance():
