@@ -343,9 +343,7 @@ def llamagen(torch, name):
     from autoregressive.models.gpt import GPT_models
 
     codes, side, batch = 16384, 16, size_of_batch(name)
-    # Without dropout, as burn-var trains: that is less work.
-    dropout = dict(token_dropout_p=0.0, resid_dropout_p=0.0, ffn_dropout_p=0.0)
-    model = GPT_models["GPT-B"](vocab_size=codes, block_size=side**2, num_classes=1000, cls_token_num=1, **dropout)
+    model = GPT_models["GPT-B"](vocab_size=codes, block_size=side**2, num_classes=1000, cls_token_num=1)
     labels = torch.randint(0, 1000, (batch,))
     if name.startswith("train"):
         model.train()
