@@ -4,6 +4,8 @@
 //! inverse of a cumulative sum, a small difference of one logit, as between devices, does not move the draw of all others
 //! behind it. The noise is a function of seed, image, scale, token and entry: image `i` of seed `s` is the same in every
 //! batch.
+//!
+//! [`Sampler::draw`] draws on the host. [`DeviceDraw`] does the same on a GPU, which keeps logits and tokens there.
 
 mod device;
 mod noise;
