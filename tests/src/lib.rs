@@ -6,4 +6,5 @@ pub mod golden;
 pub mod gradients;
 #[cfg(feature = "wgpu")]
 pub mod launches;
+pub mod tiny;
 pub mod weightgen;

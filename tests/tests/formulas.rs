@@ -12,6 +12,7 @@ use burn_var::models::var::{Var, VarConfig, VqVae, VqVaeConfig, drop_labels};
 use burn_var::rng::Rng;
 use burn_var::weights::{FloatType, LoadOptions, Pretrained, StateDict, export};
 use burn_var::{BatchRequest, Condition, MapSize, NextScale, Scales, TeacherForced, TokenPyramid, Tokenizer, generate};
+use burn_var_tests::tiny;
 use burn_var_tests::weightgen::WeightGen;
 use burn_var_train::report::read_log;
 use burn_var_train::tokenizer::train_tokenizer;
@@ -438,4 +439,10 @@ fn rounding_to_half_precision_is_to_nearest_even() {
         let expected: Vec<f64> = values.iter().map(|value| f64::from(rounded(*value, linear))).collect();
         assert_eq!(floats(cast), expected, "{linear:?}");
     }
+}
+
+/// The other half is in the tests of GPUs: the draw there has to be the same.
+#[test]
+fn tokens_are_those_of_every_device() {
+    assert_eq!(tiny::generated_and_edited(&Device::default()).expect("tokens"), tiny::EXPECTED);
 }

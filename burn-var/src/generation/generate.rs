@@ -2,11 +2,11 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor};
 
-use super::{BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, Tokenizer};
+use super::{BatchRequest, Condition, NextScale, ScaleInput, ScaleTokens, State, Tokenizer, Vocabulary};
 use crate::editing::{replace_codes, replace_ids};
 use crate::guidance::{BatchInfo, Guidance, Logits};
 use crate::rng::Rng;
-use crate::sampling::Noise;
+use crate::sampling::{DeviceDraw, DrawnTokens, Noise};
 use crate::scales::ScaleAt;
 use crate::{Error, Result, Scales, TokenPyramid};
 
@@ -34,9 +34,10 @@ pub struct Generated {
 
 /// Generation of a batch of images in progress.
 ///
-/// Each call of [`Generation::next_scale`] generates one scale. Logits are read back once per scale, since tokens are
-/// drawn on the host; where reading must not block (in a browser), [`Generation::next_scale_async`] awaits them.
-/// Dropping it stops the generation.
+/// Each call of [`Generation::next_scale`] generates one scale. A GPU draws the tokens itself, and nothing is read back but,
+/// after the last scale, that all logits were numbers. On other devices tokens are drawn on the host, which reads the logits
+/// of each scale. Where reading must not block (in a browser), [`Generation::next_scale_async`] awaits it. Dropping it stops
+/// the generation.
 pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
     tokenizer: &'a T,
     model: &'a M,
@@ -54,6 +55,8 @@ pub struct Generation<'a, T: ?Sized, M: NextScale + ?Sized> {
     previous: Option<Previous>,
     rngs: Vec<Rng>,
     noise: Vec<Noise>,
+    /// Draw on the device; `None` where tokens are drawn on the host.
+    on_device: Option<DeviceDraw>,
     maps: Vec<Tensor<2, Int>>,
 }
 
@@ -101,13 +104,15 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         let state = model.start(&conditions, &scales)?;
         let stream = |i| Rng::new(request.seed, "sample", request.first + i);
         let mut rngs: Vec<Rng> = (0..images as u64).map(stream).collect();
+        let noise: Vec<Noise> = rngs.iter_mut().map(Noise::new).collect();
         Ok(Self {
             corrupted: (corrupted_scales > 0).then(|| state.clone()),
             state,
             canvas: tokenizer.blank(images, &scales),
             codebook: tokenizer.codebook(),
             previous: None,
-            noise: rngs.iter_mut().map(Noise::new).collect(),
+            on_device: DeviceDraw::new(&noise, tokenizer.vocabulary().size, &device),
+            noise,
             rngs,
             maps: Vec::with_capacity(scales.len()),
             tokenizer,
@@ -123,22 +128,49 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
     /// Generates the next scale; returns `None` after the last.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read; those of the
-    /// guidance.
+    /// [`Error::NonFinite`] for logits that are not numbers, where the device draws with the last scale;
+    /// [`Error::Device`] if the device fails; those of the guidance.
     pub fn next_scale(&mut self) -> Result<Option<ScaleDone>> {
         let Some(logits) = self.logits()? else { return Ok(None) };
-        let values = read(logits.clone())?;
-        self.draw(logits, values).map(Some)
+        let drawn = match self.draw_on_device(&logits)? {
+            Some(drawn) => drawn,
+            None => self.draw(&logits, read(logits.clone())?)?,
+        };
+        let done = self.paint(logits, drawn)?;
+        if self.is_complete() {
+            self.check()?;
+        }
+        Ok(Some(done))
     }
 
-    /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
+    /// Generates the next scale without blocking while something is read back; returns `None` after the last.
     ///
     /// # Errors
     /// The errors of [`Generation::next_scale`].
     pub async fn next_scale_async(&mut self) -> Result<Option<ScaleDone>> {
         let Some(logits) = self.logits()? else { return Ok(None) };
-        let values = read_async(logits.clone()).await?;
-        self.draw(logits, values).map(Some)
+        let drawn = match self.draw_on_device(&logits)? {
+            Some(drawn) => drawn,
+            None => self.draw(&logits, read_async(logits.clone()).await?)?,
+        };
+        let done = self.paint(logits, drawn)?;
+        if let Some(draw) = self.on_device.as_ref().filter(|_| self.is_complete()) {
+            draw.check_async().await?;
+        }
+        Ok(Some(done))
+    }
+
+    /// Checks that the logits of all scales so far were numbers. After the last scale this is done; who stops before it and
+    /// uses the tokens must ask.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if the device cannot tell.
+    pub fn check(&self) -> Result<()> {
+        self.on_device.as_ref().map_or(Ok(()), DeviceDraw::check)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.maps.len() == self.scales.len()
     }
 
     /// Computes the guided logits of the next scale, on the device.
@@ -189,15 +221,27 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
         self.model.embed(&self.state, at, ScaleInput { map, ids: ids.as_ref() })
     }
 
-    /// Draws a scale's tokens from `values`, its logits as read back, and paints them.
-    fn draw(&mut self, logits: Tensor<3>, values: Vec<f32>) -> Result<ScaleDone> {
+    /// Draws a scale's tokens on the device, if it has a kernel for it.
+    fn draw_on_device(&mut self, logits: &Tensor<3>) -> Result<Option<DrawnTokens>> {
+        let Some(draw) = &mut self.on_device else { return Ok(None) };
         let at = self.scales.at(self.maps.len());
-        let [batch, tokens, _] = logits.dims();
-        let vocabulary = self.tokenizer.vocabulary();
-        let rows = [batch, tokens * vocabulary.symbols, vocabulary.size];
+        let sampler = self.request.sampler.at_size(at.size());
+        let rows = rows(logits, self.tokenizer.vocabulary());
+        draw.draw(&sampler, logits.clone().reshape(rows), at.k(), at.ratio(), &self.codebook).map(Some)
+    }
+
+    /// Draws a scale's tokens on the host, from `values`, its logits as read back.
+    fn draw(&self, logits: &Tensor<3>, values: Vec<f32>) -> Result<DrawnTokens> {
+        let at = self.scales.at(self.maps.len());
         let sampler = self.request.sampler.at_size(at.size());
         let noise: Vec<Noise> = self.noise.iter().map(|noise| noise.at_scale(at.k())).collect();
-        let drawn = sampler.draw(values, rows, &noise, at.ratio(), &self.codebook)?;
+        sampler.draw(values, rows(logits, self.tokenizer.vocabulary()), &noise, at.ratio(), &self.codebook)
+    }
+
+    /// Paints a scale's tokens, those that are known in place of drawn ones.
+    fn paint(&mut self, logits: Tensor<3>, drawn: DrawnTokens) -> Result<ScaleDone> {
+        let at = self.scales.at(self.maps.len());
+        let [batch, tokens, _] = logits.dims();
         let mut ids = drawn.ids;
         let mut codes = drawn.codes.map(|codes| codes.reshape([batch, tokens, self.tokenizer.z_channels()]));
         let kept = self.model.kept(&mut self.state, at, &mut self.rngs)?;
@@ -231,6 +275,12 @@ impl<'a, T: Tokenizer + ?Sized, M: NextScale + ?Sized> Generation<'a, T, M> {
             }
         }
     }
+}
+
+/// Returns the shape of logits, `[batch, tokens, logits]`, with a row per symbol.
+fn rows(logits: &Tensor<3>, vocabulary: Vocabulary) -> [usize; 3] {
+    let [batch, tokens, _] = logits.dims();
+    [batch, tokens * vocabulary.symbols, vocabulary.size]
 }
 
 /// Reads a tensor back.

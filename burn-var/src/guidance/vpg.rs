@@ -41,21 +41,15 @@ impl VpgConfig {
 #[derive(Debug, Clone)]
 pub struct Vpg {
     config: VpgConfig,
-    batch: Batch,
-}
-
-/// Facts about the current batch that the noise depends on.
-#[derive(Debug, Clone, Copy, Default)]
-struct Batch {
-    images: usize,
-    seed: u64,
-    first: u64,
+    /// Rows of hidden states that replace those of each scale, of all images with their condition and once more without;
+    /// `None` for scales of one token. Uploaded before the first scale, since a GPU waits for each upload.
+    rows: Vec<Option<Tensor<1, Int>>>,
 }
 
 impl Vpg {
     /// Creates guidance with the given settings.
     pub fn new(config: VpgConfig) -> Self {
-        Self { config, batch: Batch::default() }
+        Self { config, rows: Vec::new() }
     }
 
     /// Draws the source position of each of `tokens` positions.
@@ -66,6 +60,26 @@ impl Vpg {
         };
         (0..tokens).map(place).collect()
     }
+
+    /// Draws the rows of one scale; see [`Vpg::rows`].
+    fn draw(&self, batch: &BatchInfo<'_>, at: ScaleAt<'_>) -> Option<Tensor<1, Int>> {
+        let tokens = at.size().area();
+        if at.is_first() || tokens == 1 {
+            return None;
+        }
+        let stream = |image: usize| (batch.first + image as u64) * at.scales().len() as u64 + at.k() as u64;
+        let places =
+            (0..batch.images).map(|image| self.places(tokens, &mut Rng::new(batch.seed, "corrupt", stream(image))));
+        let rows = places
+            .enumerate()
+            .flat_map(|(image, places)| places.into_iter().map(move |place| (image * tokens + place) as i64));
+        let mut rows: Vec<i64> = rows.collect();
+        // Both branches of an image share one prefix.
+        let count = rows.len();
+        rows.extend_from_within(..);
+        rows[count..].iter_mut().for_each(|row| *row += count as i64);
+        Some(Tensor::from_data(TensorData::new(rows, [2 * count]), batch.device))
+    }
 }
 
 impl Guidance for Vpg {
@@ -74,12 +88,13 @@ impl Guidance for Vpg {
     }
 
     fn begin(&mut self, batch: &BatchInfo<'_>) -> Result<()> {
-        self.batch = Batch { images: batch.images, seed: batch.seed, first: batch.first };
         self.config.schedule.check(self.name(), batch.scales)?;
-        match self.config.share {
-            share if share > 0.0 && share <= 1.0 => Ok(()),
-            share => Err(Error::config("vpg share", share, "a fraction above 0, up to 1")),
+        let share = self.config.share;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::config("vpg share", share, "a fraction above 0, up to 1"));
         }
+        self.rows = batch.scales.iter().map(|at| self.draw(batch, at)).collect();
+        Ok(())
     }
 
     fn branches(&self, at: ScaleAt<'_>) -> Branches {
@@ -89,18 +104,8 @@ impl Guidance for Vpg {
 
     fn corrupt(&mut self, at: ScaleAt<'_>, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let [sequences, tokens, width] = hidden.dims();
-        if at.is_first() || tokens == 1 {
-            return Ok(hidden);
-        }
-        let Batch { images, seed, first } = self.batch;
-        let stream = |image: usize| (first + image as u64) * at.scales().len() as u64 + at.k() as u64;
-        let places: Vec<Vec<usize>> =
-            (0..images).map(|image| self.places(tokens, &mut Rng::new(seed, "corrupt", stream(image)))).collect();
-        // Both branches of an image share one prefix.
-        let rows = (0..sequences)
-            .flat_map(|sequence| places[sequence % images].iter().map(move |place| (sequence * tokens + place) as i64));
-        let rows = TensorData::new(rows.collect::<Vec<i64>>(), [sequences * tokens]);
-        let rows = Tensor::<1, Int>::from_data(rows, &hidden.device());
+        let Some(rows) = self.rows.get(at.k()).cloned().flatten() else { return Ok(hidden) };
+        let rows = rows.narrow(0, 0, sequences * tokens);
         let corrupted = hidden.reshape([sequences * tokens, width]).select(0, rows);
         Ok(corrupted.reshape([sequences, tokens, width]))
     }

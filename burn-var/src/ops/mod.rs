@@ -16,6 +16,7 @@ mod axes;
 mod conv;
 #[cfg(feature = "gpu")]
 mod cube;
+mod draw;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
@@ -40,6 +41,7 @@ pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 #[cfg(feature = "gpu")]
 pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked};
+pub(crate) use draw::{Draw, Mass, Values, draw, draws};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;

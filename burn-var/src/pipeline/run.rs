@@ -357,7 +357,7 @@ pub struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Generates the next scale without blocking while logits are read back; returns `None` after the last.
+    /// Generates the next scale without blocking while something is read back; returns `None` after the last.
     ///
     /// # Errors
     /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read.

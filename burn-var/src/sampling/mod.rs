@@ -4,7 +4,10 @@
 //! inverse of a cumulative sum, a small difference of one logit, as between devices, does not move the draw of all others
 //! behind it. The noise is a function of seed, image, scale, token and entry: image `i` of seed `s` is the same in every
 //! batch.
+//!
+//! [`Sampler::draw`] draws on the host. [`DeviceDraw`] does the same on a GPU, which keeps logits and tokens there.
 
+mod device;
 mod noise;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -12,6 +15,7 @@ use noise::{Use, gumbel, gumbel_bound};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use self::device::DeviceDraw;
 pub use self::noise::Noise;
 use crate::{Error, MapSize, Result};
 
@@ -167,11 +171,7 @@ impl Sampler {
     /// [`Error::NonFinite`] if a logit is not a number.
     pub fn filter(&self, row: &mut [f32]) -> Result<()> {
         if let Some(position) = row.iter().position(|logit| logit.is_nan()) {
-            return Err(Error::NonFinite {
-                what: format!("the logit of token {position}"),
-                found: f64::NAN,
-                hint: "the weights or a guidance setting produce numbers out of range",
-            });
+            return Err(not_a_number(position));
         }
         if self.temperature != 1.0 {
             row.iter_mut().for_each(|logit| *logit = (f64::from(*logit) / self.temperature) as f32);
@@ -228,6 +228,15 @@ impl Sampler {
     }
 }
 
+/// Returns the error for an entry of the vocabulary whose logit is not a number.
+fn not_a_number(position: usize) -> Error {
+    Error::NonFinite {
+        what: format!("the logit of token {position}"),
+        found: f64::NAN,
+        hint: "the weights or a guidance setting produce numbers out of range",
+    }
+}
+
 /// Maps a number to an integer that sorts as [`f32::total_cmp`] does.
 fn ascending(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -266,6 +275,11 @@ fn draw(row: &[f32], noise: Noise, token: usize) -> usize {
     drawn
 }
 
+/// Returns the temperature of [`mixture`], which falls from scale to scale.
+fn mixture_temperature(ratio: f64) -> f64 {
+    (0.27 * (1.0 - 0.95 * ratio)).max(0.005)
+}
+
 /// Computes `softmax(((1 + ratio) * logits + Gumbel noise) / tau) @ codebook`, with a temperature `tau` that falls from
 /// scale to scale. As in the original, the logits are those after top-k and top-p.
 fn mixture(
@@ -275,7 +289,7 @@ fn mixture(
     ratio: f64,
     codebook: &Tensor<2>,
 ) -> Tensor<3> {
-    let tau = (0.27 * (1.0 - 0.95 * ratio)).max(0.005);
+    let tau = mixture_temperature(ratio);
     for (i, row) in logits.chunks_mut(vocab).enumerate() {
         for (block, logits) in row.chunks_mut(4).enumerate() {
             for (logit, word) in logits.iter_mut().zip(noise[i / tokens].words(block, i % tokens, Use::Mixture)) {

@@ -33,6 +33,11 @@ impl Noise {
         Self { scale: k as u32, ..self }
     }
 
+    /// Returns the key, the same for all scales of an image.
+    pub(super) fn key(self) -> [u32; 2] {
+        self.key
+    }
+
     /// Returns the words of entries `4 * block` to `4 * block + 3` of a token.
     pub(super) fn words(self, block: usize, token: usize, use_: Use) -> [u32; 4] {
         philox([block as u32, token as u32, self.scale, use_ as u32], self.key)

@@ -3,6 +3,7 @@
 //! `cargo test -p burn-var-tests --no-default-features --features wgpu --test gpu`
 
 mod budget;
+mod draw;
 mod fusion;
 mod kernels;
 mod settings;

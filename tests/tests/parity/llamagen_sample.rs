@@ -110,11 +110,17 @@ fn one(
     let [batch, tokens, vocab] = logits.dims();
     let Run { temperature, top_k, top_p, .. } = *run;
     let sampler = Sampler { temperature, top_k, top_p, ..LlamaGenPreset::sampler() };
-    let mut values = logits.try_into_vec_as::<f32>().map_err(burn_var::Error::device("read logits"))?;
+    let rows = logits.reshape([batch * tokens, vocab]);
+    let on_device = sampler.filter_on_device(rows.clone())?;
+    let is_on_device = on_device.is_some();
+    let values = on_device.unwrap_or(rows).try_into_vec_as::<f32>();
+    let mut values = values.map_err(burn_var::Error::device("read logits"))?;
     let uniforms = case.array(&format!("{name}_uniforms")).values;
     let (mut probabilities, mut found) = (Vec::new(), Vec::new());
     for (row, u) in values.chunks_mut(vocab).zip(uniforms) {
-        sampler.filter(row)?;
+        if !is_on_device {
+            sampler.filter(row)?;
+        }
         let kept = softmax(row);
         let sums = kept.iter().scan(0.0, |sum, probability| {
             *sum += probability;

@@ -198,6 +198,7 @@ fn roll_out<M: SarFamily>(
             None => break,
         }
     }
+    generation.check()?;
     mix(config.schedule, batch.step, tokens, |k| drawn[k].clone())
 }
 

@@ -10,6 +10,7 @@ mod attention;
 mod backward;
 mod block;
 mod bridge;
+mod draw;
 mod map;
 mod norm;
 mod parallel;
@@ -17,11 +18,12 @@ mod parallel;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::backend::fusion::custom::TensorSpec;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Shape, Tensor, activation};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 
+use super::draw::Draw;
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
 pub(crate) use block::{BlockWeights, block};
@@ -148,6 +150,14 @@ trait Kernels: Backend {
     #[fusion(dtype = toward, shape = toward)]
     fn extrapolate(toward: FloatTensor<Self>, away: FloatTensor<Self>, strength: f32) -> FloatTensor<Self>;
 
+    #[fusion(meta = |logits, _, fault, settings| drawn(logits, fault, settings))]
+    fn draw(
+        logits: FloatTensor<Self>,
+        keys: IntTensor<Self>,
+        fault: IntTensor<Self>,
+        settings: Draw,
+    ) -> (IntTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
+
     #[fusion(dtype = query, shape = joined(query))]
     fn attend(
         query: FloatTensor<Self>,
@@ -156,6 +166,13 @@ trait Kernels: Backend {
         tokens: usize,
         scale: f32,
     ) -> FloatTensor<Self>;
+}
+
+/// Returns the shapes of drawn ids, of the number of a faulty entry, and of the values of a draw.
+fn drawn(logits: &TensorSpec, fault: &TensorSpec, settings: &Draw) -> (TensorSpec, TensorSpec, TensorSpec) {
+    let ids = TensorSpec::new(Shape::new([logits.shape[0]]), fault.dtype);
+    let values = TensorSpec::new(draw::values_shape(&logits.shape, settings), logits.dtype);
+    (ids, fault.clone(), values)
 }
 
 /// Returns the shape of the queries in a joint projection, `[batch, tokens, 3 * width]`, for a cache `[batch, heads, capacity,
@@ -307,6 +324,15 @@ impl Kernels for CubeBackend {
         map::extrapolate(toward, away, strength)
     }
 
+    fn draw(
+        logits: CubeTensor,
+        keys: CubeTensor,
+        fault: CubeTensor,
+        settings: Draw,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        draw::draw(logits, keys, fault, settings)
+    }
+
     fn attend(query: CubeTensor, keys: CubeTensor, values: CubeTensor, tokens: usize, scale: f32) -> CubeTensor {
         attention::attend(query, keys, values, tokens, scale)
     }
@@ -327,17 +353,26 @@ pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(tensor).is_some_and(binds_enough)
+    /// Nine, and one for shapes.
+    const BINDINGS: u32 = 10;
+    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(&tensor.device()).is_some_and(|gpu| bindings(gpu) >= BINDINGS)
+}
+
+/// Computes [`super::draw::draws`].
+pub(super) fn draws(device: &Device, vocabulary: usize) -> bool {
+    /// Five, and one for shapes: what every browser has.
+    const BINDINGS: u32 = 6;
+    *ENABLED && draw::fits(vocabulary) && gpu_of(device).is_some_and(|gpu| bindings(gpu) >= BINDINGS)
 }
 
 /// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
 pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
-    gpu_of(tensor).is_some()
+    gpu_of(&tensor.device()).is_some()
 }
 
-/// Returns the GPU of a tensor.
-fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
-    match tensor.device().as_dispatch() {
+/// Returns the GPU of a device.
+fn gpu_of(device: &Device) -> Option<CubeDevice> {
+    match device.as_dispatch() {
         DispatchDevice::Cube(gpu) => Some(gpu.clone()),
         DispatchDevice::Autodiff(inner) => match &**inner {
             DispatchDevice::Cube(gpu) => Some(gpu.clone()),
@@ -349,18 +384,16 @@ fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
     }
 }
 
-/// Returns `true` if kernels of a GPU can have as many buffers as ours. WebGPU promises 8, and browsers often give no more.
-fn binds_enough(gpu: CubeDevice) -> bool {
-    /// Nine, and one for shapes.
-    const BINDINGS: u32 = 10;
-    static KNOWN: Mutex<Vec<(CubeDevice, bool)>> = Mutex::new(Vec::new());
+/// Returns the number of buffers that a kernel of a GPU can have. WebGPU promises 8, and browsers often give no more.
+fn bindings(gpu: CubeDevice) -> u32 {
+    static KNOWN: Mutex<Vec<(CubeDevice, u32)>> = Mutex::new(Vec::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, enough)) = known.iter().find(|(other, _)| *other == gpu) {
-        return *enough;
+    if let Some((_, count)) = known.iter().find(|(other, _)| *other == gpu) {
+        return *count;
     }
-    let enough = gpu.client().properties().hardware.max_bindings >= BINDINGS;
-    known.push((gpu, enough));
-    enough
+    let count = gpu.client().properties().hardware.max_bindings;
+    known.push((gpu, count));
+    count
 }
 
 /// Computes [`super::modulated_norm`].
@@ -432,6 +465,18 @@ pub(super) fn append(
 pub(super) fn attend(query: Tensor<4>, [keys, values]: [Tensor<4>; 2], tokens: usize, scale: f64) -> Tensor<3> {
     let [query, keys, values] = [query, keys, values].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::attend(query, keys, values, tokens, scale as f32))
+}
+
+/// Computes [`super::draw::draw`].
+pub(super) fn draw(
+    logits: Tensor<2>,
+    keys: &Tensor<2, Int>,
+    fault: Tensor<1, Int>,
+    settings: Draw,
+) -> (Tensor<1, Int>, Tensor<1, Int>, Tensor<2>) {
+    let (keys, fault) = (keys.clone().into_dispatch(), fault.into_dispatch());
+    let (ids, fault, values) = Dispatch::draw(logits.into_dispatch(), keys, fault, settings);
+    (Tensor::from_dispatch(ids), Tensor::from_dispatch(fault), Tensor::from_dispatch(values))
 }
 
 /// Resizes maps, `[batch, channels, height, width]`, by a matrix for each axis, `[to, from]`: exactly, whereas a product of

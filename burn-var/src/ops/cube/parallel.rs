@@ -1,6 +1,6 @@
 //! Helpers of all kernels: sums over a cube, and tensors that kernels can index.
 
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -57,7 +57,12 @@ pub(super) fn largest_over_units(partial: &mut Shared<[f32]>, value: f32) -> f32
 
 /// Returns an empty tensor on the device of another.
 pub(super) fn like(tensor: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
-    empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), tensor.dtype)
+    typed_like(tensor, shape, tensor.dtype)
+}
+
+/// Returns an empty tensor of a type on the device of another.
+pub(super) fn typed_like(tensor: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), dtype)
 }
 
 /// Returns a tensor that kernels can index by themselves.
