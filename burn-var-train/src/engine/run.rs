@@ -150,6 +150,10 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
         let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
         let stop = trainer.ranks().any(stop)?;
+        let save = last || stop || done.is_multiple_of(config.save_every);
+        if save {
+            trainer.check()?;
+        }
         if let Some(files) = &mut files {
             if !metrics.is_empty() {
                 let fields: serde_json::Map<_, _> =
@@ -163,7 +167,7 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
                     progress.note(&format!("sample images in {}", file.display()));
                 }
             }
-            if last || stop || done.is_multiple_of(config.save_every) {
+            if save {
                 files.log.sync()?;
                 let state = State { data: trainer.method().data().fingerprint(), noise: NOISE };
                 files.checkpoints.save(done, &state, trainer.parts())?;

@@ -12,6 +12,8 @@ mod block;
 mod bridge;
 mod map;
 mod norm;
+#[cfg(feature = "training")]
+pub(super) mod optimizer;
 mod parallel;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -19,7 +21,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Shape, Tensor, activation};
+use burn::tensor::{DType, Device, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 
 use super::modulation::{Branch, Rows};
@@ -78,18 +80,6 @@ trait Kernels: Backend {
         bias: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    #[fusion(dtype = sums, shape = sums)]
-    fn add_squares(
-        sums: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        d: FloatTensor<Self>,
-        e: FloatTensor<Self>,
-        f: FloatTensor<Self>,
-        count: usize,
-    ) -> FloatTensor<Self>;
 
     #[fusion(dtype = scores, shape = scores)]
     fn masked_softmax(scores: FloatTensor<Self>, mask: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -238,19 +228,6 @@ impl Kernels for CubeBackend {
         map::gelu_backward(x, bias, grad)
     }
 
-    fn add_squares(
-        sums: CubeTensor,
-        a: CubeTensor,
-        b: CubeTensor,
-        c: CubeTensor,
-        d: CubeTensor,
-        e: CubeTensor,
-        f: CubeTensor,
-        count: usize,
-    ) -> CubeTensor {
-        map::add_squares(sums, [a, b, c, d, e, f], count)
-    }
-
     fn masked_softmax(scores: CubeTensor, mask: CubeTensor) -> CubeTensor {
         backward::softmax(scores, mask)
     }
@@ -327,17 +304,17 @@ pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(tensor).is_some_and(binds_enough)
+    tensor.dtype() == DType::F32 && *ENABLED && gpu(&tensor.device()).is_some_and(binds_enough)
 }
 
 /// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
 pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
-    gpu_of(tensor).is_some()
+    gpu(&tensor.device()).is_some()
 }
 
-/// Returns the GPU of a tensor.
-fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
-    match tensor.device().as_dispatch() {
+/// Returns the GPU behind a device.
+fn gpu(device: &Device) -> Option<CubeDevice> {
+    match device.as_dispatch() {
         DispatchDevice::Cube(gpu) => Some(gpu.clone()),
         DispatchDevice::Autodiff(inner) => match &**inner {
             DispatchDevice::Cube(gpu) => Some(gpu.clone()),
@@ -542,17 +519,4 @@ pub(super) fn gelu<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
 fn gelu_backward(x: Tensor<2>, bias: Tensor<1>, grad: Tensor<2>) -> [Tensor<2>; 2] {
     let (grad, value) = Dispatch::gelu_backward(x.into_dispatch(), bias.into_dispatch(), grad.into_dispatch());
     [grad, value].map(Tensor::from_dispatch)
-}
-
-/// Computes [`super::sum_of_squares`].
-#[cfg(feature = "training")]
-pub(super) fn sum_of_squares(tensors: &[Tensor<1>]) -> Option<Tensor<1>> {
-    let device = tensors.first()?.device();
-    let mut sums = Tensor::<1>::zeros([map::TENSORS * map::SHARES], &device);
-    for chunk in tensors.chunks(map::TENSORS) {
-        // What is not counted may be anything.
-        let [a, b, c, d, e, f] = core::array::from_fn(|i| chunk[i.min(chunk.len() - 1)].clone().into_dispatch());
-        sums = Tensor::from_dispatch(Dispatch::add_squares(sums.into_dispatch(), a, b, c, d, e, f, chunk.len()));
-    }
-    Some(sums.reshape([1, map::TENSORS * map::SHARES]).sum_dim(1).reshape([1]))
 }
