@@ -128,6 +128,11 @@ impl<M: Method> Trainer<M> {
         Ok(metrics)
     }
 
+    /// Returns the memory that this process takes, see [`burn_var::memory::held`].
+    pub fn memory(&self) -> Option<u64> {
+        burn_var::memory::held(&self.device)
+    }
+
     /// Checks that all updates so far were finite, before the networks are saved.
     ///
     /// # Errors

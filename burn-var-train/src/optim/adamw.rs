@@ -383,6 +383,10 @@ struct List<'a> {
 impl ModuleMapper for List<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(grad) = self.grads.get::<D>(param.id) else { return param };
+        // A parameter in two places is updated in the first.
+        if self.places.get::<D>(param.id).is_some() {
+            return param;
+        }
         let weights = param.val().inner();
         let takes = JointUpdate::takes(&weights) && JointUpdate::takes(&grad);
         self.device = match self.device.take() {

@@ -39,7 +39,7 @@ pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scal
 pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 #[cfg(feature = "gpu")]
-pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked};
+pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked, memory_held};
 #[cfg(feature = "training")]
 pub use joint::{Clipping, JointUpdate, UpdatedParameter, UpdatedParameters};
 pub use linear::linear;

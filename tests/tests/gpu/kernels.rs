@@ -15,6 +15,7 @@ use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
 use burn_var::rng::Rng;
 use burn_var::sampling::Sampler;
 use burn_var::{BatchRequest, Condition, Scales, TeacherForced, TokenPyramid, generate, ops};
+use burn_var_train::checkpoint::{Checkpoint, CheckpointDir};
 use burn_var_train::engine::{Learner, Network, Rules, SectionNames};
 use burn_var_train::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 
@@ -238,6 +239,31 @@ fn a_norm_that_is_not_finite_names_its_step() {
         assert!(error.contains("step 2"), "{error}");
         assert_eq!(kept, [weights(&learner.model), weights(learner.average())], "nothing has changed since");
     }
+}
+
+/// A checkpoint has the moments that kernels have updated, in place where nothing else uses them.
+#[test]
+fn a_learner_resumes_from_a_checkpoint() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = CheckpointDir::open(folder.path()).expect("a folder");
+    let new = || learner(&device, Some(0.5), Some(EmaConfig::default()));
+    let advance = |learner: &mut Learner<Vec<Linear>>, steps: std::ops::Range<u64>| {
+        for step in steps {
+            add(learner, step);
+            learner.update(step).expect("an update");
+        }
+    };
+    let mut whole = new();
+    advance(&mut whole, 0..2);
+    checkpoints.save(2, &(), whole.parts()).expect("saved");
+    advance(&mut whole, 2..4);
+    let mut resumed = new();
+    resumed.restore(&Checkpoint::newest(folder.path()).expect("readable").expect("a checkpoint")).expect("restored");
+    advance(&mut resumed, 2..4);
+    assert_eq!(weights(&whole.model), weights(&resumed.model), "weights, to the bit");
+    assert_eq!(weights(whole.average()), weights(resumed.average()), "their average, to the bit");
 }
 
 /// A half-precision weight is not converted: what enters the product is.

@@ -23,6 +23,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
+use cubecl::MemoryScope;
 
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
@@ -310,6 +311,11 @@ fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
 /// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
 pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     gpu(&tensor.device()).is_some()
+}
+
+/// Returns the bytes of a GPU that this process holds; `None` if the device is none.
+pub(crate) fn memory_held(device: &Device) -> Option<u64> {
+    gpu(device).map(|gpu| gpu.client().memory_report(MemoryScope::Device).usage().bytes_reserved)
 }
 
 /// Returns the GPU behind a device.
