@@ -69,25 +69,24 @@ fn kind(number: Option<usize>) -> burn::tensor::DeviceKind {
     number.map_or_else(Default::default, burn::tensor::DeviceKind::DiscreteGpu)
 }
 
-/// Checks a device before any work. Burn panics where there is no such GPU; here that becomes an error.
+/// Checks a device before any work, by an operation that on CUDA needs the toolkit. Burn panics where there is no such GPU; here
+/// that becomes an error.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
 fn probe(name: &str, open: impl FnOnce() -> Device + std::panic::UnwindSafe) -> Result<Device> {
     use burn::tensor::Tensor;
+
+    use crate::failure::{Unusable, message_of};
 
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = std::panic::catch_unwind(move || {
         let device = open();
-        Tensor::<1>::ones([1], &device).try_into_data().map(|_| device).map_err(|error| error.to_string())
+        Tensor::<1>::ones([1], &device).tanh().try_into_data().map(|_| device).map_err(|error| error.to_string())
     });
     std::panic::set_hook(hook);
-    let reason = match found {
-        Ok(Ok(device)) => return Ok(device),
-        Ok(Err(reason)) => reason,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given").to_owned()
-        }
-    };
-    anyhow::bail!("the device `{name}` does not work here: {reason}")
+    match found {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(reason)) => Err(Unusable::new(name, &reason).into()),
+        Err(panic) => Err(Unusable::new(name, message_of(&*panic)).into()),
+    }
 }

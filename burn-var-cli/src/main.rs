@@ -5,6 +5,7 @@ mod classes;
 mod cli;
 mod commands;
 mod device;
+mod failure;
 mod generator;
 mod memory;
 mod models;
@@ -20,6 +21,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::Cli;
+use crate::failure::Situation;
 use crate::output::{Output, UsageError};
 
 fn main() -> ExitCode {
@@ -28,7 +30,8 @@ fn main() -> ExitCode {
     let output = Output { json: cli.json, quiet: cli.quiet };
     let level = if cli.quiet { tracing::Level::ERROR } else { tracing::Level::WARN };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).without_time().init();
-    match commands::run(cli, output) {
+    let situation = Situation::of(&cli);
+    match situation.run(|| commands::run(cli, output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<UsageError>() {
             Some(usage) => {

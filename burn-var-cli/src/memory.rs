@@ -1,4 +1,4 @@
-//! Settings of the allocator, and the peak memory of the process.
+//! Settings of the allocator.
 
 /// Keeps large blocks that are freed for the next operation.
 ///
@@ -13,11 +13,4 @@ pub(crate) fn keep_freed_blocks() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
-}
-
-/// Returns the largest resident set of this process so far, in bytes; `None` where the system does not report it.
-pub(crate) fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }

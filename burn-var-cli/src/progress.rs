@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use burn_var_train::progress::{Progress, StepReport};
+use burn_var_train::progress::{Progress, Speed, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::{emulate_default_handler, register};
+
+use crate::output::bytes;
 
 /// Shows a run, and ends it when the user asks for that.
 pub(crate) struct TrainProgress {
@@ -19,6 +21,8 @@ pub(crate) struct TrainProgress {
     stop: Arc<AtomicBool>,
     /// Completed steps.
     pub(crate) step: u64,
+    /// Speed and memory, as of the last measured step.
+    measured: String,
 }
 
 enum Mode {
@@ -46,7 +50,7 @@ impl TrainProgress {
                     .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar())),
             ),
         };
-        Ok(Self { mode, stop, step: 0 })
+        Ok(Self { mode, stop, step: 0, measured: String::new() })
     }
 }
 
@@ -58,7 +62,10 @@ impl Progress for TrainProgress {
             let _ = write!(text, " {name} {}", number(*value));
             text
         });
-        let speed = speed(report);
+        if let Some(speed) = &report.speed {
+            self.measured = measured(speed);
+        }
+        let speed = speed(report, &self.measured);
         match &self.mode {
             Mode::Bar(bar) => {
                 bar.set_length(report.steps);
@@ -88,7 +95,13 @@ impl Progress for TrainProgress {
     }
 }
 
-fn speed(report: &StepReport<'_>) -> String {
+/// Formats images per second and memory, to be added to the speed in steps.
+fn measured(speed: &Speed) -> String {
+    let memory = speed.memory.map(|memory| format!(", {}", bytes(memory)));
+    format!(", {} images/s{}", number(speed.images_per_second), memory.unwrap_or_default())
+}
+
+fn speed(report: &StepReport<'_>, measured: &str) -> String {
     let rate = match report.per_second {
         Some(rate) if rate >= 1.0 => format!("{rate:.1} steps/s"),
         Some(rate) => format!("{:.2} s/step", 1.0 / rate),
@@ -102,7 +115,7 @@ fn speed(report: &StepReport<'_>) -> String {
             _ => format!(", {} h {} min left", minutes / 60, minutes % 60),
         }
     });
-    format!("({rate}{})", left.unwrap_or_default())
+    format!("({rate}{}{measured})", left.unwrap_or_default())
 }
 
 /// Formats a metric with four significant digits or decimals.

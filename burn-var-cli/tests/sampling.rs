@@ -769,7 +769,8 @@ fn a_device_is_checked_beside_the_cpu() {
     let report = json(folder.path(), &[&check[..], &["--device", "ndarray"]].concat());
     let rows = report["rows"].as_array().expect("rows");
     assert!(rows.iter().all(|row| row["ok"] == true), "{report}");
-    let of = |start: &str| rows.iter().filter(|row| row["name"].as_str().is_some_and(|it| it.starts_with(start))).count();
+    let of =
+        |start: &str| rows.iter().filter(|row| row["name"].as_str().is_some_and(|it| it.starts_with(start))).count();
     assert_eq!(of("logits of scale"), 3);
     assert_eq!(of("images"), 1);
     assert_eq!(of("training the transformer") + of("training the tokenizer"), 12, "loss and norm of three steps each");

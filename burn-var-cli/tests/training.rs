@@ -67,6 +67,7 @@ fn from_a_folder_of_colour_images_to_a_sample() {
     let more = run(at, &["train", "var", "var.toml", "--out", "var", "--steps", "6"]);
     let said = String::from_utf8_lossy(&more.stderr).into_owned();
     assert!(said.contains("resumes after step 5") && said.contains("step 6/6"), "plain lines in a pipe: {said}");
+    assert!(said.contains(" images/s, "), "speed and memory: {said}");
 }
 
 /// An untrained FlexVAE of images of 16 pixels, and the configurations of its transformer's trainings.

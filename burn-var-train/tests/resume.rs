@@ -107,6 +107,10 @@ fn compare(folder: &Path, parts: &[&str], train: impl Fn(&Path, &mut dyn Progres
     assert!(finish(&broken) == expected, "the same weights, to the bit, after stops at steps 1 and 3");
     let log = |run: &Path| read_log(run.join("log.jsonl")).expect("a log");
     assert_eq!(log(&whole), log(&broken), "the same log");
+    let speeds = |run: &Path| read_log(run.join("speed.jsonl")).expect("a log of speeds");
+    let steps = |records: Vec<serde_json::Value>| -> Vec<_> { records.iter().map(|it| it["step"].clone()).collect() };
+    assert_eq!(steps(speeds(&whole)), steps(speeds(&broken)), "speeds of the same steps, each once");
+    assert!(speeds(&whole).iter().all(|it| it["images_per_second"].as_f64().is_some_and(|speed| speed > 0.0)));
     for run in [&whole, &broken] {
         let checkpoint = newest(run);
         assert_eq!(checkpoint.step(), STEPS, "the last step is saved");

@@ -31,7 +31,7 @@
 //! - [`models`]: one family, one folder; [`weights`]: their checkpoints.
 //! - [`metrics`]: scores of generated images.
 //! - [`ops`], [`math`], [`nn`], [`init`]: what the models are made of.
-//! - `gpu` (features `wgpu`, `vulkan`, `cuda`): settings of the GPU backends.
+//! - `gpu` (features `wgpu`, `vulkan`, `cuda`): settings of the GPU backends. [`memory`]: what a process holds.
 //!
 //! # Where each paper lives
 //!
@@ -57,6 +57,7 @@ pub mod guidance;
 pub mod image;
 pub mod init;
 pub mod math;
+pub mod memory;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod models;

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "npz")]
     compare: bool,
     #[command(flatten)]
-    draw: DrawArgs,
+    pub(crate) draw: DrawArgs,
 }
 
 #[derive(Debug, Serialize)]

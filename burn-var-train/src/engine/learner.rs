@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::Ranks;
 use super::checkpoint::{Checkpoint, Part};
 use super::run::{Metrics, RunConfig};
-use crate::optim::{AdamW, EmaConfig, LrSchedule, NoDecay, OptimConfig, StepRates, ema_update, scale_grads};
+use crate::optim::{AdamW, Average, EmaConfig, GradNorm, LrSchedule, NoDecay, OptimConfig, StepRates};
 use crate::{Error, Result};
 
 /// Settings that a network is optimized with.
@@ -45,18 +45,31 @@ impl Rules {
 }
 
 /// Numbers of one update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Rates {
-    /// Norm of all gradients together, before clipping.
-    pub grad_norm: f64,
+    grad_norm: GradNorm,
     /// Learning rate of the step.
     pub learning_rate: f64,
+    /// The network in messages, if a run has several.
+    network: Option<&'static str>,
 }
 
 impl Rates {
+    /// Returns the norm of all gradients together, before clipping. On a GPU this waits until the update is done.
+    ///
+    /// # Errors
+    /// [`burn_var::Error::NonFinite`] naming the first step whose norm was not finite; [`burn_var::Error::Device`] if it cannot
+    /// be read back.
+    pub fn grad_norm(&self) -> Result<f64> {
+        self.grad_norm.read().map_err(|error| in_network(self.network, error))
+    }
+
     /// Both numbers, as they are logged.
-    pub fn metrics(&self) -> Metrics {
-        vec![("grad_norm".into(), self.grad_norm), ("learning_rate".into(), self.learning_rate)]
+    ///
+    /// # Errors
+    /// The errors of [`Rates::grad_norm`].
+    pub fn metrics(&self) -> Result<Metrics> {
+        Ok(vec![("grad_norm".into(), self.grad_norm()?), ("learning_rate".into(), self.learning_rate)])
     }
 }
 
@@ -75,8 +88,15 @@ pub trait Network {
     /// there were none.
     ///
     /// # Errors
-    /// [`burn_var::Error::NonFinite`] if a gradient is not finite; the weights then stay as they are.
+    /// [`burn_var::Error::NonFinite`] if a gradient is not finite; the weights then stay as they are. On a GPU it is
+    /// [`Network::check`] that finds this out.
     fn update(&mut self, step: u64) -> Result<Option<Rates>>;
+
+    /// Checks that no gradient was infinite or NaN so far, before weights are saved. On a GPU this waits for the last update.
+    ///
+    /// # Errors
+    /// [`burn_var::Error::NonFinite`] naming the step; since then the weights have stayed as they were.
+    fn check(&self) -> Result<()>;
 
     /// Everything that the next update depends on.
     fn parts(&self) -> Vec<Part<'_>>;
@@ -196,11 +216,9 @@ impl<M: Module> Network for Learner<M> {
 
     fn update(&mut self, step: u64) -> Result<Option<Rates>> {
         let pieces = std::mem::take(&mut self.pieces);
-        let mut gradients = self.gradients.grads();
-        match pieces {
-            0 => return Ok(None),
-            1 => {}
-            _ => scale_grads(&self.model, &mut gradients, 1.0 / pieces as f64),
+        let gradients = self.gradients.grads();
+        if pieces == 0 {
+            return Ok(None);
         }
         let Rules { optimizer, learning_rate, ema, steps, .. } = &self.rules;
         let rates = StepRates {
@@ -208,18 +226,18 @@ impl<M: Module> Network for Learner<M> {
             learning_rate: learning_rate.at(step, *steps),
             weight_decay: optimizer.weight_decay_at(step, *steps),
         };
-        let span = tracing::trace_span!("part", op = "Optimizer", pass = "").entered();
+        let decay = ema.as_ref().map_or(0.0, |ema| ema.decay_at(step));
+        let average = Average { module: &mut self.average, decay };
         let (model, grad_norm) = self
             .optimizer
-            .step(rates, self.model.clone(), gradients)
+            .update(rates, self.model.clone(), average, gradients, 1.0 / pieces as f64)
             .map_err(|error| in_network(self.names.network, error))?;
-        drop(span);
         self.model = model;
-        let _span = tracing::trace_span!("part", op = "MovingAverage", pass = "").entered();
-        if let Some((ema, average)) = ema.as_ref().zip(self.average.take()) {
-            self.average = Some(ema_update(average, &self.model, ema.decay_at(step)));
-        }
-        Ok(Some(Rates { grad_norm, learning_rate: rates.learning_rate }))
+        Ok(Some(Rates { grad_norm, learning_rate: rates.learning_rate, network: self.names.network }))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.optimizer.check().map_err(|error| in_network(self.names.network, error))
     }
 
     fn parts(&self) -> Vec<Part<'_>> {

@@ -191,12 +191,14 @@ pub trait Method {
 }
 
 /// Returns the metrics of a measured round: the means over its pieces, and the rates of the updated networks.
-pub(crate) fn round_metrics(round: &Round, pieces: Vec<Metrics>, rates: &[Rates]) -> Metrics {
+pub(crate) fn round_metrics(round: &Round, pieces: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
     let mut metrics = mean_metrics(pieces);
     if round.measure {
-        metrics.extend(rates.iter().flat_map(Rates::metrics));
+        for rates in rates {
+            metrics.extend(rates.metrics()?);
+        }
     }
-    metrics
+    Ok(metrics)
 }
 
 /// Averages metrics of the pieces. All have the same names in the same order.

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 /// The state of a run after a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport<'a> {
@@ -15,8 +17,42 @@ pub struct StepReport<'a> {
     pub per_second: Option<f64>,
     /// Time to the end at that rate.
     pub remaining: Option<Duration>,
+    /// Speed and memory, in measured steps.
+    pub speed: Option<Speed>,
     /// Metrics of the method: name and value, in the order to show them.
     pub figures: &'a [(&'a str, f64)],
+}
+
+/// Speed and memory of the steps since the last measured one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Speed {
+    /// Images of all ranks, by the time of the steps alone: without samples, curves and checkpoints.
+    pub images_per_second: f64,
+    /// Bytes that the process takes, see [`burn_var::memory::held`].
+    pub memory: Option<u64>,
+}
+
+/// Time and images of steps.
+#[derive(Debug, Default)]
+pub struct Meter {
+    spent: Duration,
+    images: usize,
+}
+
+impl Meter {
+    /// Adds a step.
+    pub fn add(&mut self, images: usize, spent: Duration) {
+        self.images += images;
+        self.spent += spent;
+    }
+
+    /// Returns the speed of the steps since the last call.
+    pub fn take(&mut self, memory: Option<u64>) -> Speed {
+        let Self { spent, images } = std::mem::take(self);
+        // A clock may stand still for a short step.
+        let seconds = spent.as_secs_f64().max(1e-9);
+        Speed { images_per_second: images as f64 / seconds, memory }
+    }
 }
 
 /// Listens to a training loop.
@@ -65,7 +101,7 @@ impl Rate {
         });
         let left = self.steps.saturating_sub(step) as f64;
         let remaining = per_second.and_then(|rate| Duration::try_from_secs_f64(left / rate).ok());
-        StepReport { step, steps: self.steps, per_second, remaining, figures }
+        StepReport { step, steps: self.steps, per_second, remaining, speed: None, figures }
     }
 }
 
@@ -101,6 +137,19 @@ mod tests {
         let last = rate.report(112, now + Duration::from_millis(250), &[]);
         let found = last.per_second.expect("many steps");
         assert!((found - 4.0).abs() < 1e-9, "four a second of late, found {found}");
+    }
+
+    #[test]
+    fn the_speed_is_that_of_the_steps_since_the_last() {
+        let mut meter = Meter::default();
+        for _ in 0..3 {
+            meter.add(8, Duration::from_millis(500));
+        }
+        let first = Speed { images_per_second: 16.0, memory: Some(7) };
+        assert_eq!(meter.take(Some(7)), first, "24 images in a second and a half");
+        meter.add(8, Duration::from_secs(2));
+        assert_eq!(meter.take(None).images_per_second, 4.0, "what came before is forgotten");
+        assert!(meter.take(None).images_per_second.is_finite(), "no step, no speed");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, CheckpointDir};
-use super::progress::{Progress, Rate};
+use super::progress::{Meter, Progress, Rate, StepReport};
 use super::report::{RunLog, read_log};
 use super::{Method, Packet, Portable, Ranks, Trainer};
 use crate::config::Change;
@@ -134,10 +134,13 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
     }
     let mut files = checkpoints.map(|checkpoints| Files::open(checkpoints, folder, done)).transpose()?;
     let mut rate = Rate::new(done, config.steps, Instant::now());
+    let mut meter = Meter::default();
     while done < config.steps {
         let last = done + 1 == config.steps;
         let measure = done == 0 || last || (done + 1).is_multiple_of(config.log_every);
+        let start = Instant::now();
         let metrics = trainer.step(done, measure)?;
+        meter.add(config.batch_size, start.elapsed());
         done += 1;
         if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
             return Err(burn_var::Error::NonFinite {
@@ -148,13 +151,22 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
             .into());
         }
         let figures: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        let stop = progress.step(&rate.report(done, Instant::now(), &figures)).is_break();
+        let speed = measure.then(|| meter.take(trainer.memory()));
+        let report = StepReport { speed, ..rate.report(done, Instant::now(), &figures) };
+        let stop = progress.step(&report).is_break();
         let stop = trainer.ranks().any(stop)?;
+        let save = last || stop || done.is_multiple_of(config.save_every);
+        if save {
+            trainer.check()?;
+        }
         if let Some(files) = &mut files {
             if !metrics.is_empty() {
                 let fields: serde_json::Map<_, _> =
                     metrics.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
                 files.log.write(done, &fields)?;
+            }
+            if let Some(speed) = speed {
+                files.speed.write(done, &speed)?;
             }
             if last || done.is_multiple_of(config.sample_every) {
                 let file = trainer.method_mut().samples(done)?;
@@ -163,7 +175,7 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
                     progress.note(&format!("sample images in {}", file.display()));
                 }
             }
-            if last || stop || done.is_multiple_of(config.save_every) {
+            if save {
                 files.log.sync()?;
                 let state = State { data: trainer.method().data().fingerprint(), noise: NOISE };
                 files.checkpoints.save(done, &state, trainer.parts())?;
@@ -185,13 +197,16 @@ pub fn run<M: Method>(trainer: &mut Trainer<M>, folder: &Path, progress: &mut dy
 struct Files {
     checkpoints: CheckpointDir,
     log: RunLog,
+    /// Apart from the log, which is a function of the configuration.
+    speed: RunLog,
 }
 
 impl Files {
     fn open(checkpoints: CheckpointDir, folder: &Path, done: u64) -> Result<Self> {
         let samples = folder.join("samples");
         std::fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
-        Ok(Self { checkpoints, log: RunLog::open(folder.join("log.jsonl"), done)? })
+        let log = |name: &str| RunLog::open(folder.join(name), done);
+        Ok(Self { checkpoints, log: log("log.jsonl")?, speed: log("speed.jsonl")? })
     }
 }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::checkpoint::{Checkpoint, Part};
 use super::progress::Progress;
 use super::run::{Metrics, RunConfig, run};
-use super::{Method, Packet, Piece, Portable, Ranks, Round};
+use super::{Method, Network, Packet, Piece, Portable, Ranks, Round};
 use crate::config::{Upgrade, settle};
 use crate::{Error, Result};
 
@@ -114,7 +114,11 @@ impl<M: Method> Trainer<M> {
             let mut rates = Vec::new();
             for network in self.method.networks_mut() {
                 network.share(&mut self.ranks)?;
-                match network.update(step) {
+                let updated = network.update(step).and_then(|updated| match measure {
+                    true => network.check().map(|()| updated),
+                    false => Ok(updated),
+                });
+                match updated {
                     Ok(updated) => rates.extend(updated),
                     Err(error) => return Err(self.method.explain(&round, &records, error)),
                 }
@@ -122,6 +126,19 @@ impl<M: Method> Trainer<M> {
             metrics.extend(self.method.finish(&round, records, &rates)?);
         }
         Ok(metrics)
+    }
+
+    /// Returns the memory that this process takes, see [`burn_var::memory::held`].
+    pub fn memory(&self) -> Option<u64> {
+        burn_var::memory::held(&self.device)
+    }
+
+    /// Checks that all updates so far were finite, before the networks are saved.
+    ///
+    /// # Errors
+    /// [`burn_var::Error::NonFinite`] naming the step.
+    pub fn check(&self) -> Result<()> {
+        self.method.networks().into_iter().try_for_each(Network::check)
     }
 
     /// Cuts the batch of a step, and returns the pieces of this rank.

@@ -203,7 +203,7 @@ impl Method for ClassifierMethod {
     }
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
-        Ok(round_metrics(round, records, rates))
+        round_metrics(round, records, rates)
     }
 
     fn export(&self) -> Result<PathBuf> {

@@ -384,7 +384,7 @@ impl<T: Tokenizer, M: TeacherForced + Pretrained> Method for TransformerMethod<T
     }
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
-        Ok(round_metrics(round, records, rates))
+        round_metrics(round, records, rates)
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {

@@ -1,17 +1,19 @@
 //! AdamW with a weight decay that differs by parameter and changes over the steps.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{AdamWState, AdaptiveMomentumState, GradientsParams, ModuleOptimizer, Optimizer};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Device, Tensor};
-use burn_var::ops::{AdamWStep, adamw};
+use burn_var::ops::{AdamWStep, Clipping, JointUpdate, UpdatedParameters, adamw};
 use serde::{Deserialize, Serialize};
 
+use super::ema::{averages_of, with_averages};
 use super::schedule::progress;
-use super::{clip_grad_norm, cosine_between};
+use super::{GradNorm, clip_grad_norm, cosine_between, ema_update, scale_grads};
 use crate::checkpoint::record_error;
 use crate::{Error, Result};
 
@@ -81,13 +83,19 @@ impl OptimConfig {
         let mut collect = CollectPaths { no_decay, path: Vec::new(), found: Vec::new() };
         module.visit(&mut collect);
         let weight_decay = Arc::new(AtomicU64::new(0));
-        let rule = |weight_decay| FusedAdamW { betas: [self.beta_1, self.beta_2], epsilon: self.epsilon, weight_decay };
+        let exchange = Arc::new(Mutex::new(None));
+        let rule = |weight_decay| FusedAdamW {
+            betas: [self.beta_1, self.beta_2],
+            epsilon: self.epsilon,
+            weight_decay,
+            exchange: exchange.clone(),
+        };
         let inner = ModuleOptimizer::from(rule(weight_decay.clone())).with_group(
             ParamGroup::from_paths(collect.found),
             rule(Arc::default()),
             None,
         );
-        AdamW { inner, weight_decay, clip_norm: self.clip_norm }
+        AdamW { inner, weight_decay, exchange, clip_norm: self.clip_norm, norm: None }
     }
 }
 
@@ -139,7 +147,20 @@ pub struct AdamW {
     inner: ModuleOptimizer,
     /// The bits of an `f64`, shared with the copies that Burn keeps beside every parameter's moments.
     weight_decay: Arc<AtomicU64>,
+    /// Shared with those copies, too: what goes to a joint update of all parameters, and comes from it.
+    exchange: Arc<Mutex<Option<Exchange>>>,
     clip_norm: Option<f64>,
+    /// The numbers of the last joint update, on the device: see [`JointUpdate::run`].
+    norm: Option<Tensor<1>>,
+}
+
+/// Moving average of a module in an update.
+#[derive(Debug)]
+pub struct Average<'a, M> {
+    /// The average, off the autodiff device; `None` keeps none.
+    pub module: &'a mut Option<M>,
+    /// Share of it that the update keeps.
+    pub decay: f64,
 }
 
 impl AdamW {
@@ -153,6 +174,94 @@ impl AdamW {
         let norm = clip_grad_norm(&module, &mut grads, self.clip_norm, rates.step)?;
         self.weight_decay.store(rates.weight_decay.to_bits(), Ordering::Relaxed);
         Ok((self.inner.step(rates.learning_rate, module, grads), norm))
+    }
+
+    /// Multiplies the gradients by `share`, then does what [`AdamW::step`] and [`ema_update`] do. Returns the module, and the
+    /// norm of the gradients before clipping.
+    ///
+    /// On a GPU these are a few kernels for all parameters, and the norm of the gradients stays there. If it is not finite, no
+    /// parameter changes from then on, and [`AdamW::check`] is an error.
+    ///
+    /// # Errors
+    /// On a CPU the errors of [`clip_grad_norm`]; nothing is updated then.
+    pub fn update<M: Module>(
+        &mut self,
+        rates: StepRates,
+        module: M,
+        average: Average<'_, M>,
+        mut grads: GradientsParams,
+        share: f64,
+    ) -> Result<(M, GradNorm)> {
+        let span = tracing::trace_span!("part", op = "Optimizer", pass = "").entered();
+        let mut module = module;
+        if let Some(update) = JointUpdate::new() {
+            let mut list = List { grads: &grads, ids: VecDeque::new(), places: GradientsParams::new(), device: None };
+            module = module.map(&mut list);
+            let List { ids, places, device, .. } = list;
+            if let Some(Some(device)) = device {
+                let before = self.norm.take().unwrap_or_else(|| Clipping::first(&device));
+                let joint = Joint { update, ids, places, before };
+                return Ok(self.update_together(rates, module, average, (grads, share), joint));
+            }
+        }
+        if share != 1.0 {
+            scale_grads(&module, &mut grads, share);
+        }
+        let (module, norm) = self.step(rates, module, grads)?;
+        drop(span);
+        let _span = tracing::trace_span!("part", op = "MovingAverage", pass = "").entered();
+        *average.module = average.module.take().map(|of| ema_update(of, &module, average.decay));
+        Ok((module, GradNorm::Known(norm)))
+    }
+
+    /// Updates all parameters together. Burn keeps the moments of each one, in the form of its checkpoints, where they can only
+    /// be reached one after the other: so one pass collects everything, and a second puts it back.
+    fn update_together<M: Module>(
+        &mut self,
+        rates: StepRates,
+        module: M,
+        average: Average<'_, M>,
+        (grads, share): (GradientsParams, f64),
+        Joint { update, ids, places, before }: Joint,
+    ) -> (M, GradNorm) {
+        self.weight_decay.store(rates.weight_decay.to_bits(), Ordering::Relaxed);
+        let averaged = average.module.is_some();
+        // Taken out of the module, so that they can be changed in place.
+        let averages = average.module.take().map_or_else(GradientsParams::new, averages_of);
+        let exchange = Exchange { ids, averages, times: VecDeque::new(), parameters: Parameters::Before(update) };
+        let (module, exchange) = self.pass(rates.learning_rate, module, grads, exchange);
+        let Exchange { ids, averages: others, times, parameters } = exchange;
+        let clipping = Clipping { share, max: self.clip_norm, follow: 1.0 - average.decay, step: rates.step, before };
+        let (parameters, norm) = match parameters {
+            Parameters::Before(update) => update.run(&clipping),
+            Parameters::After(..) => unreachable!("the first pass collects"),
+        };
+        let exchange =
+            Exchange { ids, averages: GradientsParams::new(), times, parameters: Parameters::After(parameters) };
+        let (module, exchange) = self.pass(rates.learning_rate, module, places, exchange);
+        self.norm = Some(norm.clone());
+        *average.module = averaged.then(|| with_averages(&module, exchange.averages, others, average.decay));
+        (module, GradNorm::OnDevice(Box::new(norm)))
+    }
+
+    /// Brings all parameters to an exchange that have an entry in `grads`, and returns what has become of both.
+    fn pass<M: Module>(&mut self, rate: f64, module: M, grads: GradientsParams, exchange: Exchange) -> (M, Exchange) {
+        let lock = || self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        *lock() = Some(exchange);
+        let module = self.inner.step(rate, module, grads);
+        let exchange = lock().take().expect("put there above");
+        (module, exchange)
+    }
+
+    /// Checks that the norms of all gradients so far were finite. On a GPU this waits until the last update is done.
+    ///
+    /// # Errors
+    /// `burn_var::Error::NonFinite` naming the step; `burn_var::Error::Device` if the norm cannot be read back.
+    pub fn check(&self) -> Result<()> {
+        match &self.norm {
+            Some(norm) => GradNorm::OnDevice(Box::new(norm.clone())).read().map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// The moments, for a checkpoint.
@@ -176,6 +285,7 @@ struct FusedAdamW {
     betas: [f64; 2],
     epsilon: f64,
     weight_decay: Arc<AtomicU64>,
+    exchange: Arc<Mutex<Option<Exchange>>>,
 }
 
 impl Optimizer for FusedAdamW {
@@ -196,12 +306,96 @@ impl Optimizer for FusedAdamW {
         };
         let weight_decay = f64::from_bits(self.weight_decay.load(Ordering::Relaxed));
         let step = AdamWStep { learning_rate: lr, weight_decay, betas: self.betas, epsilon: self.epsilon, time };
-        let (tensor, [moment_1, moment_2]) = adamw(tensor, grad, moments, step);
-        (tensor, Some(AdamWState::new(AdaptiveMomentumState::new(time, moment_1, moment_2))))
+        let state = |time, [first, second]: [Tensor<D>; 2]| {
+            Some(AdamWState::new(AdaptiveMomentumState::new(time, first, second)))
+        };
+        let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(exchange) = exchange.as_mut() else {
+            let (tensor, moments) = adamw(tensor, grad, moments, step);
+            return (tensor, state(time, moments));
+        };
+        let id = exchange.next_id();
+        match &mut exchange.parameters {
+            Parameters::Before(update) => {
+                update.push(tensor.clone(), grad, moments, exchange.averages.remove(id), step);
+                exchange.times.push_back(time);
+                (tensor, None)
+            }
+            Parameters::After(parameters) => {
+                let (tensor, moments, average) = parameters.take().expect("as many as were collected");
+                let time = exchange.times.pop_front().expect("as many as were collected");
+                if let Some(average) = average {
+                    exchange.averages.register(id, average);
+                }
+                (tensor, state(time, moments))
+            }
+        }
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
         <burn::optim::AdamW as Optimizer>::to_device(state, device)
+    }
+}
+
+/// A joint update, and what belongs to the parameters with a gradient.
+struct Joint {
+    update: JointUpdate,
+    /// In the order in which Burn updates them.
+    ids: VecDeque<ParamId>,
+    /// Stand in for gradients in the second pass, since Burn updates nothing without one.
+    places: GradientsParams,
+    before: Tensor<1>,
+}
+
+/// What [`FusedAdamW`] collects for a joint update in place of its own, or takes from it.
+struct Exchange {
+    /// In the order in which Burn updates them; the next one comes first.
+    ids: VecDeque<ParamId>,
+    /// Moving averages.
+    averages: GradientsParams,
+    times: VecDeque<usize>,
+    parameters: Parameters,
+}
+
+enum Parameters {
+    Before(JointUpdate),
+    After(UpdatedParameters),
+}
+
+impl Exchange {
+    fn next_id(&mut self) -> ParamId {
+        let id = self.ids.pop_front().expect("Burn updates the parameters that were listed");
+        self.ids.push_back(id);
+        id
+    }
+}
+
+/// Lists the parameters with a gradient, in the order in which Burn updates them.
+struct List<'a> {
+    grads: &'a GradientsParams,
+    ids: VecDeque<ParamId>,
+    /// Weights in the place of gradients.
+    places: GradientsParams,
+    /// Where all of them are; `Some(None)` if a joint update does not take one of them.
+    device: Option<Option<Device>>,
+}
+
+impl ModuleMapper for List<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(grad) = self.grads.get::<D>(param.id) else { return param };
+        // A parameter in two places is updated in the first.
+        if self.places.get::<D>(param.id).is_some() {
+            return param;
+        }
+        let weights = param.val().inner();
+        let takes = JointUpdate::takes(&weights) && JointUpdate::takes(&grad);
+        self.device = match self.device.take() {
+            Some(None) => Some(None),
+            _ => Some(takes.then(|| weights.device())),
+        };
+        self.ids.push_back(param.id);
+        self.places.register(param.id, weights);
+        param
     }
 }
 

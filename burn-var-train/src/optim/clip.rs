@@ -5,7 +5,6 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use burn_var::ops::{sum_of_squares, sums_together};
 
 use crate::Result;
 use crate::tensor::scalar;
@@ -18,10 +17,9 @@ use crate::tensor::scalar;
 /// `burn_var::Error::NonFinite` naming `step`, and the first parameters whose gradient is not finite;
 /// `burn_var::Error::Device` if the norm cannot be read back.
 pub fn clip_grad_norm<M: Module>(module: &M, grads: &mut GradientsParams, max: Option<f64>, step: u64) -> Result<f64> {
-    let mut squares = SumOfSquares { grads, sum: None, together: Vec::new() };
+    let mut squares = SumOfSquares { grads, sum: None };
     module.visit(&mut squares);
-    let together = sum_of_squares(&squares.together);
-    let Some(sum) = squares.sum.into_iter().chain(together).reduce(|a, b| a + b) else { return Ok(0.0) };
+    let Some(sum) = squares.sum else { return Ok(0.0) };
     let norm = scalar(&sum.sqrt(), "measure the gradients")?;
     if !norm.is_finite() {
         return Err(non_finite(module, grads, norm, step)?.into());
@@ -50,11 +48,41 @@ fn non_finite<M: Module>(module: &M, grads: &GradientsParams, norm: f64, step: u
     if parameters.is_empty() {
         parameters = "no single gradient, their sum overflows".into();
     }
-    Ok(burn_var::Error::NonFinite {
-        what: format!("the gradient norm at step {step} (not finite: {parameters})"),
-        found: norm,
-        hint: "lower the learning rate, or resume from the last checkpoint with another seed",
-    })
+    Ok(not_finite(format!("the gradient norm at step {step} (not finite: {parameters})"), norm))
+}
+
+fn not_finite(what: String, found: f64) -> burn_var::Error {
+    let hint = "lower the learning rate, or resume from the last checkpoint with another seed";
+    burn_var::Error::NonFinite { what, found, hint }
+}
+
+/// Norm of all gradients of a module together, before clipping.
+#[derive(Debug, Clone)]
+pub enum GradNorm {
+    /// A finite number.
+    Known(f64),
+    /// Three numbers on a device, see [`JointUpdate::run`](burn_var::ops::JointUpdate::run): nobody waits for them unless they
+    /// are read.
+    OnDevice(Box<Tensor<1>>),
+}
+
+impl GradNorm {
+    /// Returns the norm.
+    ///
+    /// # Errors
+    /// `burn_var::Error::NonFinite` naming the first step whose norm was not finite; `burn_var::Error::Device` if it cannot be
+    /// read back.
+    pub fn read(&self) -> Result<f64> {
+        let numbers = match self {
+            Self::Known(norm) => return Ok(*norm),
+            Self::OnDevice(numbers) => Tensor::clone(numbers).try_into_vec_as::<f64>(),
+        };
+        match numbers.map_err(burn_var::Error::device("measure the gradients"))?[..] {
+            [norm, step, _] if step < 0.0 => Ok(norm),
+            [_, step, norm] => Err(not_finite(format!("the gradient norm at step {step}"), norm).into()),
+            _ => unreachable!("three numbers"),
+        }
+    }
 }
 
 /// Multiplies all gradients of `module` by `factor`.
@@ -65,18 +93,11 @@ pub(crate) fn scale_grads<M: Module>(module: &M, grads: &mut GradientsParams, fa
 struct SumOfSquares<'a> {
     grads: &'a GradientsParams,
     sum: Option<Tensor<1>>,
-    /// Gradients that the device sums several at a time, each as a row of numbers.
-    together: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for SumOfSquares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(grad) = self.grads.get::<D>(param.id) else { return };
-        if sums_together(&grad) {
-            let count = grad.shape().num_elements();
-            self.together.push(grad.reshape([count]));
-            return;
-        }
         let square = grad.square().sum();
         self.sum = Some(match self.sum.take() {
             Some(sum) => sum + square,

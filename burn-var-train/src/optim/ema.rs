@@ -1,6 +1,8 @@
 //! Exponential moving average of the weights.
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -79,6 +81,59 @@ impl ModuleMapper for Follow {
         }
         match self.live.frozen.remove::<D>(param.id) {
             Some(live) => param.map(|_| live),
+            None => param,
+        }
+    }
+}
+
+/// Takes the parameters out of a moving average.
+pub(super) fn averages_of<M: Module>(average: M) -> GradientsParams {
+    let mut all = Averages(GradientsParams::new());
+    average.visit(&mut all);
+    all.0
+}
+
+/// Returns the average that [`ema_update`] would return, some of whose parameters are `moved` already; `others` are those
+/// from before.
+pub(super) fn with_averages<M: Module>(live: &M, moved: GradientsParams, others: GradientsParams, decay: f64) -> M {
+    let mut trained = Trained(HashSet::new());
+    live.visit(&mut trained);
+    live.valid().map(&mut Join { trained: trained.0, moved, others, weight: 1.0 - decay })
+}
+
+struct Averages(GradientsParams);
+
+impl ModuleVisitor for Averages {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.register(param.id, param.val());
+    }
+}
+
+/// Parameters that are not frozen.
+struct Trained(HashSet<ParamId>);
+
+impl ModuleVisitor for Trained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.0.insert(param.id);
+        }
+    }
+}
+
+struct Join {
+    trained: HashSet<ParamId>,
+    moved: GradientsParams,
+    others: GradientsParams,
+    weight: f64,
+}
+
+impl ModuleMapper for Join {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if let Some(moved) = self.moved.remove::<D>(param.id) {
+            return param.map(|_| moved);
+        }
+        match self.others.remove::<D>(param.id).filter(|_| self.trained.contains(&param.id)) {
+            Some(average) => param.map(|live| average.clone() + (live - average).mul_scalar(self.weight)),
             None => param,
         }
     }

@@ -19,6 +19,8 @@ mod cube;
 mod draw;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "training")]
+mod joint;
 mod linear;
 #[cfg(feature = "training")]
 mod loss;
@@ -28,8 +30,6 @@ mod norm;
 mod pool;
 mod residual;
 mod softmax;
-#[cfg(feature = "training")]
-mod squares;
 #[cfg(all(test, feature = "flex", feature = "training"))]
 mod tests;
 
@@ -40,8 +40,10 @@ pub use attention::{KvCache, QueryKeys, Sight, attention, cached_attention, scal
 pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 #[cfg(feature = "gpu")]
-pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked};
+pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked, memory_held};
 pub(crate) use draw::{Draw, Mass, Values, draw, draws};
+#[cfg(feature = "training")]
+pub use joint::{Clipping, JointUpdate, UpdatedParameter, UpdatedParameters};
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
@@ -53,5 +55,3 @@ pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms
 pub use pool::{max_pool_3x3, mean_pool_3x3};
 pub use residual::gated_residual;
 pub use softmax::softmax;
-#[cfg(feature = "training")]
-pub use squares::{sum_of_squares, sums_together};

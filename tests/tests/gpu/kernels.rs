@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_var::generation::TeacherInput;
@@ -14,6 +15,9 @@ use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
 use burn_var::rng::Rng;
 use burn_var::sampling::Sampler;
 use burn_var::{BatchRequest, Condition, Scales, TeacherForced, TokenPyramid, generate, ops};
+use burn_var_train::checkpoint::{Checkpoint, CheckpointDir};
+use burn_var_train::engine::{Learner, Network, Rules, SectionNames};
+use burn_var_train::optim::{EmaConfig, LrSchedule, OptimConfig, no_decay_1d};
 
 /// Where the child process writes what it has computed.
 const OUT: &str = "BURN_VAR_TEST_OUT";
@@ -80,7 +84,7 @@ fn compute() -> Results {
     let corrupted = Box::new(Vpg::new(VpgConfig { schedule: Schedule::Constant(2.0), share: 0.5 }));
     run("vpg", vec![early, corrupted]);
 
-    let model = weights(&device.autodiff());
+    let model = weights(&device.clone().autodiff());
     let input = TeacherInput::of(&tokenizer, &generated.tokens).on_graph();
     let mut noise: Vec<Rng> = (0..2).map(|image| Rng::new(3, "drop path", image)).collect();
     let conditions = [Condition::Class(1), Condition::Null];
@@ -92,6 +96,87 @@ fn compute() -> Results {
     let mut visitor = Gradients { of: &gradients, path: Vec::new(), found: Results::new() };
     model.visit(&mut visitor);
     results.extend(visitor.found);
+    results.extend(train(&device));
+    results
+}
+
+/// Made-up gradients for a module, a part of which has none.
+struct MadeUp {
+    step: u64,
+    grads: GradientsParams,
+}
+
+impl ModuleVisitor for MadeUp {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val().inner();
+        let count = value.shape().num_elements();
+        // Of all sizes, and never 0.
+        let number = |i: usize| (((i * 7 + self.step as usize * 5) % 23) as f32 - 11.5) * 0.03;
+        if count != 5 {
+            let numbers: Vec<f32> = (0..count).map(number).collect();
+            let grad = Tensor::<1>::from_data(numbers.as_slice(), &value.device());
+            self.grads.register::<D>(param.id, grad.reshape(value.shape()));
+        }
+    }
+}
+
+struct Weights(Vec<f32>);
+
+impl ModuleVisitor for Weights {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val();
+        let value = if value.is_autodiff() { value.inner() } else { value };
+        self.0.extend(value.into_data().try_into_vec::<f32>().expect("f32"));
+    }
+}
+
+fn weights(module: &impl Module) -> Vec<f32> {
+    let mut weights = Weights(Vec::new());
+    module.visit(&mut weights);
+    weights.0
+}
+
+/// More layers than a launch takes, of which one is frozen and one has a bias without a gradient.
+fn layers(device: &Device) -> Vec<Linear> {
+    let sizes = (0..30).map(|i| [3 + i, 40 - i]).chain([[50, 70], [4, 5]]);
+    let mut layers: Vec<Linear> = sizes.map(|[from, to]| LinearConfig::new(from, to).init(device)).collect();
+    layers = initialize(layers, 4, |_| Init::Normal(0.5));
+    layers[3] = layers[3].clone().no_grad();
+    layers
+}
+
+fn learner(device: &Device, clip_norm: Option<f64>, ema: Option<EmaConfig>) -> Learner<Vec<Linear>> {
+    let optimizer = OptimConfig { weight_decay: 0.3, weight_decay_end: Some(0.1), clip_norm, ..OptimConfig::default() };
+    let learning_rate = LrSchedule { peak: 0.02, ..LrSchedule::default() };
+    let rules = Rules { optimizer, learning_rate, ema, no_decay: no_decay_1d, steps: 5 };
+    Learner::new(layers(&device.clone().autodiff()), rules, SectionNames::SINGLE)
+}
+
+fn add(learner: &mut Learner<Vec<Linear>>, step: u64) {
+    let mut made_up = MadeUp { step, grads: GradientsParams::new() };
+    let trained: Vec<Linear> =
+        learner.model.iter().enumerate().filter(|(i, _)| *i != 3).map(|(_, x)| x.clone()).collect();
+    trained.visit(&mut made_up);
+    learner.add(made_up.grads);
+}
+
+fn train(device: &Device) -> Results {
+    let mut results = Results::new();
+    for (name, clip, ema, pieces) in [
+        ("clipped", Some(0.5), Some(EmaConfig::default()), 1),
+        ("not clipped, in pieces", Some(1e4), Some(EmaConfig { decay: 0.9, warmup: false }), 3),
+        ("without average", None, None, 1),
+    ] {
+        let mut learner = learner(device, clip, ema);
+        for step in 0..4 {
+            (0..pieces).for_each(|piece| add(&mut learner, step + piece));
+            let rates = learner.update(step).expect("an update").expect("there are gradients");
+            results.insert(format!("{name}, norm {step}"), vec![rates.grad_norm().expect("finite") as f32]);
+        }
+        learner.check().expect("finite");
+        results.insert(format!("{name}, weights"), weights(&learner.model));
+        results.insert(format!("{name}, average"), weights(&learner.result()));
+    }
     results
 }
 
@@ -126,6 +211,59 @@ fn kernels_equal_the_plain_operations() {
             assert!(off <= 2e-5 * largest, "`{name}` {i}: {found}, expected {expected}, the largest being {largest}");
         }
     }
+}
+
+/// An update whose gradients are not finite is found when the norm is read; until then nothing changes any more.
+#[test]
+fn a_norm_that_is_not_finite_names_its_step() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    for bad in [f32::NAN, f32::INFINITY, 1e30] {
+        let mut learner = learner(&device, Some(1.0), Some(EmaConfig::default()));
+        let mut kept = Vec::new();
+        for step in 0..4 {
+            add(&mut learner, step);
+            if step == 2 {
+                let id = learner.model[0].weight.id;
+                let mut grads = GradientsParams::new();
+                grads.register(id, learner.model[0].weight.val().inner().full_like(bad));
+                learner.add(grads);
+            }
+            learner.update(step).expect("nothing is read here");
+            if step == 1 {
+                learner.check().expect("finite so far");
+                kept = vec![weights(&learner.model), weights(learner.average())];
+            }
+        }
+        let error = learner.check().expect_err("not finite").to_string();
+        assert!(error.contains("step 2"), "{error}");
+        assert_eq!(kept, [weights(&learner.model), weights(learner.average())], "nothing has changed since");
+    }
+}
+
+/// A checkpoint has the moments that kernels have updated, in place where nothing else uses them.
+#[test]
+fn a_learner_resumes_from_a_checkpoint() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default());
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = CheckpointDir::open(folder.path()).expect("a folder");
+    let new = || learner(&device, Some(0.5), Some(EmaConfig::default()));
+    let advance = |learner: &mut Learner<Vec<Linear>>, steps: std::ops::Range<u64>| {
+        for step in steps {
+            add(learner, step);
+            learner.update(step).expect("an update");
+        }
+    };
+    let mut whole = new();
+    advance(&mut whole, 0..2);
+    checkpoints.save(2, &(), whole.parts()).expect("saved");
+    advance(&mut whole, 2..4);
+    let mut resumed = new();
+    resumed.restore(&Checkpoint::newest(folder.path()).expect("readable").expect("a checkpoint")).expect("restored");
+    advance(&mut resumed, 2..4);
+    assert_eq!(weights(&whole.model), weights(&resumed.model), "weights, to the bit");
+    assert_eq!(weights(whole.average()), weights(resumed.average()), "their average, to the bit");
 }
 
 /// A half-precision weight is not converted: what enters the product is.

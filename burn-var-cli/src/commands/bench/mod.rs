@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_var::MapSize;
+use burn_var::memory::peak_resident;
 use burn_var::models::dino::VitConfig;
 use burn_var::pipeline::ModelPair;
 use burn_var_train::engine::{Method, Trainer};
@@ -23,7 +24,6 @@ use self::made_up::{Preset, Trainable};
 use self::profile::{Share, profile};
 use crate::classes::equal_parts;
 use crate::generator::{Generator, Pair, Plain, Wanted};
-use crate::memory;
 use crate::models::PairArgs;
 use crate::output::{Output, bytes};
 use crate::settings::SamplingArgs;
@@ -118,7 +118,7 @@ impl Measured {
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-        Self { name, unit, batch, median, runs, peak_memory: memory::peak(), profile: Vec::new() }
+        Self { name, unit, batch, median, runs, peak_memory: peak_resident(), profile: Vec::new() }
     }
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let results = bench.results;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = format!("{device:?}");
-    let report = Report { model: name, device, threads, results, peak_memory: memory::peak() };
+    let report = Report { model: name, device, threads, results, peak_memory: peak_resident() };
     output.result(&report, || text(&report))
 }
 

@@ -88,7 +88,7 @@ pub(crate) struct Args {
     config: PathBuf,
     /// Folder of the run. A run that is there already is resumed.
     #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Steps of the whole run, in place of `run.steps` of the configuration. A run can be made longer, not shorter.
     #[arg(long, value_name = "STEPS")]
     steps: Option<u64>,

@@ -733,7 +733,7 @@ impl Method for AidMethod {
             }
         }
         if !judged.is_empty() {
-            let grad_norm = rates.first().map_or(0.0, |rates| rates.grad_norm);
+            let grad_norm = rates.first().map(Rates::grad_norm).transpose()?.unwrap_or_default();
             self.judged = Judged::mean(judged).map(|judged| Judged { grad_norm, ..judged });
             let last = round.number + 1 == self.rounds(round.step);
             let judged = self.judged.as_ref().filter(|_| last);
@@ -747,7 +747,9 @@ impl Method for AidMethod {
         let mut metrics: Metrics = vec![("adversarial".into(), adversarial)];
         let reconstruction = sum(reconstruction.concat())?;
         metrics.extend(reconstruction.map(|value| ("reconstruction".into(), value / pieces)));
-        metrics.extend(rates.iter().flat_map(Rates::metrics));
+        for rates in rates {
+            metrics.extend(rates.metrics()?);
+        }
         self.watch(round.step, &judged, adversarial)?;
         metrics.extend(self.metrics(&judged));
         Ok(metrics)

@@ -403,7 +403,7 @@ impl Method for DinoMethod {
             let moved = self.centre.value.val() * momentum + output * (1.0 - momentum);
             self.centre.value = Param::initialized(self.centre.value.id, moved).set_require_grad(false);
         }
-        Ok(round_metrics(round, metrics, rates))
+        round_metrics(round, metrics, rates)
     }
 
     fn parts(&self) -> Vec<Part<'_>> {

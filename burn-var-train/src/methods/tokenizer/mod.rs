@@ -469,7 +469,7 @@ impl<C: TokenizerSizes> Method for TokenizerMethod<C> {
         let mut metrics = Metrics::new();
         if round.measure {
             metrics.extend(loss_metrics(&losses)?);
-            metrics.extend(rates.first().map(Rates::metrics).into_iter().flatten());
+            metrics.extend(rates.first().map(Rates::metrics).transpose()?.into_iter().flatten());
             for (k, scale) in &counts {
                 let used = scale.iter().filter(|&&count| count > 0).count();
                 metrics.push((format!("usage_{k}"), used as f64 / scale.len() as f64));

@@ -444,7 +444,7 @@ impl<M: VaPiFamily> Method for VaPiMethod<M> {
 
     fn finish(&mut self, round: &Round, records: Vec<Metrics>, rates: &[Rates]) -> Result<Metrics> {
         let last = round.number + 1 == self.config.va_pi.updates;
-        Ok(if last { round_metrics(round, records, rates) } else { Metrics::new() })
+        if last { round_metrics(round, records, rates) } else { Ok(Metrics::new()) }
     }
 
     fn samples(&mut self, step: u64) -> Result<Option<PathBuf>> {

@@ -50,7 +50,8 @@ fn tracked(tensor: DispatchTensor) -> Tracked {
     }
 }
 
-fn cube(tensor: DispatchTensor) -> BackendTensor<Cube> {
+/// Returns the tensor of a GPU.
+pub(super) fn cube(tensor: DispatchTensor) -> BackendTensor<Cube> {
     // With a single backend enabled some of these patterns are exhaustive.
     #[allow(unreachable_patterns)]
     match tensor.kind {
@@ -63,7 +64,8 @@ fn cube(tensor: DispatchTensor) -> BackendTensor<Cube> {
     }
 }
 
-fn off_graph(value: FloatTensor<Cube>) -> DispatchTensor {
+/// Wraps a tensor off the graph.
+pub(super) fn off_graph(value: FloatTensor<Cube>) -> DispatchTensor {
     let kind = DispatchTensorKind::Cube(BackendTensor::Float(value));
     DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
 }

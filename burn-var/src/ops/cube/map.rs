@@ -3,7 +3,7 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::parallel::{UNITS, dims, like, plain, sum_over_units};
+use super::parallel::{UNITS, dims, like, plain};
 
 /// Returns the grid for a unit per number. Each axis of a grid has at most 65,535 cubes on WebGPU.
 fn grid(numbers: usize) -> CubeCount {
@@ -129,59 +129,6 @@ fn gelu_backward_kernel(
     }
 }
 
-/// Cubes that share a tensor in [`add_squares`].
-pub(super) const SHARES: usize = 64;
-/// Tensors of one launch of [`add_squares`], as many as WebGPU binds beside the sums.
-pub(super) const TENSORS: usize = 6;
-
-/// Adds the squares of a cube's share of a tensor.
-#[cube]
-fn squares_of_share(x: &Tensor<f32>) -> f32 {
-    let mut sum = 0.0f32;
-    let mut at = CUBE_POS_X as usize * UNITS + UNIT_POS as usize;
-    let end = x.len();
-    while at < end {
-        let value = x[at];
-        sum += value * value;
-        at += comptime!(SHARES * UNITS);
-    }
-    sum
-}
-
-/// Cubes: x by shares, y by tensors.
-#[cube(launch)]
-fn add_squares_kernel(
-    sums: &mut Tensor<f32>,
-    a: &Tensor<f32>,
-    b: &Tensor<f32>,
-    c: &Tensor<f32>,
-    d: &Tensor<f32>,
-    e: &Tensor<f32>,
-    f: &Tensor<f32>,
-) {
-    let mut partial = Shared::<[f32]>::new_slice(UNITS);
-    let tensor = CUBE_POS_Y as usize;
-    let mut sum = 0.0f32;
-    if tensor == 0 {
-        sum += squares_of_share(a);
-    } else if tensor == 1 {
-        sum += squares_of_share(b);
-    } else if tensor == 2 {
-        sum += squares_of_share(c);
-    } else if tensor == 3 {
-        sum += squares_of_share(d);
-    } else if tensor == 4 {
-        sum += squares_of_share(e);
-    } else {
-        sum += squares_of_share(f);
-    }
-    let sum = sum_over_units(&mut partial, sum);
-    if UNIT_POS == 0 {
-        let at = tensor * SHARES + CUBE_POS_X as usize;
-        sums[at] += sum;
-    }
-}
-
 pub(super) fn gelu(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     let [x, bias] = [x, bias].map(plain);
     let (shape, [channels]) = (x.meta.shape().clone(), dims(&bias));
@@ -218,24 +165,6 @@ pub(super) fn gelu_backward(x: CubeTensor, bias: CubeTensor, grad: CubeTensor) -
         channels,
     );
     (out, active)
-}
-
-pub(super) fn add_squares(sums: CubeTensor, tensors: [CubeTensor; TENSORS], count: usize) -> CubeTensor {
-    let sums = if sums.can_mut() { plain(sums) } else { plain(sums.copy()) };
-    let [a, b, c, d, e, f] = tensors.map(|tensor| plain(tensor).into_tensor_arg());
-    add_squares_kernel::launch(
-        &sums.client.clone(),
-        CubeCount::Static(SHARES as u32, count as u32, 1),
-        CubeDim::new_1d(UNITS as u32),
-        sums.clone().into_tensor_arg(),
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-    );
-    sums
 }
 
 pub(super) fn resize(x: CubeTensor, rows: CubeTensor, columns: CubeTensor) -> CubeTensor {

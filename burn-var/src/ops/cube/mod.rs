@@ -13,6 +13,8 @@ mod bridge;
 mod draw;
 mod map;
 mod norm;
+#[cfg(feature = "training")]
+pub(super) mod optimizer;
 mod parallel;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -22,6 +24,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
+use cubecl::MemoryScope;
 
 use super::draw::Draw;
 use super::modulation::{Branch, Rows};
@@ -80,18 +83,6 @@ trait Kernels: Backend {
         bias: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    #[fusion(dtype = sums, shape = sums)]
-    fn add_squares(
-        sums: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        d: FloatTensor<Self>,
-        e: FloatTensor<Self>,
-        f: FloatTensor<Self>,
-        count: usize,
-    ) -> FloatTensor<Self>;
 
     #[fusion(dtype = scores, shape = scores)]
     fn masked_softmax(scores: FloatTensor<Self>, mask: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -255,19 +246,6 @@ impl Kernels for CubeBackend {
         map::gelu_backward(x, bias, grad)
     }
 
-    fn add_squares(
-        sums: CubeTensor,
-        a: CubeTensor,
-        b: CubeTensor,
-        c: CubeTensor,
-        d: CubeTensor,
-        e: CubeTensor,
-        f: CubeTensor,
-        count: usize,
-    ) -> CubeTensor {
-        map::add_squares(sums, [a, b, c, d, e, f], count)
-    }
-
     fn masked_softmax(scores: CubeTensor, mask: CubeTensor) -> CubeTensor {
         backward::softmax(scores, mask)
     }
@@ -370,7 +348,12 @@ pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     gpu_of(&tensor.device()).is_some()
 }
 
-/// Returns the GPU of a device.
+/// Returns the bytes of a GPU that this process holds; `None` if the device is none.
+pub(crate) fn memory_held(device: &Device) -> Option<u64> {
+    gpu_of(device).map(|gpu| gpu.client().memory_report(MemoryScope::Device).usage().bytes_reserved)
+}
+
+/// Returns the GPU behind a device.
 fn gpu_of(device: &Device) -> Option<CubeDevice> {
     match device.as_dispatch() {
         DispatchDevice::Cube(gpu) => Some(gpu.clone()),
@@ -587,17 +570,4 @@ pub(super) fn gelu<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
 fn gelu_backward(x: Tensor<2>, bias: Tensor<1>, grad: Tensor<2>) -> [Tensor<2>; 2] {
     let (grad, value) = Dispatch::gelu_backward(x.into_dispatch(), bias.into_dispatch(), grad.into_dispatch());
     [grad, value].map(Tensor::from_dispatch)
-}
-
-/// Computes [`super::sum_of_squares`].
-#[cfg(feature = "training")]
-pub(super) fn sum_of_squares(tensors: &[Tensor<1>]) -> Option<Tensor<1>> {
-    let device = tensors.first()?.device();
-    let mut sums = Tensor::<1>::zeros([map::TENSORS * map::SHARES], &device);
-    for chunk in tensors.chunks(map::TENSORS) {
-        // What is not counted may be anything.
-        let [a, b, c, d, e, f] = core::array::from_fn(|i| chunk[i.min(chunk.len() - 1)].clone().into_dispatch());
-        sums = Tensor::from_dispatch(Dispatch::add_squares(sums.into_dispatch(), a, b, c, d, e, f, chunk.len()));
-    }
-    Some(sums.reshape([1, map::TENSORS * map::SHARES]).sum_dim(1).reshape([1]))
 }
