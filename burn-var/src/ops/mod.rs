@@ -25,6 +25,7 @@ mod map;
 mod modulation;
 mod norm;
 mod pool;
+mod precision;
 mod residual;
 mod softmax;
 #[cfg(feature = "training")]
@@ -40,6 +41,7 @@ pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 #[cfg(feature = "gpu")]
 pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked};
+pub(crate) use linear::generic_linear;
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
@@ -49,6 +51,7 @@ pub(crate) use modulation::adds_bias;
 pub use modulation::{Branch, Rows, modulated_norm, residual_norm};
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
 pub use pool::{max_pool_3x3, mean_pool_3x3};
+pub use precision::{Precision, exact_matmul, matmul};
 pub use residual::gated_residual;
 pub use softmax::softmax;
 #[cfg(feature = "training")]

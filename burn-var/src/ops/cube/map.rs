@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::parallel::{UNITS, dims, like, plain, sum_over_units};
 
 /// Returns the grid for a unit per number. Each axis of a grid has at most 65,535 cubes on WebGPU.
-fn grid(numbers: usize) -> CubeCount {
+pub(super) fn grid(numbers: usize) -> CubeCount {
     let cubes = numbers.div_ceil(UNITS);
     let x = cubes.min(32_768);
     CubeCount::Static(x as u32, cubes.div_ceil(x.max(1)) as u32, 1)

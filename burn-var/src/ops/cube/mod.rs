@@ -13,18 +13,22 @@ mod bridge;
 mod map;
 mod norm;
 mod parallel;
+mod product;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Shape, Tensor, activation};
+use burn::tensor::{DType, Device, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
+use cubecl::prelude::Scalar;
+use cubecl::tf32;
 
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
 pub(crate) use block::{BlockWeights, block};
+pub(super) use product::{product, rounded};
 
 /// Offsets of rows in the projections that hold them, see [`Rows`].
 type Offset = usize;
@@ -156,6 +160,23 @@ trait Kernels: Backend {
         tokens: usize,
         scale: f32,
     ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = a, shape = multiplied(a, b))]
+    fn exact(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(meta = |a, b| TensorSpec::new(multiplied(&a.shape, &b.shape), DType::F32))]
+    fn widened(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(dtype = x, shape = x)]
+    fn round(x: FloatTensor<Self>, dropped: usize) -> FloatTensor<Self>;
+}
+
+/// Returns the shape of a product of matrices whose other axes are equal.
+fn multiplied(a: &Shape, b: &Shape) -> Shape {
+    let mut shape = a.clone();
+    let last = a.num_dims() - 1;
+    shape[last] = b[last];
+    shape
 }
 
 /// Returns the shape of the queries in a joint projection, `[batch, tokens, 3 * width]`, for a cache `[batch, heads, capacity,
@@ -310,6 +331,18 @@ impl Kernels for CubeBackend {
     fn attend(query: CubeTensor, keys: CubeTensor, values: CubeTensor, tokens: usize, scale: f32) -> CubeTensor {
         attention::attend(query, keys, values, tokens, scale)
     }
+
+    fn exact(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::exact(a, b)
+    }
+
+    fn widened(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::widened(a, b)
+    }
+
+    fn round(x: CubeTensor, dropped: usize) -> CubeTensor {
+        product::round(x, dropped)
+    }
 }
 
 /// Enables the kernels; see [`super`].
@@ -326,18 +359,20 @@ pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.device().is_autodiff() && has_kernels(tensor)
 }
 
-fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(tensor).is_some_and(binds_enough)
+/// Returns `true` if a tensor can be the input of a kernel that is recorded on the autodiff graph if the tensor is on it.
+pub(super) fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let binds_enough = |abilities: Abilities| abilities.binds_enough;
+    tensor.dtype() == DType::F32 && *ENABLED && abilities_of(&tensor.device()).is_some_and(binds_enough)
 }
 
 /// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
 pub(super) fn is_gpu<const D: usize>(tensor: &Tensor<D>) -> bool {
-    gpu_of(tensor).is_some()
+    gpu_of(&tensor.device()).is_some()
 }
 
-/// Returns the GPU of a tensor.
-fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
-    match tensor.device().as_dispatch() {
+/// Returns the GPU behind a device.
+fn gpu_of(device: &Device) -> Option<CubeDevice> {
+    match device.as_dispatch() {
         DispatchDevice::Cube(gpu) => Some(gpu.clone()),
         DispatchDevice::Autodiff(inner) => match &**inner {
             DispatchDevice::Cube(gpu) => Some(gpu.clone()),
@@ -349,18 +384,39 @@ fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<CubeDevice> {
     }
 }
 
-/// Returns `true` if kernels of a GPU can have as many buffers as ours. WebGPU promises 8, and browsers often give no more.
-fn binds_enough(gpu: CubeDevice) -> bool {
+/// Abilities of a GPU.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Abilities {
+    /// Kernels can have as many buffers as ours. WebGPU promises 8, and browsers often give no more.
+    pub(super) binds_enough: bool,
+    /// Products of `f32` are rounded to TF32 where Burn chooses a kernel with tensor cores.
+    pub(super) tf32: bool,
+    /// Products of `f16`.
+    pub(super) f16: bool,
+    /// Products of `bf16`.
+    pub(super) bf16: bool,
+}
+
+/// Returns the abilities of a device; `None` if it is no GPU.
+pub(super) fn abilities_of(device: &Device) -> Option<Abilities> {
     /// Nine, and one for shapes.
     const BINDINGS: u32 = 10;
-    static KNOWN: Mutex<Vec<(CubeDevice, bool)>> = Mutex::new(Vec::new());
+    static KNOWN: Mutex<Vec<(CubeDevice, Abilities)>> = Mutex::new(Vec::new());
+    let gpu = gpu_of(device)?;
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, enough)) = known.iter().find(|(other, _)| *other == gpu) {
-        return *enough;
+    if let Some((_, abilities)) = known.iter().find(|(other, _)| *other == gpu) {
+        return Some(*abilities);
     }
-    let enough = gpu.client().properties().hardware.max_bindings >= BINDINGS;
-    known.push((gpu, enough));
-    enough
+    let client = gpu.client();
+    let multiplies = |dtype| <CubeBackend as Backend>::supports_dtype(&gpu, dtype);
+    let abilities = Abilities {
+        binds_enough: client.properties().hardware.max_bindings >= BINDINGS,
+        tf32: client.properties().supports_type(tf32::elem_type_native()),
+        f16: multiplies(DType::F16),
+        bf16: multiplies(DType::BF16),
+    };
+    known.push((gpu, abilities));
+    Some(abilities)
 }
 
 /// Computes [`super::modulated_norm`].
