@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
-use crate::{Error, Result};
+use crate::weights::FloatType;
 
 /// Type that the inputs of products are rounded to. Weights, activations and sums are in `f32` in each; norms, softmax and
 /// losses are not touched.
@@ -91,19 +91,20 @@ impl Precision {
         if rounds_to_tf32(device) { Self::Tf32 } else { Self::Exact }
     }
 
-    /// Checks that gradients can be computed in this precision.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for [`Precision::F16`], whose small gradients would be zero.
-    pub fn check_training(self) -> Result<()> {
-        match self {
-            Self::F16 => {
-                let hint = "small gradients are zero in `f16` unless losses are scaled, which is not built; use \
-                            `bf16`, or `tf32`";
-                Err(Error::unsupported("training in precision `f16`", hint))
-            }
-            Self::Exact | Self::Tf32 | Self::Bf16 => Ok(()),
+    /// Returns the type in which a device is best given weights that are multiplied in this precision: one of two bytes if
+    /// it multiplies in that type. The products are the same to the bit; a weight in `f32` would be converted at each use.
+    #[cfg_attr(not(feature = "image"), allow(dead_code, reason = "for the pipeline"))]
+    pub(crate) fn of_weights(self, device: &Device) -> FloatType {
+        #[cfg(feature = "gpu")]
+        if let Some(abilities) = cube::abilities_of(device) {
+            return match self {
+                Self::F16 if abilities.f16 => FloatType::F16,
+                Self::Bf16 if abilities.bf16 => FloatType::Bf16,
+                _ => FloatType::F32,
+            };
         }
+        let _ = device;
+        FloatType::F32
     }
 
     /// Returns the name, as in files and on the command line.
@@ -128,6 +129,12 @@ impl Precision {
             Self::F16 => f16::from_f32(x).to_f32(),
             Self::Bf16 => bf16::from_f32(x).to_f32(),
         }
+    }
+}
+
+impl core::fmt::Display for Precision {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

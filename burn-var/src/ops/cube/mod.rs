@@ -341,7 +341,7 @@ impl Kernels for CubeBackend {
     }
 
     fn round(x: CubeTensor, dropped: usize) -> CubeTensor {
-        product::round(x, dropped)
+        map::round(x, dropped)
     }
 }
 

@@ -6,7 +6,7 @@ use burn::backend::DispatchTensor;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, init_matmul_output};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
+use cubecl::prelude::Scalar;
 use cubek::matmul::definition::{MatmulElems, MatmulSetupError};
 use cubek::matmul::launch::launch_ref;
 use cubek::matmul::multi_level::Strategy;
@@ -14,8 +14,6 @@ use cubek::std::InputBinding;
 
 use super::Kernels;
 use super::bridge::{self, Recorded};
-use super::map::grid;
-use super::parallel::{UNITS, like, plain};
 use crate::ops::precision::{Form, Precision, Rounding, What};
 use crate::ops::transpose;
 
@@ -96,40 +94,6 @@ pub(in crate::ops) fn product<const D: usize>(form: Form, a: Tensor<D>, b: Tenso
         return bridge::run(product, [a, b].map(Tensor::into_dispatch));
     }
     product.of(form.input(a), form.input(b))
-}
-
-#[cube(launch)]
-fn round_kernel(x: &Tensor<f32>, out: &mut Tensor<f32>, numbers: u32, #[comptime] dropped: u32) {
-    let at = ABSOLUTE_POS;
-    if at < numbers as usize {
-        let bits = u32::reinterpret(x[at]);
-        let mut rounded = bits;
-        // Infinities and what is no number stay.
-        if bits & 0x7f80_0000u32 != 0x7f80_0000u32 {
-            let half = comptime!((1u32 << (dropped - 1)) - 1);
-            let kept = comptime!(!((1u32 << dropped) - 1));
-            rounded = (bits + half + ((bits >> dropped) & 1u32)) & kept;
-        }
-        out[at] = f32::reinterpret(rounded);
-    }
-}
-
-/// Rounds to the nearest number without the last `dropped` bits.
-pub(super) fn round(x: CubeTensor, dropped: usize) -> CubeTensor {
-    let x = plain(x);
-    let shape = x.meta.shape().clone();
-    let numbers = shape.num_elements();
-    let out = like(&x, shape);
-    round_kernel::launch(
-        &x.client.clone(),
-        grid(numbers),
-        CubeDim::new_1d(UNITS as u32),
-        x.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        numbers as u32,
-        dropped as u32,
-    );
-    out
 }
 
 impl Rounding {
