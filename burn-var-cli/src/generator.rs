@@ -14,6 +14,7 @@ use burn_var::models::common::Lora;
 use burn_var::models::flexvar::{FlexVae, FlexVar};
 use burn_var::models::llamagen::{LlamaGen, LlamaGenVq};
 use burn_var::models::var::{Var, VqVae};
+use burn_var::ops::Precision;
 use burn_var::pipeline::{ModelFiles, ModelPair, Pipeline};
 use burn_var::weights::{Pretrained, StateDict};
 use burn_var::{BatchRequest, Condition, MapSize, TokenPyramid};
@@ -236,7 +237,6 @@ impl Generator {
         wanted: Wanted,
     ) -> burn_var::Result<BatchOutput> {
         let pipeline = self.plain.as_ref().filter(|_| wanted.plain).unwrap_or(&self.pipeline);
-        let tokenizer = pipeline.tokenizer();
         let sampler = pipeline.sampler();
         let request = BatchRequest { first, sampler, known, ..BatchRequest::new(conditions, self.seed) };
         let (mut canvases, mut logits) = (Vec::new(), Vec::new());
@@ -255,10 +255,10 @@ impl Generator {
         let generated = steps.finish()?;
         self.sync()?;
         let drawn = Instant::now();
-        let images = tokenizer.decode(generated.canvas);
+        let images = pipeline.decode(generated.canvas);
         self.sync()?;
         let time = [drawn - start, drawn.elapsed()];
-        let stages = canvases.into_iter().map(|canvas| tokenizer.preview(canvas, self.pipeline.scales())).collect();
+        let stages = canvases.into_iter().map(|canvas| pipeline.preview(canvas, self.pipeline.scales())).collect();
         Ok(BatchOutput { images, stages, logits, tokens: generated.tokens, time })
     }
 
@@ -275,6 +275,9 @@ impl Generator {
         // The weights of other families determine it.
         if matches!(self.pair(), Ok(Pair::FlexVar(_) | Pair::LlamaGen(_))) {
             settings["scales"] = serde_json::json!(self.pipeline.scales());
+        }
+        if self.pipeline.precision() != Precision::Exact {
+            settings["precision"] = serde_json::json!(self.pipeline.precision());
         }
         if let Some(aid) = &self.aid {
             settings["aid"] = serde_json::json!(aid);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
+use burn_var::ops::Precision;
 use burn_var::pipeline::{ModelFiles, Pipeline, PipelineBuilder, load_tokenizer, resolve};
 use burn_var::weights::{FloatType, StateDict};
 use burn_var::{MapSize, Scales, Tokenizer};
@@ -27,6 +28,34 @@ pub(crate) struct ModelArgs {
     /// the map that it draws token by token: `raster:16`, or `raster:16x24`.
     #[arg(long, value_name = "SIZES", alias = "patch-nums", value_parser = schedule)]
     pub(crate) scales: Option<Scales>,
+    /// Type that the inputs of products are rounded to: in the transformer and the decoder, not where tokens are found.
+    /// [default: bf16 on a GPU that has TF32, which are those of `cuda`; else exact]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    precision: Option<PrecisionName>,
+}
+
+/// [`Precision`], as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionName {
+    /// `f32`.
+    Exact,
+    /// `f32` with 10 bits of mantissa instead of 23.
+    Tf32,
+    /// 10 bits of mantissa, and numbers to 65,504.
+    F16,
+    /// 7 bits of mantissa.
+    Bf16,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::Exact => Self::Exact,
+            PrecisionName::Tf32 => Self::Tf32,
+            PrecisionName::F16 => Self::F16,
+            PrecisionName::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Parses a scale schedule.
@@ -91,6 +120,16 @@ impl From<Weights> for FloatType {
 }
 
 impl ModelArgs {
+    /// Returns the precision that is asked for, or the one that suits sampling on the device.
+    pub(crate) fn precision(&self, device: &Device) -> Precision {
+        self.precision.map_or_else(|| Precision::for_sampling(device), Precision::from)
+    }
+
+    /// Returns the precision that is asked for, or the one that suits training on the device.
+    pub(crate) fn training_precision(&self, device: &Device) -> Precision {
+        self.precision.map_or_else(|| Precision::for_training(device), Precision::from)
+    }
+
     /// Loads the tokenizer alone.
     pub(crate) fn load_tokenizer(&self, device: &Device) -> Result<Box<dyn Tokenizer + Send + Sync>> {
         self.check_folder(self.tokenizer.as_ref(), ModelFiles::TOKENIZER)?;
@@ -150,6 +189,7 @@ impl PairArgs {
     /// Returns a builder that loads the files of [`PairArgs::open`].
     pub(crate) fn builder(&self, files: &ModelFiles, device: &Device) -> Result<PipelineBuilder> {
         let builder = Pipeline::builder().files(files.clone()).weights(self.weights.into()).device(device);
+        let builder = builder.precision(self.model.precision(device));
         Ok(match &self.model.scales {
             Some(scales) => builder.scales(scales.clone()),
             None => builder,

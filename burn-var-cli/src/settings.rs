@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn_var::guidance::{AidWeight, Schedule, SsgConfig, SsgOrder, Uncertainty, VpgConfig};
+use burn_var::ops::Precision;
 use burn_var::pipeline::Settings;
 use burn_var_train::config::read_toml;
 use clap::{Args, ValueEnum};
@@ -144,6 +145,8 @@ pub(crate) struct FileSettings {
     pub(crate) aid: Option<AidSettings>,
     /// A LoRA's file.
     pub(crate) lora: Option<PathBuf>,
+    /// Precision of products, in place of that of the command.
+    precision: Option<Precision>,
 }
 
 impl FileSettings {
@@ -160,6 +163,7 @@ impl FileSettings {
             vpg: self.vpg.clone(),
             ssg: self.ssg.clone(),
             aid_weight: None,
+            precision: self.precision,
         }
     }
 }

@@ -16,6 +16,7 @@ use burn_var::models::dino::VitConfig;
 use burn_var::models::flexvar::{FirstScale, FlexVae, FlexVaeConfig, FlexVar, MaskedFirst, SeenScales};
 use burn_var::models::llamagen::LlamaGenVqConfig;
 use burn_var::models::var::VqVae;
+use burn_var::ops::Precision;
 use burn_var::sampling::Sampler;
 use burn_var::weights::{Pretrained, SaveOptions, StateDict};
 use burn_var::{MapSize, Scales, Tokenizer};
@@ -505,6 +506,67 @@ fn a_transformer_resumes_to_the_bit() {
     compare(folder.path(), &["average", "model", "optimizer"], |run, progress| {
         train_var(config.clone(), run, &Device::default(), progress).expect("trains")
     });
+}
+
+/// Trains a transformer in a folder of its own, in a precision.
+fn train_in(precision: Precision, config: &VarTrainConfig, folder: &Path) -> PathBuf {
+    let mut config = config.clone();
+    config.run.precision = precision;
+    let run = folder.join(precision.name());
+    std::fs::create_dir(&run).expect("a folder");
+    compare(&run, &["average", "model", "optimizer"], |run, progress| {
+        train_var(config.clone(), run, &Device::default(), progress).expect("trains")
+    })
+}
+
+/// Products in `bf16` or TF32 leave weights and averages in `f32`: a run resumes to the bit, learns about as well as an exact
+/// one, and ends elsewhere.
+#[test]
+fn a_transformer_in_mixed_precision_resumes_to_the_bit_and_learns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = transformer_config(folder.path(), &images(folder.path()));
+    config.learning_rate.peak = 0.01;
+    let losses = |run: &Path| logged(run, "loss");
+    let exact = losses(&train_in(Precision::Exact, &config, folder.path()));
+    for (precision, most) in [(Precision::Tf32, 0.005), (Precision::Bf16, 0.04)] {
+        let run = train_in(precision, &config, folder.path());
+        let found = losses(&run);
+        assert!(found.last() < found.first(), "{precision}: {found:?}");
+        let far = found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(far > 0.0 && far < most, "{precision}: losses {found:?}, exact ones {exact:?}");
+        let text = std::fs::read_to_string(run.join("config.toml")).expect("written");
+        assert!(text.contains(&format!("precision = \"{precision}\"")), "{text}");
+        let mut other = config.clone();
+        other.run.precision = Precision::Exact;
+        let error = train_var(other, &run, &Device::default(), &mut ()).err().expect("another precision").to_string();
+        assert!(error.contains("`run.precision`") && error.contains(precision.name()), "{error}");
+    }
+    config.run.precision = Precision::F16;
+    let error = train_var(config, &folder.path().join("f16"), &Device::default(), &mut ()).err().expect("no f16");
+    assert!(error.to_string().contains("run.precision") && error.to_string().contains("`bf16`"), "{error}");
+}
+
+/// A step in `bf16`: the gradients differ from exact ones by about its rounding.
+#[test]
+fn gradients_in_mixed_precision_are_near_exact_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = transformer_config(folder.path(), &images(folder.path())).normalize();
+    let device = Device::default();
+    train_var(config.clone(), &folder.path().join("first"), &device, &mut StopAfter(1)).expect("makes the tokens");
+    let norm = |precision: Precision| {
+        let mut run = config.run.clone();
+        run.precision = precision;
+        let tokenizer = VqVae::load(&StateDict::open(&config.tokenizer).expect("written"), &device).expect("fits");
+        let method = VarMethod::new(config.clone(), tokenizer, tokens(folder.path()), folder.path(), &device);
+        let mut trainer = Trainer::new(method.expect("valid"), &run).expect("valid");
+        let metrics = trainer.step(0, true).expect("finite");
+        metrics.into_iter().find(|(name, _)| name == "grad_norm").expect("measured").1
+    };
+    let exact = norm(Precision::Exact);
+    for (precision, unit) in [(Precision::Tf32, 1.0 / 2048.0), (Precision::Bf16, 1.0 / 256.0)] {
+        let off = (norm(precision) - exact).abs() / exact / unit;
+        assert!(off > 0.0 && off < 4.0, "{precision}: the norm of all gradients is off by {off} roundings");
+    }
 }
 
 /// An untrained FlexVAE in `folder`, and how to train a transformer on it over random schedules.

@@ -109,6 +109,11 @@ pub(crate) fn apply<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> 
     ops::linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))
 }
 
+/// Applies a linear layer as [`apply`], for networks whose published results came from Burn's own product.
+pub(crate) fn generic(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
+    ops::generic_linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))
+}
+
 /// Creates a linear layer of zeros, allocated on first use.
 pub(crate) fn linear(input: usize, output: usize, bias: bool, device: &Device) -> Linear {
     LinearConfig::new(input, output).with_bias(bias).with_initializer(Initializer::Zeros).init(device)

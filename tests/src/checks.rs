@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Int, Tensor};
+use burn_var::ops::Precision;
 use serde_json::Value;
 
 use crate::golden::{Array, Case, Tolerance, is_default_folder};
@@ -12,17 +13,62 @@ use crate::weightgen::unit;
 /// The largest share of the largest gradient that a gradient of 0 may have in single precision.
 const ROUNDING: f64 = 1e-6;
 
+/// The roundings by a precision that an expected number may be off by, in units of its largest neighbor.
+///
+/// A product rounds both inputs, each by at most half of the last bit. Independent errors of n products add up to about
+/// `sqrt(2 n)` such halves, and the deepest case has 100 products on its way: 14, rounded up to a power of two.
+pub const ROUNDINGS: f64 = 16.0;
+
+/// Returns the largest relative error of rounding a number to a precision: half of the last bit.
+pub fn unit_roundoff(precision: Precision) -> f64 {
+    match precision {
+        Precision::Exact => 0.0,
+        Precision::Tf32 | Precision::F16 => 2.0_f64.powi(-11),
+        Precision::Bf16 => 2.0_f64.powi(-8),
+    }
+}
+
 /// The comparisons of one case on one device.
 pub struct Checks<'a> {
     case: &'a Case,
+    precision: Precision,
     failures: Vec<String>,
     compared: BTreeSet<String>,
+    worst: f64,
+    beyond: usize,
 }
 
 impl<'a> Checks<'a> {
     /// Starts without any comparison.
     pub fn new(case: &'a Case) -> Self {
-        Self { case, failures: Vec::new(), compared: BTreeSet::new() }
+        Self::in_precision(case, Precision::Exact)
+    }
+
+    /// Starts without any comparison, of results that were computed in a precision: tolerances are those of the case and
+    /// [`ROUNDINGS`] of it.
+    pub fn in_precision(case: &'a Case, precision: Precision) -> Self {
+        Self { case, precision, failures: Vec::new(), compared: BTreeSet::new(), worst: 0.0, beyond: 0 }
+    }
+
+    /// Returns the largest error so far, in roundings of the precision; see [`ROUNDINGS`].
+    pub fn worst(&self) -> f64 {
+        self.worst
+    }
+
+    /// Returns the number of comparisons so far whose error is beyond the case's own tolerance.
+    pub fn beyond(&self) -> usize {
+        self.beyond
+    }
+
+    /// Returns what the precision adds to a tolerance, for numbers of which `largest` is the largest. Notes the error
+    /// beyond the case's own tolerance.
+    fn widened(&mut self, excess: f64, largest: f64) -> f64 {
+        let rounding = unit_roundoff(self.precision) * largest;
+        if excess > 0.0 {
+            self.beyond += 1;
+            self.worst = self.worst.max(excess / rounding);
+        }
+        ROUNDINGS * rounding
     }
 
     /// Notes a failure.
@@ -61,7 +107,14 @@ impl<'a> Checks<'a> {
         if !self.case.has(name) {
             return self.fail(format!("the case has no array `{name}`"));
         }
-        let tolerance = self.case.tolerance(name, group);
+        let mut tolerance = self.case.tolerance(name, group);
+        if self.precision != Precision::Exact && tolerance != Tolerance::EXACT {
+            let expected = self.case.array(name);
+            let finite = || expected.values.iter().zip(&found.values).filter(|(e, _)| e.is_finite());
+            let excess = finite().map(|(e, f)| (e - f).abs() - tolerance.of(*e)).fold(0.0, f64::max);
+            let largest = finite().map(|(e, _)| e.abs()).fold(0.0, f64::max);
+            tolerance.absolute += self.widened(excess, largest);
+        }
         if let Err(message) = compare(&self.case.array(name), &found, tolerance) {
             self.fail(format!("`{name}`: {message}"));
         }
@@ -75,6 +128,10 @@ impl<'a> Checks<'a> {
     /// Compares a single number.
     pub fn scalar(&mut self, name: &str, expected: f64, found: f64, tolerance: Tolerance) {
         let difference = (found - expected).abs();
+        let mut tolerance = tolerance;
+        if self.precision != Precision::Exact && tolerance != Tolerance::EXACT {
+            tolerance.absolute += self.widened(difference - tolerance.of(expected), expected.abs());
+        }
         // Not `difference > limit`, which a NaN would pass.
         let holds = difference <= tolerance.of(expected);
         self.require(holds, || {
@@ -130,8 +187,12 @@ impl<'a> Checks<'a> {
         if let Some(l2) = number("l2") {
             self.scalar(&format!("{name}, l2"), l2, norm, tolerance);
             if let Some(dot) = number("dot") {
-                let found = finite.iter().zip(unit(vector)).map(|(x, t)| x * t).sum();
-                let limit = Tolerance { absolute: tolerance.of(l2.max(dot.abs())), relative: 0.0 };
+                let found: f64 = finite.iter().zip(unit(vector)).map(|(x, t)| x * t).sum();
+                let mut limit = Tolerance { absolute: tolerance.of(l2.max(dot.abs())), relative: 0.0 };
+                if self.precision != Precision::Exact {
+                    // The size of the array, not of the product, is what was rounded.
+                    limit.absolute += self.widened((found - dot).abs() - limit.absolute, l2);
+                }
                 self.scalar(&format!("{name}, dot"), dot, found, limit);
             }
         }

@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
+use burn_var::TokenPyramid;
 use burn_var::editing::KnownTokens;
 use burn_var::image::{ValueRange, to_images};
-use burn_var::{TokenPyramid, Tokenizer};
+use burn_var::pipeline::Pipeline;
 use burn_var_train::data::{ImageShape, load_image};
 use burn_var_train::grid::write_png;
 use image::RgbImage;
@@ -128,7 +129,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 
     let count = args.count as usize;
     let bar = output.bar(count * chosen.len(), "images");
-    let stays = change.stays(&tokens, &original, tokenizer);
+    let stays = change.stays(&tokens, &original, &generator.pipeline);
     let beside = [first(&original)?, first(&stays)?];
     let (mut rows, mut files) = (Vec::new(), Vec::new());
     for label in &chosen {
@@ -212,10 +213,10 @@ impl Change {
     }
 
     /// Returns the kept part of the image: gray where it is generated anew, or its coarse scales.
-    fn stays(&self, tokens: &TokenPyramid, original: &Tensor<4>, tokenizer: &dyn Tokenizer) -> Tensor<4> {
+    fn stays(&self, tokens: &TokenPyramid, original: &Tensor<4>, pipeline: &Pipeline) -> Tensor<4> {
         match self {
             Self::Where(stays) => original.clone() * Tensor::clone(stays),
-            Self::After(scales) => tokenizer.decode(tokenizer.canvases(tokens).swap_remove(scales - 1)),
+            Self::After(scales) => pipeline.decode(pipeline.tokenizer().canvases(tokens).swap_remove(scales - 1)),
         }
     }
 

@@ -57,7 +57,7 @@ struct Measured {
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let png = or_default(args.out.as_ref(), "burn-var-reconstruction.png");
     check_target(&png)?;
-    let tokenizer = args.model.load_tokenizer(device)?;
+    let (tokenizer, precision) = (args.model.load_tokenizer(device)?, args.model.precision(device));
     let [channels, height, width] = tokenizer.image_shape(tokenizer.scales());
     let shape = ImageShape::new(height, width, channels)?;
     let bar = output.bar(args.images.len(), "images");
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     for path in &args.images {
         let values = load_image(path, shape)?;
         let original = Tensor::from_data(TensorData::new(values, [1, channels, height, width]), device);
-        let stages = stages(&*tokenizer, original, args.stages)?;
+        let stages = precision.scope(|| stages(&*tokenizer, original, args.stages))?;
         let row: Vec<RgbImage> = stages
             .iter()
             .map(|stage| Ok(to_images(stage.clone(), ValueRange::Signed)?.remove(0)))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
+use burn_var::ops::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, CheckpointDir};
@@ -31,6 +32,10 @@ pub struct RunConfig {
     /// Seed of the initial weights, the order of images and all noise.
     #[serde(default)]
     pub seed: u64,
+    /// Precision of products, forward and backward. Weights, their gradients, moments and averages are in `f32` in each, and
+    /// images are encoded to tokens exactly.
+    #[serde(default)]
+    pub precision: Precision,
     /// Steps between checkpoints.
     #[serde(default = "default_save_every")]
     pub save_every: u64,
@@ -90,6 +95,11 @@ impl RunConfig {
         if self.accumulate == 0 || !self.batch_size.is_multiple_of(self.accumulate) {
             let expected = format!("a divisor of run.batch_size = {}", self.batch_size);
             return Err(Error::config("run.accumulate", self.accumulate, expected));
+        }
+        if self.precision == Precision::F16 {
+            // There is no scaling of losses.
+            let expected = "`bf16`, `tf32` or `exact`: in `f16` small gradients would be zero";
+            return Err(Error::config("run.precision", self.precision, expected));
         }
         Ok(())
     }

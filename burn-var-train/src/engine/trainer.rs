@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use burn_var::ops::Precision;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -64,6 +65,16 @@ impl<M: Method> Trainer<M> {
         }
     }
 
+    /// Sets the precision of products, in place of that of the run.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a precision without training.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
+        self.run.precision = precision;
+        self.run.validate()?;
+        Ok(self)
+    }
+
     /// The processes of the run.
     pub fn ranks(&mut self) -> &mut Ranks {
         &mut self.ranks
@@ -102,7 +113,8 @@ impl<M: Method> Trainer<M> {
                     Some(batch) => batch,
                     None => self.method.batch(piece)?,
                 };
-                let (gradients, record) = self.method.backward(&round, piece, &mut batch)?;
+                let precision = self.run.precision;
+                let (gradients, record) = precision.scope(|| self.method.backward(&round, piece, &mut batch))?;
                 let mut networks = self.method.networks_mut();
                 gradients.into_iter().for_each(|(network, gradients)| networks[network].add(gradients));
                 records.push(record);

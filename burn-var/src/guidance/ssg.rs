@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BatchInfo, Guidance, Logits, Schedule};
 use crate::math::{Constants, Resize, dct_matrix};
-use crate::ops::extrapolate;
+use crate::ops::{exact_matmul, extrapolate};
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result};
 
@@ -207,7 +207,7 @@ impl Ssg {
     /// Guides logits by those of the scale before.
     fn guided(&self, logits: Tensor<3>, before: Tensor<3>, beta: f64, [from, to]: [MapSize; 2]) -> Result<Tensor<3>> {
         let matrix = self.config.dse.constant(from, to, &logits.device())?;
-        let prior = matrix.repeat_dim(0, before.dims()[0]).matmul(before);
+        let prior = exact_matmul(matrix.repeat_dim(0, before.dims()[0]), before);
         Ok(extrapolate(logits, prior, beta))
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::Constants;
 use crate::MapSize;
-use crate::ops::{self, transpose};
+use crate::ops::{self, exact_matmul, transpose};
 
 /// Interpolation mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -70,7 +70,7 @@ impl Resize {
         } else {
             let columns = transpose(self.constant(width, size.width, &device));
             let rows = x.reshape([batch * channels * height, width]); // [batch * channels * height, width]
-            rows.matmul(columns).reshape([batch, channels, height, size.width])
+            exact_matmul(rows, columns).reshape([batch, channels, height, size.width])
         };
         if height == size.height {
             return x;
@@ -80,19 +80,15 @@ impl Resize {
             size.height as i64,
             height as i64,
         ]);
-        rows.matmul(x.reshape([batch * channels, height, size.width])).reshape([
-            batch,
-            channels,
-            size.height,
-            size.width,
-        ])
+        let x = x.reshape([batch * channels, height, size.width]);
+        exact_matmul(rows, x).reshape([batch, channels, size.height, size.width])
     }
 
     /// Resizes the last axis of `x`, `[batch, channels, length]`.
     pub fn apply_1d(self, x: Tensor<3>, length: usize) -> Tensor<3> {
         let [batch, channels, from] = x.dims();
         let matrix = transpose(self.constant(from, length, &x.device()));
-        x.reshape([batch * channels, from]).matmul(matrix).reshape([batch, channels, length])
+        exact_matmul(x.reshape([batch * channels, from]), matrix).reshape([batch, channels, length])
     }
 
     fn constant(self, from: usize, to: usize, device: &Device) -> Tensor<2> {

@@ -2,7 +2,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
 
 use super::rows::check_rows;
-use crate::ops::transpose;
+use crate::ops::{exact_matmul, transpose};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
@@ -79,7 +79,7 @@ impl Kid {
 /// Sums the kernel over all pairs of rows, or all but each row with itself.
 fn sum_of_kernel(a: &Tensor<2>, b: &Tensor<2>, skip_diagonal: bool) -> Result<f64> {
     let [rows, dim] = a.dims();
-    let products = a.clone().matmul(transpose(b.clone()));
+    let products = exact_matmul(a.clone(), transpose(b.clone()));
     let products = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
     let kernel = |product: &f32| (f64::from(*product) / dim as f64 + 1.0).powi(3);
     let all: f64 = products.iter().map(kernel).sum();

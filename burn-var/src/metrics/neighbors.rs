@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::rows::check_rows;
-use crate::ops::transpose;
+use crate::ops::{exact_matmul, transpose};
 use crate::{Error, Result};
 
 /// Rows of the large set, and queries, that one matrix product compares: 16 MiB of results.
@@ -80,7 +80,7 @@ impl<'a> NeighborIndex<'a> {
         let blocks = self.centered_blocks(self.rows, OWN_BLOCK);
         for (i, (queries, own_squares)) in blocks.iter().enumerate() {
             for (j, (rows, squares)) in blocks.iter().enumerate().skip(i) {
-                let products = queries.clone().matmul(transpose(rows.clone()));
+                let products = exact_matmul(queries.clone(), transpose(rows.clone()));
                 let products = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
                 let (first, other) = (i * OWN_BLOCK, j * OWN_BLOCK);
                 let count = squares.len();
@@ -142,7 +142,7 @@ impl<'a> NeighborIndex<'a> {
         for (block, (rows, squares)) in self.centered_blocks(self.rows, BLOCK).into_iter().enumerate() {
             let rows = transpose(rows);
             for (part, (queries, _)) in queries.iter().enumerate() {
-                let products = queries.clone().matmul(rows.clone());
+                let products = exact_matmul(queries.clone(), rows.clone());
                 let mut scores = products.try_into_vec_as::<f32>().map_err(Error::device("compare rows"))?;
                 scores.par_chunks_exact_mut(squares.len()).for_each(|scores| {
                     scores.iter_mut().zip(&squares).for_each(|(score, square)| *score = square - 2.0 * *score);

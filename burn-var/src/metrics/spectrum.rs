@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::math::dct_matrix;
+use crate::ops::exact_matmul;
 use crate::{Error, MapSize, Result};
 
 /// Mean log-magnitude of the DCT of one scale's logits per frequency, as in figure 4a of the paper on Scaled Spatial
@@ -43,7 +44,7 @@ impl Spectrum {
         let matrix = TensorData::new((0..area * area).map(entry).collect::<Vec<f32>>(), [1, area, area]);
         let matrix = Tensor::<3>::from_data(matrix, &logits.device()).repeat_dim(0, batch);
         let mean = logits.clone().mean_dim(2);
-        let magnitudes = matrix.matmul(logits - mean).abs().clamp_min(FLOOR).log().mean_dim(2);
+        let magnitudes = exact_matmul(matrix, logits - mean).abs().clamp_min(FLOOR).log().mean_dim(2);
         let magnitudes = magnitudes.try_into_vec_as::<f32>().map_err(Error::device("read a spectrum"))?;
         for image in magnitudes.chunks_exact(area) {
             self.sums.iter_mut().zip(image).for_each(|(sum, value)| *sum += f64::from(*value));

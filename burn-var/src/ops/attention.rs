@@ -7,13 +7,13 @@ use burn::tensor::{Device, Tensor, module, ops::AttentionModuleOptions};
 use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
-use super::swap;
-#[cfg(feature = "gpu")]
-use super::transpose;
+use super::precision::Form;
+use super::{softmax, swap, transpose};
 use crate::Scales;
 use crate::math::Constants;
 
-/// Computes scaled dot-product attention, `softmax(scale * query key^T + bias) value`.
+/// Computes scaled dot-product attention, `softmax(scale * query key^T + bias) value`, both products in the
+/// [`Precision`](super::Precision) of the thread and the softmax in `f32`.
 ///
 /// A bias of `-inf` masks a key; the output is undefined for a query whose keys are all masked.
 ///
@@ -23,9 +23,11 @@ use crate::math::Constants;
 /// - `value`: `[batch, heads, keys, value_channels]`
 /// - `bias`: `[batch, heads, queries, keys]`, any of the first three may be 1
 /// - output: `[batch, queries, heads * value_channels]`, the heads of a query concatenated
+#[allow(clippy::disallowed_methods, reason = "the one place that uses Burn's attention")]
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Option<Tensor<4>>, scale: f64) -> Tensor<3> {
+    let form = Form::of(&query);
     #[cfg(feature = "flex")]
-    if [&query, &key, &value].into_iter().chain(&bias).all(flex::supports) {
+    if form == Form::Plain && [&query, &key, &value].into_iter().chain(&bias).all(flex::supports) {
         let bias = bias.unwrap_or_else(|| flex::absent(&key));
         return flex::run(
             flex::Attention { scale: scale as f32 },
@@ -33,16 +35,32 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, bias: Optio
         );
     }
     let ([batch, heads, queries, _], value_channels) = (query.dims(), value.dims()[3]);
-    // Burn's attention with a scale or a bias is a composition, too, of three times as many kernels.
+    // Burn's attention with a scale or a bias is a composition, too, on GPUs of three times as many kernels.
     #[cfg(feature = "gpu")]
-    if cube::is_gpu(&query) {
+    let composed = form != Form::Plain || cube::is_gpu(&query);
+    #[cfg(not(feature = "gpu"))]
+    let composed = form != Form::Plain;
+    let mixed = if composed {
         let query = if scale == 1.0 { query } else { query * scale };
-        let shares = cube::softmax(query.matmul(transpose(key)), bias);
-        return swap(shares.matmul(value), 1, 2).reshape([batch, queries, heads * value_channels]);
-    }
-    let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
-    let mixed = module::attention(query, key, value, None, bias, options);
+        let shares = shares(form.product(query, transpose(key)), bias);
+        form.product(shares, value)
+    } else {
+        let options = AttentionModuleOptions { scale: Some(scale), ..Default::default() };
+        module::attention(query, key, value, None, bias, options)
+    };
     swap(mixed, 1, 2).reshape([batch, queries, heads * value_channels])
+}
+
+/// Computes the softmax of scores plus a bias.
+fn shares(scores: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+    #[cfg(feature = "gpu")]
+    if cube::is_gpu(&scores) {
+        return cube::softmax(scores, bias);
+    }
+    softmax(match bias {
+        Some(bias) => scores + bias,
+        None => scores,
+    })
 }
 
 /// Largest sharpness of a head.
@@ -108,7 +126,8 @@ pub fn self_attention(
 ) -> Tensor<3> {
     let query_keys = query_keys.resolved();
     #[cfg(feature = "flex")]
-    if flex::supports(&qkv)
+    if Form::of(&qkv) == Form::Plain
+        && flex::supports(&qkv)
         && inputs_are(&biases, &query_keys, &qkv, heads, flex::supports)
         && mask.iter().all(flex::supports)
     {
@@ -390,7 +409,8 @@ pub fn cached_attention(
     }
     let query_keys = query_keys.resolved();
     #[cfg(feature = "flex")]
-    if flex::is_plain(&qkv)
+    if Form::of(&qkv) == Form::Plain
+        && flex::is_plain(&qkv)
         && inputs_are(&biases, &query_keys, &qkv, heads, flex::is_plain)
         && cache.memory.iter().flatten().all(flex::is_plain)
     {

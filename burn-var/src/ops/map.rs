@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "gpu")]
 use super::cube;
-use super::{ConvSpec, conv2d, transpose};
+use super::{ConvSpec, Precision, conv2d, transpose};
 use crate::MapSize;
 
 /// Turns code vectors in row-major order, `[batch, tokens, channels]`, to a map, `[batch, channels, height, width]`.
@@ -35,7 +35,8 @@ pub(crate) fn resize(x: &Tensor<4>, matrices: impl FnOnce() -> [Tensor<2>; 2]) -
     None
 }
 
-/// Computes `canvas + (1 - ratio) * map + ratio * conv(map)` with a convolution that keeps the size of the map.
+/// Computes `canvas + (1 - ratio) * map + ratio * conv(map)` with a convolution that keeps the size of the map, in `f32`
+/// whatever the precision: the canvas decides the tokens.
 ///
 /// # Shapes
 /// - `canvas`, `map` and output: `[batch, channels, height, width]`
@@ -51,8 +52,9 @@ pub fn add_mixed(canvas: Tensor<4>, map: Tensor<4>, weight: Tensor<4>, bias: Ten
 
 /// Computes `(1 - ratio) * map + ratio * conv(map)` as [`add_mixed`].
 pub fn mixed(map: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, ratio: f64) -> Tensor<4> {
-    let kernel = weight.dims()[2];
-    map.clone() * (1.0 - ratio) + conv2d(map, weight, Some(bias), ConvSpec::same(kernel)) * ratio
+    let spec = ConvSpec::same(weight.dims()[2]);
+    let filtered = Precision::Exact.scope(|| conv2d(map.clone(), weight, Some(bias), spec));
+    map * (1.0 - ratio) + filtered * ratio
 }
 
 /// Computes `(1 + strength) * toward - strength * away`, all of one shape.

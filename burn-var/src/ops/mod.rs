@@ -28,6 +28,7 @@ mod map;
 mod modulation;
 mod norm;
 mod pool;
+mod precision;
 mod residual;
 mod softmax;
 #[cfg(all(test, feature = "flex", feature = "training"))]
@@ -44,6 +45,7 @@ pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked, memor
 pub(crate) use draw::{Draw, Mass, Values, draw, draws};
 #[cfg(feature = "training")]
 pub use joint::{Clipping, JointUpdate, UpdatedParameter, UpdatedParameters};
+pub(crate) use linear::generic_linear;
 pub use linear::linear;
 #[cfg(feature = "training")]
 pub use loss::cross_entropy;
@@ -53,5 +55,6 @@ pub(crate) use modulation::adds_bias;
 pub use modulation::{Branch, Rows, modulated_norm, residual_norm};
 pub use norm::{group_norm, group_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
 pub use pool::{max_pool_3x3, mean_pool_3x3};
+pub use precision::{Precision, exact_matmul, matmul};
 pub use residual::gated_residual;
 pub use softmax::softmax;

@@ -563,3 +563,160 @@ fn steps_of_adamw() {
         assert!(error < 1e-6, "off by {error:e}");
     }
 }
+
+/// The precisions that round.
+const ROUNDING: [Precision; 3] = [Precision::Tf32, Precision::F16, Precision::Bf16];
+
+/// Returns the output of `op` in a precision, and the gradients of its inputs, which are computed by a thread that knows
+/// nothing of it.
+fn in_precision<const D: usize>(
+    precision: Precision,
+    lengths: &[usize],
+    device: &Device,
+    op: impl Fn(Vec<Tensor<1>>) -> Tensor<D>,
+) -> Vec<TensorData> {
+    let inputs = lengths.iter().zip(1..).map(|(&len, seed)| noise(len, seed));
+    let leaf = |values: Vec<f32>| {
+        let len = values.len();
+        Tensor::<1>::from_data(TensorData::new(values, [len]), device).require_grad()
+    };
+    let leaves: Vec<_> = inputs.map(leaf).collect();
+    let output = precision.scope(|| op(leaves.clone()));
+    let weights = TensorData::new(noise(output.dims().iter().product(), 99), output.dims());
+    let loss = (output.clone() * Tensor::from_data(weights, device)).sum();
+    let grads = std::thread::scope(|scope| scope.spawn(|| loss.backward()).join().expect("a thread"));
+    let grads = leaves.iter().map(|leaf| leaf.grad(&grads).expect("every input has a gradient").into_data());
+    core::iter::once(output.into_data()).chain(grads).collect()
+}
+
+/// Rounds the numbers of a tensor, which becomes a constant.
+fn rounded<const D: usize>(precision: Precision, x: &Tensor<D>) -> Tensor<D> {
+    let values: Vec<f32> = x.clone().into_data().iter::<f32>().map(|x| precision.round(x)).collect();
+    Tensor::from_data(TensorData::new(values, x.dims()), &x.device().inner())
+}
+
+/// A linear layer in a precision is the exact one of rounded inputs; its gradients are those of rounded inputs by a rounded
+/// gradient of the output, and that of the bias is exact.
+#[test]
+fn a_product_rounds_its_inputs_and_the_gradient_of_its_output() {
+    let (rows, inputs, outputs) = (7, 20, 9);
+    let device = Device::flex().autodiff();
+    for device in [device.clone(), device.gradient_checkpointing()] {
+        for precision in ROUNDING {
+            let found = in_precision(precision, &[rows * inputs, inputs * outputs, outputs], &device, |leaves| {
+                let [x, weight, bias] = <[_; 3]>::try_from(leaves).expect("three");
+                linear(x.reshape([rows, inputs]), weight.reshape([inputs, outputs]), Some(bias))
+            });
+            let plain = Device::flex();
+            let tensor = |len, seed, dims: [usize; 2]| {
+                Tensor::<1>::from_data(TensorData::new(noise(len, seed), [len]), &plain).reshape(dims)
+            };
+            let x = rounded(precision, &tensor(rows * inputs, 1, [rows, inputs]));
+            let weight = rounded(precision, &tensor(inputs * outputs, 2, [inputs, outputs]));
+            let upstream = tensor(rows * outputs, 99, [rows, outputs]);
+            let rounded_upstream = rounded(precision, &upstream);
+            let expected = [
+                linear(x.clone(), weight.clone(), None) + tensor(outputs, 3, [1, outputs]),
+                linear(rounded_upstream.clone(), transpose(weight), None),
+                linear(transpose(x), rounded_upstream, None),
+                upstream.sum_dim(0),
+            ];
+            for (which, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let size = expected.clone().abs().max().into_scalar::<f32>();
+                let error = found.iter::<f32>().zip(expected.into_data().iter::<f32>()).map(|(a, b)| (a - b).abs());
+                let error = error.fold(0.0, f32::max);
+                assert!(error <= 1e-6 * size, "{precision}, result {which}: off by {error:e} of {size}");
+            }
+        }
+    }
+}
+
+/// Operations in a precision are near the exact ones, forward and backward, and not equal to them.
+#[test]
+fn every_product_reads_the_precision() {
+    let (tokens, heads, channels) = (9, 2, 6);
+    let width = heads * channels;
+    let attend = |qkv: Tensor<1>, query_keys: QueryKeys| {
+        self_attention(qkv.reshape([2, tokens, 3 * width]), None, heads, query_keys, None)
+    };
+    let size = [3, 4, 3, 3, 6, 5];
+    for precision in ROUNDING {
+        let unit = if precision == Precision::Bf16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+        let near = |name: &str, lengths: &[usize], op: &dyn Fn(Vec<Tensor<1>>) -> Tensor<4>| {
+            let device = Device::flex().autodiff();
+            let [exact, found] =
+                [Precision::Exact, precision].map(|precision| in_precision(precision, lengths, &device, op));
+            for (which, (exact, found)) in exact.iter().zip(&found).enumerate() {
+                let size = exact.iter::<f64>().map(f64::abs).fold(0.0, f64::max);
+                let error = exact.iter::<f64>().zip(found.iter::<f64>()).map(|(a, b)| (a - b).abs());
+                let error = error.fold(0.0, f64::max) / size / unit;
+                assert!(error > 0.0, "{precision}, {name}: result {which} is exact");
+                assert!(error < 8.0, "{precision}, {name}: result {which} is off by {error} roundings");
+            }
+        };
+        near("scaled attention", &[2 * tokens * 3 * width], &|leaves| {
+            attend(leaves[0].clone(), QueryKeys::Scaled(0.3)).unsqueeze()
+        });
+        near("unit attention", &[2 * tokens * 3 * width, heads], &|leaves| {
+            attend(leaves[0].clone(), QueryKeys::Unit(leaves[1].clone())).unsqueeze()
+        });
+        near("convolution", &[2 * 3 * 30, 4 * 3 * 9], &|leaves| convolve(leaves, 2, size, ConvSpec::same(3), false));
+        near("product", &[2 * 12, 2 * 20], &|leaves| {
+            matmul(leaves[0].clone().reshape([1, 2, 3, 4]), leaves[1].clone().reshape([1, 2, 4, 5]))
+        });
+    }
+}
+
+#[test]
+fn a_cache_is_read_in_the_precision() {
+    let device = Device::flex();
+    let (tokens, heads, width) = (6, 2, 8);
+    let mix = |precision: Precision| {
+        let mut cache = KvCache::new(tokens);
+        let values = noise(tokens * 3 * width, 1);
+        let qkv = Tensor::<3>::from_data(TensorData::new(values, [1, tokens, 3 * width]), &device);
+        let steps = [(0, 2), (2, 4)].map(|(first, count)| {
+            let block = qkv.clone().narrow(1, first, count);
+            precision.scope(|| cached_attention(block, None, heads, QueryKeys::Scaled(0.3), &mut cache))
+        });
+        Tensor::cat(steps.into(), 1)
+    };
+    let exact = mix(Precision::Exact);
+    for (precision, most) in [(Precision::Tf32, 0.004), (Precision::F16, 0.004), (Precision::Bf16, 0.03)] {
+        let off = (mix(precision) - exact.clone()).abs().max().into_scalar::<f32>();
+        assert!(off > 0.0 && off < most, "{precision}: off by {off}");
+    }
+}
+
+#[test]
+fn what_must_be_exact_is_exact_in_each_precision() {
+    let device = Device::flex();
+    let tensor = |len, seed| Tensor::<1>::from_data(TensorData::new(noise(len, seed), [len]), &device);
+    let (a, b) = (tensor(12, 1).reshape([3, 4]), tensor(20, 2).reshape([4, 5]));
+    let (map, weight) = (tensor(2 * 3 * 20, 3).reshape([2, 3, 4, 5]), tensor(81, 4).reshape([3, 3, 3, 3]));
+    let compute = || {
+        let product = exact_matmul(a.clone(), b.clone()).into_data();
+        let mixture = mixed(map.clone(), weight.clone(), tensor(3, 5), 0.5).into_data();
+        let resized = crate::math::Resize::Bicubic.apply(map.clone(), crate::MapSize { height: 7, width: 3 });
+        [product, mixture, resized.into_data()]
+    };
+    let expected = compute();
+    for precision in ROUNDING {
+        assert_eq!(precision.scope(compute), expected, "{precision}");
+    }
+}
+
+/// A weight that is stored in half precision is not rounded again.
+#[test]
+fn stored_weights_are_multiplied_by_rounded_inputs() {
+    let device = Device::flex();
+    let tensor = |len, seed| Tensor::<1>::from_data(TensorData::new(noise(len, seed), [len]), &device);
+    let (x, weight) = (tensor(3 * 40, 1).reshape([3, 40]), tensor(40 * 20, 2).reshape([40, 20]));
+    for (precision, dtype) in [(Precision::F16, DType::F16), (Precision::Bf16, DType::BF16)] {
+        let stored = weight.clone().cast(dtype);
+        let [found, expected] =
+            [stored, weight.clone()].map(|weight| precision.scope(|| linear(x.clone(), weight, Some(tensor(20, 3)))));
+        let off = (found - expected).abs().max().into_scalar::<f32>();
+        assert!(off < 1e-5, "{precision}: off by {off:e}");
+    }
+}

@@ -11,6 +11,7 @@ use crate::models::common::Lora;
 use crate::models::flexvar::FlexVar;
 use crate::models::llamagen::LlamaGen;
 use crate::models::var::Var;
+use crate::ops::Precision;
 use crate::weights::{FloatType, GenerationConfig, LoadOptions, Pretrained, StateDict};
 use crate::{Error, Result, Scales};
 
@@ -25,6 +26,7 @@ pub struct PipelineBuilder {
     injector: InjectorChoice,
     lora: Option<PathBuf>,
     weights: FloatType,
+    precision: Precision,
     device: Option<Device>,
     settings: Settings,
 }
@@ -103,6 +105,13 @@ impl PipelineBuilder {
         Self { weights, ..self }
     }
 
+    /// Sets the precision of products, as [`Pipeline::with_precision`] does. On a GPU that multiplies in a type of two bytes,
+    /// the weights of linear layers are held in it, which does not change the images.
+    #[must_use]
+    pub fn precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     /// Sets the device; Burn's default device if it is not set.
     #[must_use]
     pub fn device(self, device: &Device) -> Self {
@@ -134,6 +143,7 @@ impl PipelineBuilder {
             let injector = Injector::load(&dict, &pipeline.device())?;
             pipeline = pipeline.with_injector(injector, weight)?;
         }
+        pipeline = pipeline.with_precision(self.precision);
         pipeline.configure(&self.settings)?;
         Ok(pipeline)
     }
@@ -142,7 +152,12 @@ impl PipelineBuilder {
     fn load<M: Family>(&self, files: &ModelFiles) -> Result<Pipeline> {
         let device = self.device.clone().unwrap_or_default();
         let config = M::config_of(&files.transformer, self.scales.as_ref())?;
-        let options = LoadOptions { linear: self.weights, ..LoadOptions::default() };
+        let linear = match self.weights {
+            // A LoRA is added in `f32`.
+            FloatType::F32 if self.lora.is_none() => self.precision.of_weights(&device),
+            weights => weights,
+        };
+        let options = LoadOptions { linear, ..LoadOptions::default() };
         let mut transformer = M::load_with(&files.transformer, &config, options, &device)?;
         if let Some(lora) = &self.lora {
             transformer = transformer.merged(&Lora::load(&StateDict::open(resolve(lora)?)?, &device)?)?;

@@ -11,6 +11,7 @@ use crate::generation::{BatchRequest, Generated, NextScale, ScaleDone, Tokenizer
 use crate::guidance::{Aid, AidWeight, BatchInfo, Guidance, GuidanceConfig, Schedule};
 use crate::image::{ValueRange, from_image, to_images, to_images_async};
 use crate::models::aid::Injector;
+use crate::ops::Precision;
 use crate::sampling::Sampler;
 use crate::weights::GenerationConfig;
 use crate::{Condition, Error, MapSize, Result, Scales, TokenPyramid};
@@ -41,6 +42,9 @@ pub struct Pipeline {
     batch_size: usize,
     /// Default schedule in place of the model's own.
     scales: Option<Scales>,
+    /// Precision in use, and the one that settings without any stand for.
+    precision: Precision,
+    own_precision: Precision,
 }
 
 impl Pipeline {
@@ -79,6 +83,8 @@ impl Pipeline {
             aid: None,
             batch_size: if height > 64 { 8 } else { 32 },
             scales: None,
+            precision: Precision::Exact,
+            own_precision: Precision::Exact,
             config,
         };
         pipeline.configure(&settings)?;
@@ -119,6 +125,7 @@ impl Pipeline {
         };
         self.check_parts(&guidance, aid.clone())?;
         (self.guidance, self.sampler, self.aid) = (guidance, sampler, aid);
+        self.precision = settings.precision.unwrap_or(self.own_precision);
         Ok(())
     }
 
@@ -140,6 +147,18 @@ impl Pipeline {
     #[must_use]
     pub fn with_batch_size(self, batch_size: usize) -> Self {
         Self { batch_size: batch_size.max(1), ..self }
+    }
+
+    /// Sets the precision of products in transformer, injector and decoder; [`Precision::Exact`] by default. The choice of
+    /// codes, resizes and the encoder, which finds tokens, are exact in each.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, own_precision: precision, ..self }
+    }
+
+    /// Returns the precision in use.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Sets the default scale schedule, for models that accept any (FlexVAR); [`Request::scales`] sets that of one request.
@@ -249,7 +268,7 @@ impl Pipeline {
             let mut steps = self.start(batch)?;
             while steps.next_async().await?.is_some() {}
             let canvas = steps.finish()?.canvas;
-            images.extend(to_images_async(self.tokenizer().decode(canvas), ValueRange::Signed).await?);
+            images.extend(to_images_async(self.decode(canvas), ValueRange::Signed).await?);
         }
         Ok(images)
     }
@@ -308,7 +327,18 @@ impl Pipeline {
         mut batch: BatchRequest,
     ) -> Result<Steps<'a>> {
         let scales = batch.scales.get_or_insert_with(|| self.scales().clone()).clone();
-        Ok(Steps { pipeline: self, scales, generation: self.model.start(guidance, batch)? })
+        let generation = self.precision.scope(|| self.model.start(guidance, batch))?;
+        Ok(Steps { pipeline: self, scales, generation })
+    }
+
+    /// Decodes a canvas, `[batch, z_channels, height, width]` to `[batch, channels, height, width]` in `[-1, 1]`.
+    pub fn decode(&self, canvas: Tensor<4>) -> Tensor<4> {
+        self.precision.scope(|| self.tokenizer().decode(canvas))
+    }
+
+    /// Decodes a canvas of any scale to images of the size that a schedule ends with, as [`Pipeline::decode`].
+    pub fn preview(&self, canvas: Tensor<4>, scales: &Scales) -> Tensor<4> {
+        self.precision.scope(|| self.tokenizer().preview(canvas, scales))
     }
 
     /// Decodes a canvas to images.
@@ -316,7 +346,7 @@ impl Pipeline {
     /// # Errors
     /// The errors of [`to_images`].
     pub fn images(&self, canvas: Tensor<4>) -> Result<Vec<RgbImage>> {
-        to_images(self.tokenizer().decode(canvas), ValueRange::Signed)
+        to_images(self.decode(canvas), ValueRange::Signed)
     }
 
     /// Encodes an image to tokens, for editing. It is resized to cover the model's size, and cut at the center.
@@ -362,7 +392,7 @@ impl<'a> Steps<'a> {
     /// # Errors
     /// [`Error::NonFinite`] for logits that are not numbers; [`Error::Device`] if they cannot be read.
     pub async fn next_async(&mut self) -> Result<Option<Step<'a>>> {
-        let done = self.generation.next_scale_async().await?;
+        let done = self.pipeline.precision.scope_async(self.generation.next_scale_async()).await?;
         Ok(done.map(|done| Step { pipeline: self.pipeline, scales: self.scales.clone(), done }))
     }
 
@@ -378,7 +408,7 @@ impl<'a> Steps<'a> {
     }
 
     fn step(&mut self) -> Result<Option<Step<'a>>> {
-        let done = self.generation.next_scale()?;
+        let done = self.pipeline.precision.scope(|| self.generation.next_scale())?;
         Ok(done.map(|done| Step { pipeline: self.pipeline, scales: self.scales.clone(), done }))
     }
 }
@@ -435,6 +465,6 @@ impl Step<'_> {
 
     /// Decodes a canvas to images of the final size.
     fn preview(&self, canvas: Tensor<4>) -> Tensor<4> {
-        self.pipeline.tokenizer().preview(canvas, &self.scales)
+        self.pipeline.preview(canvas, &self.scales)
     }
 }

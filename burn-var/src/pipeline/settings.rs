@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guidance::{AidWeight, GuidanceConfig, Schedule, SsgConfig, VpgConfig};
+use crate::ops::Precision;
 use crate::sampling::Sampler;
 use crate::weights::GenerationConfig;
 
@@ -29,6 +30,9 @@ pub struct Settings {
     pub ssg: Option<SsgConfig>,
     /// Weight of the injector's map; 0 leaves the injector out.
     pub aid_weight: Option<AidWeight>,
+    /// Precision of products in transformer, injector and decoder; `None` is that of the pipeline, see
+    /// [`Pipeline::with_precision`](super::Pipeline::with_precision).
+    pub precision: Option<Precision>,
 }
 
 impl Settings {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::device::DeviceDraw;
 pub use self::noise::Noise;
+use crate::ops::exact_matmul;
 use crate::{Error, MapSize, Result};
 
 /// Settings of the filter and the draw of tokens.
@@ -299,7 +300,8 @@ fn mixture(
     }
     let logits = Tensor::<2>::from_data(TensorData::new(logits, [batch * tokens, vocab]), &codebook.device());
     let channels = codebook.dims()[1];
-    burn::tensor::activation::softmax(logits, 1).matmul(codebook.clone()).reshape([batch, tokens, channels])
+    let shares = burn::tensor::activation::softmax(logits, 1);
+    exact_matmul(shares, codebook.clone()).reshape([batch, tokens, channels])
 }
 
 #[cfg(test)]

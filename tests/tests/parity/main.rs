@@ -23,6 +23,7 @@ mod llamagen_sample;
 mod llamagen_vq;
 mod lpips;
 mod phi_select;
+mod precision;
 mod precision_recall;
 mod sampling;
 mod sar;

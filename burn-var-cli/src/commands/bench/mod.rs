@@ -14,6 +14,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use burn_var::MapSize;
 use burn_var::memory::peak_resident;
 use burn_var::models::dino::VitConfig;
+use burn_var::ops::{Precision, matmul};
 use burn_var::pipeline::ModelPair;
 use burn_var_train::engine::{Method, Trainer};
 use clap::ValueEnum;
@@ -134,6 +135,7 @@ impl Args {
         let lora = settings.lora.as_deref();
         let scales = self.model.model.scales.clone();
         let pipeline = made_up::pipeline(preset, scales, self.model.weights.into(), lora, device)?;
+        let pipeline = pipeline.with_precision(self.model.model.precision(device));
         let generator = Generator::with(self.model.sized(pipeline)?, None, &settings)?;
         let generator = generator.with_seed(self.sampling.seed).with_batch(self.sampling.batch);
         Ok((format!("{} with random weights", preset.name()), generator))
@@ -152,14 +154,15 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let (name, generator) = args.generator(device, output)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let Args { runs, profile, .. } = *args;
-    let mut bench = Bench { runs, profile, device, output, folder, results: Vec::new() };
+    let training = args.model.model.training_precision(device);
+    let mut bench = Bench { runs, profile, device, training, output, folder, results: Vec::new() };
     let train_batch = args.train_batch.map(|batch| batch as usize);
     for what in wanted {
-        match generator.pair()? {
-            Pair::Var(pair) => bench.measure(*what, &generator, pair, train_batch)?,
-            Pair::FlexVar(pair) => bench.measure(*what, &generator, pair, train_batch)?,
-            Pair::LlamaGen(pair) => bench.measure(*what, &generator, pair, train_batch)?,
-        }
+        generator.pipeline.precision().scope(|| match generator.pair()? {
+            Pair::Var(pair) => bench.measure(*what, &generator, pair, train_batch),
+            Pair::FlexVar(pair) => bench.measure(*what, &generator, pair, train_batch),
+            Pair::LlamaGen(pair) => bench.measure(*what, &generator, pair, train_batch),
+        })?;
     }
     let results = bench.results;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -188,6 +191,8 @@ struct Bench<'a> {
     runs: u32,
     profile: bool,
     device: &'a Device,
+    /// Precision of training steps.
+    training: Precision,
     output: Output,
     /// Data of the trainers.
     folder: TempDir,
@@ -253,7 +258,7 @@ impl Bench<'_> {
                 let size = 2048;
                 let [a, b] = [(); 2].map(|()| random([1, 1, size, size]));
                 self.rate("matrix product", "GFLOP/s", 2e-9 * (size as f64).powi(3), 1, |_| {
-                    Ok(a.clone().matmul(b.clone()))
+                    Ok(matmul(a.clone(), b.clone()))
                 })
             }
         }
@@ -302,7 +307,8 @@ impl Bench<'_> {
     }
 
     /// Measures one training step per run.
-    fn steps<M: Method>(&mut self, name: &'static str, mut trainer: Trainer<M>, batch: usize) -> Result<()> {
+    fn steps<M: Method>(&mut self, name: &'static str, trainer: Trainer<M>, batch: usize) -> Result<()> {
+        let mut trainer = trainer.with_precision(self.training)?;
         let (times, profile) = self.each_run(name, |step| Ok(trainer.step(step, false)?))?;
         self.results.push(Measured { profile, ..Measured::new(name, "s/step", batch, times) });
         Ok(())

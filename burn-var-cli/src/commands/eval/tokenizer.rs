@@ -58,7 +58,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
-    let tokenizer = args.model.load_tokenizer(device)?;
+    let (tokenizer, precision) = (args.model.load_tokenizer(device)?, args.model.precision(device));
     let network = args.network.load(device)?;
     let lpips = match &args.vgg {
         Some(file) => Some(Lpips::load(&StateDict::open(file)?, &Lpips::published_heads()?, device)?),
@@ -88,7 +88,8 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         }
         let Some(canvas) = tokenizer.canvases(&tokens).pop() else { continue };
         // As 8-bit images, like files.
-        let sides = [images, tokenizer.decode(canvas)].map(|images| to_images(images, ValueRange::Signed));
+        let decoded = precision.scope(|| tokenizer.decode(canvas));
+        let sides = [images, decoded].map(|images| to_images(images, ValueRange::Signed));
         let [originals, reconstructions] = sides;
         let (originals, reconstructions) = (originals?, reconstructions?);
         for (a, b) in originals.iter().zip(&reconstructions) {

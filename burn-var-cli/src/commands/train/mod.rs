@@ -8,6 +8,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use burn_var::models::flexvar::FlexVaeConfig;
 use burn_var::models::llamagen::LlamaGenVqConfig;
+use burn_var::ops::Precision;
 use burn_var_train::aid::{AidTrainConfig, train_aid};
 use burn_var_train::classifier::{ClassifierSummary, ClassifierTrainConfig, train_classifier};
 use burn_var_train::config::read_toml_over;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Value;
 
+use crate::models::PrecisionName;
 use crate::output::{Output, usage};
 use crate::progress::TrainProgress;
 
@@ -95,18 +97,39 @@ pub(crate) struct Args {
     /// A value in place of the one in the configuration, `run.seed=2` or `data.path="images"` for instance. Repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
+    /// Type that the inputs of products are rounded to, in place of `run.precision` of the configuration. [default: that
+    /// one; without any tf32 on a GPU that has it, which are those of `cuda`; else exact]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    precision: Option<PrecisionName>,
     #[command(flatten)]
     pub(crate) ranks: ranks::Args,
 }
 
 impl Args {
     /// Returns the configuration; flags take precedence over the file.
-    fn config<T: DeserializeOwned>(&self, presets: &[(&str, &str)]) -> Result<T> {
+    fn config<T: DeserializeOwned>(&self, presets: &[(&str, &str)], device: &Device) -> Result<T> {
         let steps = self.steps.map(|steps| i64::try_from(steps).map(|steps| ("run.steps".to_owned(), steps.into())));
-        let set: Vec<_> = self.set.iter().cloned().chain(steps.transpose()?).collect();
+        let precision = self.precision.map(Precision::from).or_else(|| self.default_precision(device));
+        let precision = precision.map(|precision| (PRECISION.to_owned(), precision.name().into()));
+        let set: Vec<_> = self.set.iter().cloned().chain(steps.transpose()?).chain(precision).collect();
         Ok(read_toml_over(&self.config, presets, &set)?)
     }
+
+    /// Returns the precision that suits training on a device, if it is not the one that a configuration without any means,
+    /// and this one is without any.
+    fn default_precision(&self, device: &Device) -> Option<Precision> {
+        let precision = Some(Precision::for_training(device)).filter(|precision| *precision != Precision::default())?;
+        // A file that cannot be read is reported by whoever reads all of it.
+        let table =
+            std::fs::read_to_string(&self.config).unwrap_or_default().parse::<toml::Table>().unwrap_or_default();
+        let in_file = table.get("run").and_then(|run| run.get("precision")).is_some();
+        let set = self.set.iter().any(|(key, _)| key == PRECISION);
+        (!in_file && !set).then_some(precision)
+    }
 }
+
+/// The key of the precision in a configuration.
+const PRECISION: &str = "run.precision";
 
 /// Parses a dotted key and a value in TOML; a value that is not TOML is text.
 fn setting(text: &str) -> Result<(String, Value), String> {
@@ -141,22 +164,29 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
     let place = Placement { device: device.clone(), ranks };
     let (mut test_accuracy, mut knn_accuracy, mut judges) = (None, None, None);
     let file = match command {
-        Command::Tokenizer(_) => train_tokenizer(args.config::<TokenizerTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::Tokenizer(_) => {
+            train_tokenizer(args.config::<TokenizerTrainConfig>(&[], device)?, out, place, &mut progress)?
+        }
         Command::FlexVae(_) => {
-            let config = args.config::<TokenizerTrainConfig<FlexVaeConfig>>(&[])?;
+            let config = args.config::<TokenizerTrainConfig<FlexVaeConfig>>(&[], device)?;
             train_flexvae(config, out, place, &mut progress)?
         }
-        Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[])?, out, place, &mut progress)?,
-        Command::FlexVar(_) => train_flexvar(args.config::<FlexVarTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::Var(_) => train_var(args.config::<VarTrainConfig>(&[], device)?, out, place, &mut progress)?,
+        Command::FlexVar(_) => {
+            train_flexvar(args.config::<FlexVarTrainConfig>(&[], device)?, out, place, &mut progress)?
+        }
         Command::LlamaGenVq(_) => {
-            let config = args.config::<TokenizerTrainConfig<LlamaGenVqConfig>>(&[])?;
+            let config = args.config::<TokenizerTrainConfig<LlamaGenVqConfig>>(&[], device)?;
             train_llamagen_vq(config, out, place, &mut progress)?
         }
-        Command::LlamaGen(_) => train_llamagen(args.config::<LlamaGenTrainConfig>(&[])?, out, place, &mut progress)?,
-        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[])?, out, place, &mut progress)?,
-        Command::VaPi(_) => train_va_pi(args.config::<VaPiTrainConfig>(&[])?, out, place, &mut progress)?,
+        Command::LlamaGen(_) => {
+            train_llamagen(args.config::<LlamaGenTrainConfig>(&[], device)?, out, place, &mut progress)?
+        }
+        Command::Sar(_) => train_sar(args.config::<SarTrainConfig>(&[], device)?, out, place, &mut progress)?,
+        Command::VaPi(_) => train_va_pi(args.config::<VaPiTrainConfig>(&[], device)?, out, place, &mut progress)?,
         Command::Classifier(_) => {
-            let summary = train_classifier(args.config::<ClassifierTrainConfig>(&[])?, out, place, &mut progress)?;
+            let summary =
+                train_classifier(args.config::<ClassifierTrainConfig>(&[], device)?, out, place, &mut progress)?;
             test_accuracy = summary.as_ref().map(|summary| summary.test_accuracy);
             summary.map(|ClassifierSummary { file, .. }| file)
         }
@@ -164,16 +194,16 @@ pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<
             if place.ranks.count() > 1 {
                 return Err(usage("judges are small networks, each trained by itself: leave --ranks out"));
             }
-            judges = train_judges(&args.config::<JudgesConfig>(&[])?, out, &place.device, &mut progress)?;
+            judges = train_judges(&args.config::<JudgesConfig>(&[], device)?, out, &place.device, &mut progress)?;
             judges.is_some().then(|| out.clone())
         }
         Command::Dino(_) => {
-            let summary = train_dino(args.config::<DinoTrainConfig>(&[])?, out, place, &mut progress)?;
+            let summary = train_dino(args.config::<DinoTrainConfig>(&[], device)?, out, place, &mut progress)?;
             knn_accuracy = summary.as_ref().map(|summary| summary.knn_accuracy);
             summary.map(|DinoSummary { file, .. }| file)
         }
         Command::Aid(_) => {
-            train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS)?, out, place, &mut progress)?
+            train_aid(args.config::<AidTrainConfig>(&AidTrainConfig::PRESETS, device)?, out, place, &mut progress)?
         }
     };
     let stopped = file.is_none();

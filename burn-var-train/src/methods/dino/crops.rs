@@ -2,7 +2,7 @@
 //! on every device.
 
 use burn::tensor::{Tensor, TensorData};
-use burn_var::ops::transpose;
+use burn_var::ops::{exact_matmul, transpose};
 use burn_var::rng::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -111,7 +111,7 @@ impl Crops {
             let matrices = Tensor::<4>::from_data(TensorData::new(values, [batch, 1, side, from]), &device);
             matrices.repeat_dim(1, channels)
         };
-        let cut = matrices(rows, height).matmul(images).matmul(transpose(matrices(columns, width)));
+        let cut = exact_matmul(exact_matmul(matrices(rows, height), images), transpose(matrices(columns, width)));
         let light = Tensor::<2>::from_data(TensorData::new(light, [batch, 2]), &device);
         let [contrast, brightness] = [0, 1].map(|i| light.clone().narrow(1, i, 1).reshape([batch, 1, 1, 1]));
         (cut * contrast + brightness).clamp(-1.0, 1.0)

@@ -4,7 +4,7 @@
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::transpose;
+use crate::ops::{exact_matmul, transpose};
 use crate::rng::Rng;
 
 /// Random changes that [`Augment::apply`] makes.
@@ -83,7 +83,7 @@ fn translation(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {
     };
     let rows = matrices(height);
     let columns = matrices(width);
-    rows.matmul(images + 1.0).matmul(transpose(columns)) - 1.0
+    exact_matmul(exact_matmul(rows, images + 1.0), transpose(columns)) - 1.0
 }
 
 fn cutout(images: Tensor<4>, rngs: &mut [Rng]) -> Tensor<4> {

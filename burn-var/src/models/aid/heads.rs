@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require_positive;
 use crate::init::{Init, fan_in_bound, initialize};
-use crate::ops::{ConvSpec, conv2d, transpose};
+use crate::ops::{ConvSpec, conv2d, exact_matmul, transpose};
 use crate::{Error, Result, nn};
 
 /// Kernel size of the circular convolution.
@@ -159,8 +159,8 @@ impl SpectralConv {
             x / length.unsqueeze()
         };
         let u = inner(self.weight_u.val().unsqueeze_dim::<2>(1)); // [out, 1]
-        let v = unit(transpose(weight.clone()).matmul(u)); // [in * kernel, 1]
-        let u = unit(weight.matmul(v.clone()));
+        let v = unit(exact_matmul(transpose(weight.clone()), u)); // [in * kernel, 1]
+        let u = unit(exact_matmul(weight, v.clone()));
         let keep = |param: Param<Tensor<1>>, value: Tensor<2>| {
             let value = value.squeeze_dim::<1>(1);
             let value = if device.is_autodiff() { Tensor::from_inner(value) } else { value };
@@ -177,8 +177,8 @@ impl SpectralConv {
         let weight = self.weight_orig.val();
         let [output, input, kernel] = weight.dims();
         let (u, v) = (self.weight_u.val().detach(), self.weight_v.val().detach());
-        let sigma = u.reshape([1, output]).matmul(weight.clone().reshape([output, input * kernel]));
-        let sigma = sigma.matmul(v.reshape([input * kernel, 1])); // [1, 1]
+        let sigma = exact_matmul(u.reshape([1, output]), weight.clone().reshape([output, input * kernel]));
+        let sigma = exact_matmul(sigma, v.reshape([input * kernel, 1])); // [1, 1]
         weight / sigma.unsqueeze()
     }
 

@@ -10,7 +10,7 @@ use super::SafeLayerNorm;
 use crate::error::require_positive;
 use crate::init::{Init, initialize};
 use crate::math::{Constants, Resize};
-use crate::ops::{QueryKeys, self_attention, swap, transpose};
+use crate::ops::{QueryKeys, matmul, self_attention, swap, transpose};
 use crate::rng::Rng;
 use crate::{Error, MapSize, Result, nn, ops};
 
@@ -147,8 +147,8 @@ impl SelfAttention {
                 let part = qkv.clone().narrow(2, i * width, width);
                 swap(part.reshape([batch, tokens, self.heads, channels]), 1, 2)
             };
-            let weights = softmax(part(0).matmul(transpose(part(1))) * scale, 3);
-            let mixed = drop_values(weights, dropout).matmul(part(2)); // [batch, heads, tokens, channels]
+            let weights = softmax(matmul(part(0), transpose(part(1))) * scale, 3);
+            let mixed = matmul(drop_values(weights, dropout), part(2)); // [batch, heads, tokens, channels]
             swap(mixed, 1, 2).reshape([batch, tokens, width])
         } else {
             self_attention(qkv, None, self.heads, QueryKeys::Scaled(scale), None)

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::init::{Init, fan_in_bound, initialize};
-use crate::nn::{Conv2d, GroupNorm, linear};
+use crate::nn::{Conv2d, GroupNorm, generic, linear};
 use crate::ops::ConvSpec;
 use crate::{Error, Result};
 
@@ -120,7 +120,7 @@ impl Classifier {
 
     /// Computes class logits from [`Classifier::features`].
     pub fn scores(&self, features: Tensor<2>) -> Tensor<2> {
-        self.head.forward(features)
+        generic(&self.head, features)
     }
 
     /// Computes the input of the last linear layer: the mean of the last map over positions, `[batch, 4 ch]`.

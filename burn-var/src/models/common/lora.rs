@@ -138,7 +138,7 @@ impl LowRank {
 
     /// Returns the linear layer with this update in its weight.
     pub(crate) fn merged(&self, mut linear: Linear) -> Linear {
-        let change = self.down.val().matmul(self.up.val()) * self.scale;
+        let change = ops::exact_matmul(self.down.val(), self.up.val()) * self.scale;
         linear.weight = linear.weight.map(|weight| {
             let change = change.clone().cast(weight.dtype());
             weight + change

@@ -11,7 +11,7 @@ use super::vqgan::{Decoder, Encoder, VqGanSizes, untrained};
 use crate::error::require_positive;
 use crate::init::{Init, ParamInfo};
 use crate::nn::{self, Conv2d, GroupNorm};
-use crate::ops::{permute, transpose};
+use crate::ops::{exact_matmul, permute, transpose};
 use crate::weights::shapes::{axes, count};
 use crate::weights::{KeyMap, Kind, StateDict};
 use crate::{Error, MapSize, Result};
@@ -348,11 +348,11 @@ impl VectorQuantizer {
         let codes = self.codes().inner();
         let count = rows.dims()[0];
         let found = if self.l2_norm {
-            rows.matmul(transpose(codes)).argmax(1)
+            exact_matmul(rows, transpose(codes)).argmax(1)
         } else {
             let own = rows.clone().square().sum_dim(1); // [rows, 1]
             let theirs = transpose(codes.clone().square().sum_dim(1)); // [1, codes]
-            (own + theirs - rows.matmul(transpose(codes)) * 2.0).argmin(1)
+            (own + theirs - exact_matmul(rows, transpose(codes)) * 2.0).argmin(1)
         };
         found.reshape([batch, count / batch])
     }
@@ -380,7 +380,7 @@ impl VectorQuantizer {
         let codes = self.codes();
         let own = rows.clone().square().sum_dim(1);
         let theirs = transpose(codes.clone().square().sum_dim(1));
-        let distance = own + theirs - rows.matmul(transpose(codes)) * 2.0;
+        let distance = own + theirs - exact_matmul(rows, transpose(codes)) * 2.0;
         let logits = distance * (-1.0 / self.entropy_temperature);
         let probabilities = softmax(logits.clone(), 1);
         let each = (probabilities.clone() * log_softmax(logits, 1)).sum_dim(1).mean().neg();

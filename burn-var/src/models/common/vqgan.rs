@@ -84,8 +84,8 @@ impl AttnBlock {
         let [batch, channels, height, width] = x.dims();
         let qkv = self.qkv.forward(self.norm.forward(x.clone())).reshape([batch, 3 * channels, height * width]);
         let part = |i: usize| qkv.clone().narrow(1, i * channels, channels); // [batch, channels, positions]
-        let scores = ops::transpose(part(0)).matmul(part(1)) * (channels as f64).powf(-0.5); // [batch, query, key]
-        let mixed = part(2).matmul(ops::transpose(ops::softmax(scores))); // [batch, channels, query]
+        let scores = ops::matmul(ops::transpose(part(0)), part(1)) * (channels as f64).powf(-0.5); // [batch, query, key]
+        let mixed = ops::matmul(part(2), ops::transpose(ops::softmax(scores))); // [batch, channels, query]
         x + self.proj_out.forward(mixed.reshape([batch, channels, height, width]))
     }
 }

@@ -9,7 +9,7 @@ use crate::generation::{Tokenizer, Vocabulary};
 use crate::init::initialize;
 use crate::math::Resize;
 use crate::models::common::vq_model::{QuantizedMap, VqModel, VqModelConfig};
-use crate::ops::transpose;
+use crate::ops::{Precision, transpose};
 use crate::scales::ScaleAt;
 use crate::{MapSize, Result, Scales, TokenPyramid};
 
@@ -126,7 +126,7 @@ impl Tokenizer for FlexVae {
     /// Encodes images of any size that is a multiple of the downsampling: a scale is the latent's area-resized map, also
     /// where the latent is larger than the last scale, as in the authors' training on 512 pixels.
     fn encode(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid> {
-        let latent = self.latent(images)?;
+        let latent = Precision::Exact.scope(|| self.latent(images))?;
         let maps = scales.iter().map(|at| self.quantize(latent.clone(), at.size())).collect();
         TokenPyramid::new(scales.clone(), maps)
     }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{JudgeConfig, JudgeNetwork};
 use crate::models::classifier::Unit;
-use crate::nn::{Conv2d, LayerNorm, linear, zeros};
+use crate::nn::{Conv2d, LayerNorm, generic, linear, zeros};
 use crate::ops::{self, ConvSpec};
 use crate::{Error, Result};
 
@@ -100,8 +100,8 @@ impl Judge {
     /// Computes class logits `[batch, classes]` from [`Judge::features`]; `None` if the network does not classify.
     pub fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
         match &self.network {
-            Network::Convolutional(network) => Some(network.head.forward(features)),
-            Network::Perceptron(network) => Some(network.head.forward(features)),
+            Network::Convolutional(network) => Some(generic(&network.head, features)),
+            Network::Perceptron(network) => Some(generic(&network.head, features)),
             Network::Random(_) | Network::Components(_) | Network::Autoencoder(_) => None,
         }
     }
@@ -111,7 +111,8 @@ impl Judge {
         match &self.network {
             Network::Components(network) => {
                 let [channels, height, width] = self.config.image_shape();
-                let images = features.matmul(ops::transpose(network.directions.val())) + network.mean.val().unsqueeze();
+                let images = ops::exact_matmul(features, ops::transpose(network.directions.val()))
+                    + network.mean.val().unsqueeze();
                 let batch = images.dims()[0];
                 Some(images.reshape([batch, channels, height, width]))
             }
@@ -180,7 +181,7 @@ impl Perceptron {
     fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let mut x: Tensor<2> = images.flatten(1, 3);
         for (hidden, norm) in self.hidden.iter().zip(&self.norms) {
-            x = ops::silu(norm.forward(hidden.forward(x).unsqueeze_dim(1)).squeeze_dim(1));
+            x = ops::silu(norm.forward(generic(hidden, x).unsqueeze_dim(1)).squeeze_dim(1));
         }
         x
     }
@@ -218,7 +219,7 @@ struct Components {
 impl Components {
     fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let pixels: Tensor<2> = images.flatten(1, 3);
-        (pixels - self.mean.val().unsqueeze()).matmul(self.directions.val())
+        ops::exact_matmul(pixels - self.mean.val().unsqueeze(), self.directions.val())
     }
 }
 
@@ -251,11 +252,11 @@ impl Autoencoder {
 
     fn encode(&self, images: Tensor<4>) -> Tensor<2> {
         let map = self.encoder.iter().fold(images, |x, unit| unit.forward(x));
-        self.encode.forward(map.flatten(1, 3))
+        generic(&self.encode, map.flatten(1, 3))
     }
 
     fn decode(&self, features: Tensor<2>, [height, width]: [usize; 2]) -> Tensor<4> {
-        let x = self.decode.forward(features);
+        let x = generic(&self.decode, features);
         let [batch, elements] = x.dims();
         let [height, width] = [height / 8, width / 8];
         let map = x.reshape([batch, elements / (height * width), height, width]);

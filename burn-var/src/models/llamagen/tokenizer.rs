@@ -8,7 +8,7 @@ use super::transformer::raster_size;
 use crate::generation::{Tokenizer, Vocabulary};
 use crate::init::initialize;
 use crate::models::common::vq_model::{QuantizedMap, VqModel, VqModelConfig};
-use crate::ops::transpose;
+use crate::ops::{Precision, transpose};
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
@@ -150,7 +150,8 @@ impl Tokenizer for LlamaGenVq {
                 shape,
             ));
         }
-        TokenPyramid::from_sequence(scales.clone(), self.vq.quantize.quantize(self.latent(images)?))
+        let latent = Precision::Exact.scope(|| self.latent(images))?;
+        TokenPyramid::from_sequence(scales.clone(), self.vq.quantize.quantize(latent))
     }
 
     fn blank(&self, batch: usize, scales: &Scales) -> Tensor<4> {

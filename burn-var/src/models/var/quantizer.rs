@@ -8,7 +8,7 @@ use super::tokenizer::VqVaeConfig;
 use crate::Scales;
 use crate::math::Resize;
 use crate::nn::{self, Conv2d};
-use crate::ops::{self, permute, transpose};
+use crate::ops::{self, exact_matmul, permute, transpose};
 
 /// Codebook, and the small convolutions (phi) that smooth each scale's contribution.
 #[derive(Module, Debug)]
@@ -54,11 +54,11 @@ impl Quantizer {
         let codes = self.embedding.weight.val().inner();
         let [positions, _] = residual.dims();
         let found = if self.using_znorm {
-            nn::unit_rows(residual).matmul(transpose(nn::unit_rows(codes))).argmax(1)
+            exact_matmul(nn::unit_rows(residual), transpose(nn::unit_rows(codes))).argmax(1)
         } else {
             let own = residual.clone().square().sum_dim(1); // [positions, 1]
             let theirs = transpose(codes.clone().square().sum_dim(1)); // [1, vocab]
-            (own + theirs - residual.matmul(transpose(codes)) * 2.0).argmin(1)
+            (own + theirs - exact_matmul(residual, transpose(codes)) * 2.0).argmin(1)
         };
         found.reshape([positions])
     }

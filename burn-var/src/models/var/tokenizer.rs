@@ -11,6 +11,7 @@ use crate::init::{Init, initialize};
 use crate::math::Resize;
 use crate::models::common::vqgan::{Decoder, Encoder, VqGanSizes, untrained};
 use crate::nn::{Conv2d, GroupNorm};
+use crate::ops::Precision;
 use crate::scales::ScaleAt;
 use crate::{Error, MapSize, Result, Scales, TokenPyramid};
 
@@ -262,7 +263,7 @@ impl Tokenizer for VqVae {
 
     fn encode(&self, images: Tensor<4>, scales: &Scales) -> Result<TokenPyramid> {
         let shape = images.dims();
-        let latent = self.latent(images)?;
+        let latent = Precision::Exact.scope(|| self.latent(images))?;
         let [_, _, height, width] = latent.dims();
         if scales.finest() != (MapSize { height, width }) {
             let expected = format!("images whose latent is {} tokens, the last of `{scales}`", scales.finest());

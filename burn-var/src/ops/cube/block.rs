@@ -11,6 +11,7 @@ use super::{
 };
 use super::{norm_columns, split_backward};
 use crate::ops::modulation::{Branch, Rows};
+use crate::ops::precision::Form;
 use crate::ops::{swap, transpose};
 
 /// Weights of a block.
@@ -32,6 +33,8 @@ struct Block {
     /// Added to the scores, `[1, 1, tokens, tokens]`.
     mask: Tensor<4>,
     epsilon: f64,
+    /// Form of the products, in the backward pass too.
+    form: Form,
 }
 
 /// Values that the backward pass reads. Norms and GELU are computed again: they are cheap, and memory bounds the batch.
@@ -61,6 +64,7 @@ pub(crate) fn block(
     mask: Tensor<4>,
     epsilon: f64,
 ) -> Tensor<3> {
+    let form = Form::of(&x);
     // A constant, which must not end up in the graph.
     let mask = if mask.device().is_autodiff() { mask.inner() } else { mask };
     let BlockWeights { qkv, biases: [q_bias, v_bias], sharpness, layers } = weights;
@@ -79,7 +83,7 @@ pub(crate) fn block(
         w2.into_dispatch(),
         b2.into_dispatch(),
     ];
-    bridge::run(Block { mask, epsilon }, inputs)
+    bridge::run(Block { mask, epsilon, form }, inputs)
 }
 
 impl Recorded<12> for Block {
@@ -102,26 +106,26 @@ impl Recorded<12> for Block {
         let [(w0, b0), (w1, b1), (w2, b2)] = weights.layers.clone();
 
         let normed = modulated_norm(x.clone(), [&scale1, &shift1], self.epsilon);
-        let joint = flat(normed).matmul(weights.qkv.clone());
+        let joint = self.form.product(flat(normed), weights.qkv.clone());
         let empty = || Tensor::<4>::empty([batch, heads, tokens, width / heads], &x.device());
         let log = weights.sharpness.clone().flatten::<1>(0, 3);
         let as_sequence = joint.clone().reshape([batch, tokens, 3 * width]);
         let (query, [key, value]) =
             append(as_sequence, Some(weights.biases.clone()), Some((log, true)), [empty(), empty()], 0);
-        let shares = masked_softmax(query.clone().matmul(transpose(key.clone())), Some(self.mask.clone()));
-        let mixed = swap(shares.clone().matmul(value.clone()), 1, 2).reshape([batch * tokens, width]);
-        let attended = mixed.clone().matmul(w0).reshape([batch, tokens, width]);
+        let shares = masked_softmax(self.form.product(query.clone(), transpose(key.clone())), Some(self.mask.clone()));
+        let mixed = swap(self.form.product(shares.clone(), value.clone()), 1, 2).reshape([batch * tokens, width]);
+        let attended = self.form.product(mixed.clone(), w0).reshape([batch, tokens, width]);
         let branch = Branch { value: attended.clone(), bias: Some(b0) };
         let (middle, normed) = residual_norm(x.clone(), branch, &gamma1, [&scale2, &shift2], self.epsilon);
-        let inner = flat(normed).matmul(w1);
+        let inner = self.form.product(flat(normed), w1);
         let active = gelu(inner.clone(), b1);
-        let fed = active.matmul(w2).reshape([batch, tokens, width]);
+        let fed = self.form.product(active, w2).reshape([batch, tokens, width]);
         let out = middle.clone() + (fed.clone() + b2.unsqueeze::<3>()) * gamma2.tensor();
         let saved = Saved { x, packed, weights, joint, query, key, value, shares, mixed, attended, middle, inner, fed };
         (out.into_dispatch(), saved)
     }
 
-    fn backward(&self, saved: Saved, grad: DispatchTensor) -> [DispatchTensor; 12] {
+    fn backward(&self, saved: Saved, grad: DispatchTensor, _: [bool; 12]) -> [Option<DispatchTensor>; 12] {
         let grad = Tensor::<3>::from_dispatch(grad);
         let Saved { x, packed, weights, joint, query, key, value, shares, mixed, attended, middle, inner, fed } = saved;
         let [batch, tokens, width] = x.dims();
@@ -135,24 +139,24 @@ impl Recorded<12> for Block {
 
         let (d_fed, d_gamma2, d_b2) = gate_backward(grad.clone(), fed, b2, &gamma2);
         let d_fed = flat(d_fed);
-        let [d_inner, active] = gelu_backward(inner, b1, d_fed.clone().matmul(transpose(w2)));
-        let d_w2 = transpose(active).matmul(d_fed);
+        let [d_inner, active] = gelu_backward(inner, b1, self.form.product(d_fed.clone(), transpose(w2)));
+        let d_w2 = self.form.product(transpose(active), d_fed);
         let normed = flat(modulated_norm(middle.clone(), [&scale2, &shift2], self.epsilon));
-        let d_w1 = transpose(normed).matmul(d_inner.clone());
+        let d_w1 = self.form.product(transpose(normed), d_inner.clone());
         let d_b1 = over_rows(d_inner.clone());
-        let d_normed = deep(d_inner.matmul(transpose(w1)));
+        let d_normed = deep(self.form.product(d_inner, transpose(w1)));
         let (d_middle, moments) = norm_backward(middle.clone(), d_normed.clone(), grad, &scale2, self.epsilon);
         let (d_scale2, d_shift2) = norm_columns(middle, d_normed, moments);
 
         let (d_attended, d_gamma1, d_b0) = gate_backward(d_middle.clone(), attended, b0, &gamma1);
         let d_attended = flat(d_attended);
-        let d_mixed = d_attended.clone().matmul(transpose(w0));
-        let d_w0 = transpose(mixed).matmul(d_attended);
+        let d_mixed = self.form.product(d_attended.clone(), transpose(w0));
+        let d_w0 = self.form.product(transpose(mixed), d_attended);
         let d_mixed = swap(d_mixed.reshape([batch, tokens, heads, width / heads]), 1, 2);
-        let d_value = transpose(shares.clone()).matmul(d_mixed.clone());
-        let d_scores = softmax_backward(shares, d_mixed.matmul(transpose(value)));
-        let d_query = d_scores.clone().matmul(key);
-        let d_key = transpose(d_scores).matmul(query);
+        let d_value = self.form.product(transpose(shares.clone()), d_mixed.clone());
+        let d_scores = softmax_backward(shares, self.form.product(d_mixed, transpose(value)));
+        let d_query = self.form.product(d_scores.clone(), key);
+        let d_key = self.form.product(transpose(d_scores), query);
         let log = weights.sharpness.clone().flatten::<1>(0, 3);
         let [q_bias, _] = weights.biases;
         let (d_joint, d_log) = split_backward(joint, q_bias, log, [d_query, d_key, d_value]);
@@ -160,8 +164,8 @@ impl Recorded<12> for Block {
         let d_biases = over_rows(d_joint.clone());
         let [d_q_bias, d_v_bias] = [0, 2].map(|part| d_biases.clone().narrow(0, part * width, width));
         let normed = flat(modulated_norm(x.clone(), [&scale1, &shift1], self.epsilon));
-        let d_qkv = transpose(normed).matmul(d_joint.clone());
-        let d_normed = deep(d_joint.matmul(transpose(weights.qkv)));
+        let d_qkv = self.form.product(transpose(normed), d_joint.clone());
+        let d_normed = deep(self.form.product(d_joint, transpose(weights.qkv)));
         let (d_x, moments) = norm_backward(x.clone(), d_normed.clone(), d_middle, &scale1, self.epsilon);
         let (d_scale1, d_shift1) = norm_columns(x, d_normed, moments);
 
@@ -180,5 +184,6 @@ impl Recorded<12> for Block {
             d_w2.into_dispatch(),
             over_rows(d_b2).into_dispatch(),
         ]
+        .map(Some)
     }
 }

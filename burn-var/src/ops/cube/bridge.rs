@@ -24,8 +24,8 @@ pub(super) trait Recorded<const N: usize>: Clone + Debug + Send + 'static {
     /// Computes the output, and the values to keep for the backward pass.
     fn forward(&self, inputs: [DispatchTensor; N]) -> (DispatchTensor, Self::Saved);
 
-    /// Computes the gradients of the inputs from that of the output.
-    fn backward(&self, saved: Self::Saved, grad: DispatchTensor) -> [DispatchTensor; N];
+    /// Computes the gradients of the inputs for which `wanted` is set, from that of the output.
+    fn backward(&self, saved: Self::Saved, grad: DispatchTensor, wanted: [bool; N]) -> [Option<DispatchTensor>; N];
 }
 
 /// Runs an operation on tensors of a GPU, at least one of which is on the graph.
@@ -90,8 +90,9 @@ impl<K: Recorded<N>, const N: usize> Backward<Cube, N> for Step<K> {
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = off_graph(grads.consume::<Cube>(&ops.node));
         let (kernel, saved) = ops.state;
-        for (parent, grad) in ops.parents.into_iter().zip(kernel.backward(saved, grad)) {
-            if let Some(parent) = parent {
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        for (parent, grad) in ops.parents.into_iter().zip(kernel.backward(saved, grad, wanted)) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Cube>(parent.id, cube(grad).float());
             }
         }

@@ -129,6 +129,22 @@ fn gelu_backward_kernel(
     }
 }
 
+#[cube(launch)]
+fn round_kernel(x: &Tensor<f32>, out: &mut Tensor<f32>, numbers: u32, #[comptime] dropped: u32) {
+    let at = ABSOLUTE_POS;
+    if at < numbers as usize {
+        let bits = u32::reinterpret(x[at]);
+        let mut rounded = bits;
+        // Infinities and what is no number stay.
+        if bits & 0x7f80_0000u32 != 0x7f80_0000u32 {
+            let half = comptime!((1u32 << (dropped - 1)) - 1);
+            let kept = comptime!(!((1u32 << dropped) - 1));
+            rounded = (bits + half + ((bits >> dropped) & 1u32)) & kept;
+        }
+        out[at] = f32::reinterpret(rounded);
+    }
+}
+
 pub(super) fn gelu(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
     let [x, bias] = [x, bias].map(plain);
     let (shape, [channels]) = (x.meta.shape().clone(), dims(&bias));
@@ -228,6 +244,24 @@ pub(super) fn extrapolate(toward: CubeTensor, away: CubeTensor, strength: f32) -
         out.clone().into_tensor_arg(),
         strength,
         numbers as u32,
+    );
+    out
+}
+
+/// Rounds to the nearest number without the last `dropped` bits.
+pub(super) fn round(x: CubeTensor, dropped: usize) -> CubeTensor {
+    let x = plain(x);
+    let shape = x.meta.shape().clone();
+    let numbers = shape.num_elements();
+    let out = like(&x, shape);
+    round_kernel::launch(
+        &x.client.clone(),
+        grid(numbers),
+        CubeDim::new_1d(UNITS as u32),
+        x.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        numbers as u32,
+        dropped as u32,
     );
     out
 }

@@ -16,6 +16,7 @@ mod norm;
 #[cfg(feature = "training")]
 pub(super) mod optimizer;
 mod parallel;
+mod product;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -24,12 +25,14 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, activation};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
-use cubecl::MemoryScope;
+use cubecl::prelude::Scalar;
+use cubecl::{MemoryScope, tf32};
 
 use super::draw::Draw;
 use super::modulation::{Branch, Rows};
 pub(super) use attention::fits;
 pub(crate) use block::{BlockWeights, block};
+pub(super) use product::{product, rounded};
 
 /// Offsets of rows in the projections that hold them, see [`Rows`].
 type Offset = usize;
@@ -157,6 +160,23 @@ trait Kernels: Backend {
         tokens: usize,
         scale: f32,
     ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = a, shape = multiplied(a, b))]
+    fn exact(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(meta = |a, b| TensorSpec::new(multiplied(&a.shape, &b.shape), DType::F32))]
+    fn widened(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(dtype = x, shape = x)]
+    fn round(x: FloatTensor<Self>, dropped: usize) -> FloatTensor<Self>;
+}
+
+/// Returns the shape of a product of matrices whose other axes are equal.
+fn multiplied(a: &Shape, b: &Shape) -> Shape {
+    let mut shape = a.clone();
+    let last = a.num_dims() - 1;
+    shape[last] = b[last];
+    shape
 }
 
 /// Returns the shapes of drawn ids, of the number of a faulty entry, and of the values of a draw.
@@ -314,6 +334,18 @@ impl Kernels for CubeBackend {
     fn attend(query: CubeTensor, keys: CubeTensor, values: CubeTensor, tokens: usize, scale: f32) -> CubeTensor {
         attention::attend(query, keys, values, tokens, scale)
     }
+
+    fn exact(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::exact(a, b)
+    }
+
+    fn widened(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::widened(a, b)
+    }
+
+    fn round(x: CubeTensor, dropped: usize) -> CubeTensor {
+        map::round(x, dropped)
+    }
 }
 
 /// Enables the kernels; see [`super`].
@@ -330,17 +362,22 @@ pub(crate) fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.device().is_autodiff() && has_kernels(tensor)
 }
 
-fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+/// Returns `true` if a tensor can be the input of a kernel that is recorded on the autodiff graph if the tensor is on it.
+pub(super) fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
     /// Nine, and one for shapes.
     const BINDINGS: u32 = 10;
-    tensor.dtype() == DType::F32 && *ENABLED && gpu_of(&tensor.device()).is_some_and(|gpu| bindings(gpu) >= BINDINGS)
+    tensor.dtype() == DType::F32 && *ENABLED && binds(&tensor.device(), BINDINGS)
 }
 
 /// Computes [`super::draw::draws`].
 pub(super) fn draws(device: &Device, vocabulary: usize) -> bool {
     /// Five, and one for shapes: what every browser has.
     const BINDINGS: u32 = 6;
-    *ENABLED && draw::fits(vocabulary) && gpu_of(device).is_some_and(|gpu| bindings(gpu) >= BINDINGS)
+    *ENABLED && draw::fits(vocabulary) && binds(device, BINDINGS)
+}
+
+fn binds(device: &Device, count: u32) -> bool {
+    abilities_of(device).is_some_and(|abilities| abilities.bindings >= count)
 }
 
 /// Returns `true` if a tensor is on a GPU, on the autodiff graph or off it.
@@ -367,16 +404,37 @@ fn gpu_of(device: &Device) -> Option<CubeDevice> {
     }
 }
 
-/// Returns the number of buffers that a kernel of a GPU can have. WebGPU promises 8, and browsers often give no more.
-fn bindings(gpu: CubeDevice) -> u32 {
-    static KNOWN: Mutex<Vec<(CubeDevice, u32)>> = Mutex::new(Vec::new());
+/// Abilities of a GPU.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Abilities {
+    /// Buffers that a kernel can have. WebGPU promises 8, and browsers often give no more.
+    bindings: u32,
+    /// Products of `f32` are rounded to TF32 where Burn chooses a kernel with tensor cores.
+    pub(super) tf32: bool,
+    /// Products of `f16`.
+    pub(super) f16: bool,
+    /// Products of `bf16`.
+    pub(super) bf16: bool,
+}
+
+/// Returns the abilities of a device; `None` if it is no GPU.
+pub(super) fn abilities_of(device: &Device) -> Option<Abilities> {
+    static KNOWN: Mutex<Vec<(CubeDevice, Abilities)>> = Mutex::new(Vec::new());
+    let gpu = gpu_of(device)?;
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, count)) = known.iter().find(|(other, _)| *other == gpu) {
-        return *count;
+    if let Some((_, abilities)) = known.iter().find(|(other, _)| *other == gpu) {
+        return Some(*abilities);
     }
-    let count = gpu.client().properties().hardware.max_bindings;
-    known.push((gpu, count));
-    count
+    let client = gpu.client();
+    let multiplies = |dtype| <CubeBackend as Backend>::supports_dtype(&gpu, dtype);
+    let abilities = Abilities {
+        bindings: client.properties().hardware.max_bindings,
+        tf32: client.properties().supports_type(tf32::elem_type_native()),
+        f16: multiplies(DType::F16),
+        bf16: multiplies(DType::BF16),
+    };
+    known.push((gpu, abilities));
+    Some(abilities)
 }
 
 /// Computes [`super::modulated_norm`].

@@ -24,6 +24,7 @@ mod pointwise;
 mod pool;
 mod residual;
 mod rms_norm;
+mod round;
 mod scratch;
 mod self_attention;
 mod simd;
