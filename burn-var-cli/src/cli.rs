@@ -34,7 +34,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate images, class by class.
     Sample(sample::Args),
-    /// Put the files of several processes together: the shards of `sample --npz`.
+    /// Put the shards of `sample --npz` together to the file of one run, byte for byte.
     Merge(merge::Args),
     /// Generate a part of an image anew: in-painting, out-painting, another class, completion.
     Edit(edit::Args),

@@ -20,9 +20,10 @@ pub(crate) fn run(
     grace: Option<Duration>,
     configure: impl Fn(usize, &mut Command),
 ) -> Result<Option<(usize, ExitStatus)>> {
-    // Signals are passed on, and this process stays until the others have saved their work.
-    let stop = Arc::new(AtomicBool::new(false));
+    // Signals are passed on, and this process stays until the others have saved their work. Later they end it as ever.
+    let (stop, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, over.clone()).context("cannot handle Ctrl-C")?;
         signal_hook::flag::register(signal, stop.clone()).context("cannot handle Ctrl-C")?;
     }
     let program = std::env::current_exe().context("cannot find this program")?;
@@ -43,7 +44,9 @@ pub(crate) fn run(
         configure(number, &mut command);
         children.push(command.spawn().with_context(|| format!("cannot start {name} {number}"))?);
     }
-    wait(name, &mut children, grace, &stop)
+    let failed = wait(name, &mut children, grace, &stop);
+    over.store(true, Ordering::SeqCst);
+    failed
 }
 
 /// Waits for all processes; returns the first that has failed. The others end soon after it, or are killed.

@@ -152,7 +152,7 @@ fn an_evaluation_in_shards_is_that_of_one_run() {
     let folder = evaluation();
     let at = folder.path();
     let generated = |out: &'static str, more: &[&'static str]| {
-        let count = ["--count", "31", "--batch", "4", "--copies", "--per-class", "--resamples", "20", "--out", out];
+        let count = ["--count", "31", "--batch", "4", "--per-class", "--resamples", "20", "--out", out];
         [&["eval", "generated"], &NETWORKS[..], &count, more].concat()
     };
     let whole = without_times(json(at, &generated("whole", &[])));

@@ -9,13 +9,11 @@ use serde::Serialize;
 use crate::models::check_target;
 use crate::output::Output;
 
-/// Put the files of several processes together: the shards of `sample --npz`.
-///
-/// The result is the file of one run, byte for byte. A shard that is missing, is there twice or belongs to another run is
-/// an error. The shards stay.
+/// Put the shards of `sample --npz` together to the file of one run, byte for byte.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// All shards of a run, in any order: `images.*-of-8.npz`.
+    /// All shards of a run, in any order: `images.*-of-8.npz`. One that is missing, is there twice or belongs to another run
+    /// is an error.
     #[arg(required = true, value_name = "FILE")]
     shards: Vec<PathBuf>,
     /// The file of all images.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use burn_var::MapSize;
 use burn_var::image::{ValueRange, to_images};
-use burn_var_train::eval::{SampleFile, SampleShard, merge_samples, write_samples, write_shard};
+use burn_var_train::eval::{ImageSet, SampleFile, SampleShard, merge_samples, write_samples, write_shard};
 use burn_var_train::grid::{write_gif, write_png};
 use image::RgbImage;
 use serde::Serialize;
