@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, completions, convert, edit, eval, info, reconstruct, sample, train};
+use crate::commands::{bench, completions, convert, edit, eval, info, merge, reconstruct, sample, train};
 use crate::device::DeviceName;
 
 /// Next-scale autoregressive image generation: sample, reconstruct, train, measure.
@@ -34,6 +34,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Generate images, class by class.
     Sample(sample::Args),
+    /// Put the shards of `sample --npz` together to the file of one run, byte for byte.
+    Merge(merge::Args),
     /// Generate a part of an image anew: in-painting, out-painting, another class, completion.
     Edit(edit::Args),
     /// Encode images to tokens and decode them again, and measure the difference: PSNR and SSIM.

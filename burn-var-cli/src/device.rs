@@ -28,12 +28,21 @@ impl Default for DeviceName {
 }
 
 impl DeviceName {
-    /// Opens the device, and checks that it computes. On a GPU, operations are fused if `fusion` is set, and memory is sorted
-    /// for `training`; `number` is that of the GPU, the default one if absent.
-    pub(crate) fn open(self, fusion: bool, training: bool, number: Option<usize>) -> Result<Device> {
+    /// Refuses the number of a GPU on a CPU.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub(crate) fn check_number(self, number: Option<usize>) -> Result<()> {
         if number.is_some() && matches!(self, Self::Flex | Self::Ndarray) {
             return Err(usage("--devices numbers GPUs: choose one with --device, `--device cuda` for instance"));
         }
+        Ok(())
+    }
+
+    /// Opens the device, and checks that it computes. On a GPU, operations are fused if `fusion` is set, and memory is sorted
+    /// for `training`; `number` is that of the GPU, the default one if absent.
+    pub(crate) fn open(self, fusion: bool, training: bool, number: Option<usize>) -> Result<Device> {
+        self.check_number(number)?;
         #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
         if matches!(self, Self::Wgpu | Self::Vulkan | Self::Cuda) {
             burn_var::gpu::GpuSettings { fusion, training }.apply()?;

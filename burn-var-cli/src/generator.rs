@@ -1,5 +1,6 @@
 //! Images of a pipeline, batch by batch.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -206,12 +207,25 @@ impl Generator {
         &self,
         labels: &[usize],
         wanted: Wanted,
+        take: impl FnMut(Batch<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.run_part(labels, 0..labels.len(), wanted, take)
+    }
+
+    /// Generates the batches of [`Generator::run`] that have images of `part`. The first and the last may have others, too:
+    /// batches of the same size are computed alike.
+    pub(crate) fn run_part(
+        &self,
+        labels: &[usize],
+        part: Range<usize>,
+        wanted: Wanted,
         mut take: impl FnMut(Batch<'_>) -> Result<()>,
     ) -> Result<()> {
         let size = self.pipeline.batch_size();
-        (0..).step_by(size).zip(labels.chunks(size)).try_for_each(|(first, labels)| {
-            let output = self.draw(Condition::classes(labels), first, None, wanted)?;
-            take(Batch { labels, first, output })
+        (part.start - part.start % size..part.end).step_by(size).try_for_each(|first| {
+            let labels = &labels[first..labels.len().min(first + size)];
+            let output = self.draw(Condition::classes(labels), first as u64, None, wanted)?;
+            take(Batch { labels, first: first as u64, output })
         })
     }
 
@@ -344,7 +358,7 @@ impl GeneratedSet {
         self.generator.pipeline.classes().count
     }
 
-    fn pixels(&self, numbers: std::ops::Range<usize>) -> burn_var_train::Result<Vec<u8>> {
+    fn pixels(&self, numbers: Range<usize>) -> burn_var_train::Result<Vec<u8>> {
         let conditions = Condition::classes(&self.labels[numbers.clone()]);
         let output = self.generator.draw(conditions, numbers.start as u64, None, Wanted::default())?;
         let images = to_images(output.images, ValueRange::Signed)?;
@@ -382,12 +396,11 @@ impl ImageSet for GeneratedSet {
 
     fn read(
         &mut self,
-        first: usize,
+        Range { start, end }: Range<usize>,
         batch: usize,
         take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>,
     ) -> burn_var_train::Result<()> {
-        let count = self.labels.len();
-        (first..count).step_by(batch).try_for_each(|at| take(&self.pixels(at..count.min(at + batch))?))
+        (start..end).step_by(batch).try_for_each(|at| take(&self.pixels(at..end.min(at + batch))?))
     }
 
     /// Generates these images alone: an image depends on its number, not on the others.

@@ -10,10 +10,12 @@ mod generator;
 mod memory;
 mod models;
 mod output;
+mod processes;
 mod progress;
 #[cfg(test)]
 mod reference;
 mod settings;
+mod shards;
 
 use std::process::ExitCode;
 

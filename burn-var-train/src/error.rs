@@ -41,6 +41,12 @@ pub enum Error {
         /// Both networks, and what to do.
         reason: String,
     },
+    /// Shards of images are not one run.
+    #[error("the shards cannot be put together: {reason}")]
+    Shards {
+        /// Description of the defect, and what to do.
+        reason: String,
+    },
     /// Another process trains in the folder.
     #[error("`{}` is in use: another process trains in it; wait until it ends, or choose another folder", folder.display())]
     Locked {

@@ -1,22 +1,23 @@
 //! `burn-var sample`
 
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::Device;
 use burn_var::MapSize;
 use burn_var::image::{ValueRange, to_images};
-use burn_var_train::eval::write_samples;
+use burn_var_train::eval::{ImageSet, SampleFile, SampleShard, merge_samples, write_samples, write_shard};
 use burn_var_train::grid::{write_gif, write_png};
 use image::RgbImage;
 use serde::Serialize;
 
 use crate::caption::{Row, sheet, stage_names};
 use crate::classes::{equal_parts, in_turn};
-use crate::generator::{Batch, DrawArgs, Generator, Plain, Wanted, or_default};
+use crate::generator::{Batch, DrawArgs, GeneratedSet, Generator, Plain, Wanted, or_default};
 use crate::models::check_target;
 use crate::output::{Output, asked, usage};
+use crate::shards::{ShardArgs, unfit};
 
 /// Number of classes that are shown if none is named.
 const MOST_CLASSES: usize = 10;
@@ -51,7 +52,21 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "npz")]
     compare: bool,
     #[command(flatten)]
+    shards: ShardArgs,
+    #[command(flatten)]
     pub(crate) draw: DrawArgs,
+}
+
+impl Args {
+    /// Returns the parts of the images, which only an .npz file may have.
+    pub(crate) fn shards(&self) -> Result<&ShardArgs> {
+        let sheet = self.out.is_some() || self.stages;
+        match self.shards.are_several() {
+            true if self.npz.is_none() => Err(usage("several processes write an .npz file: name it with --npz")),
+            true if sheet => Err(usage("one process draws a sheet: leave out --out and --stages")),
+            _ => Ok(&self.shards),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -74,13 +89,16 @@ struct Class {
     images: usize,
 }
 
-pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
+/// Generates the images, or puts those of the processes together that have taken the time `launched`.
+pub(crate) fn run(args: &Args, device: &Device, launched: Duration, output: Output) -> Result<()> {
+    let shard = args.shards.shard();
+    let npz = args.npz.as_ref().map(|path| shard.map_or_else(|| path.clone(), |shard| shard.path(path)));
     let png = match (&args.out, &args.npz) {
         (None, Some(_)) if args.stages => return Err(usage("--stages draws a sheet: give it a name with --out")),
         (None, Some(_)) => None,
         (out, _) => Some(or_default(out.as_ref(), "burn-var-sample.png")),
     };
-    png.iter().chain(&args.npz).chain(&args.animate).try_for_each(|path| check_target(path))?;
+    png.iter().chain(&npz).chain(&args.animate).try_for_each(|path| check_target(path))?;
     let plain = if args.compare { Plain::Too } else { Plain::Never };
     let generator = Generator::new(&args.draw, plain, device)?;
     if args.compare && !generator.is_guided() {
@@ -95,14 +113,16 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let count = args.count.map_or(chosen.len() * if args.stages { 1 } else { PER_CLASS }, |count| count as usize);
     // A sheet shows class by class; evaluation tools compute metrics over parts of a file.
     let labels = if args.npz.is_some() { in_turn(&chosen, count) } else { equal_parts(&chosen, count) };
+    let part = shard.map_or(Ok(0..count), |shard| shard.range(count)).map_err(unfit)?;
 
     let start = Instant::now();
-    let bar = output.bar(if args.compare { 2 * count } else { count }, "images");
+    let bar = output.bar(if args.compare { 2 * count } else { part.len() }, "images");
     let wanted = Wanted { stages: args.stages || args.animate.is_some(), ..Default::default() };
     let make = |sheets: &mut Sheets, plain: bool, take: &mut dyn FnMut(&[u8]) -> burn_var_train::Result<()>| {
-        generator.run(&labels, Wanted { plain, ..wanted }, |batch| {
+        generator.run_part(&labels, part.clone(), Wanted { plain, ..wanted }, |batch| {
             let images = to_images(batch.output.images.clone(), ValueRange::Signed)?;
-            images.iter().try_for_each(|image| take(image.as_raw()))?;
+            let numbered = (batch.first as usize..).zip(&images);
+            numbered.filter(|(number, _)| part.contains(number)).try_for_each(|(_, image)| take(image.as_raw()))?;
             let note = if args.compare && !plain { ", guided" } else { "" };
             sheets.add(&batch, images, |label| format!("{}{note}", classes.name(label)))?;
             bar.inc(batch.labels.len() as u64);
@@ -115,12 +135,21 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         frames: args.animate.as_ref().map(|_| Vec::new()),
     };
     let mut sheets = empty();
-    match &args.npz {
-        Some(path) => {
-            let [_, height, width] = generator.pipeline.image_shape();
-            write_samples(path, &labels, MapSize { height, width }, |take| make(&mut sheets, false, take))?;
+    let [_, height, width] = generator.pipeline.image_shape();
+    let size = MapSize { height, width };
+    match (&npz, shard) {
+        (Some(path), Some(shard)) => {
+            let images = GeneratedSet::new(generator.clone(), labels.clone())?.identity()?;
+            let run = format!("burn-var {}, {images}", env!("CARGO_PKG_VERSION"));
+            let place = SampleShard { shard, images: count, run };
+            match is_there(path, &place) {
+                true => output.note(format!("`{}` is there already", path.display())),
+                false => write_shard(path, &labels, size, (shard, &place.run), |take| make(&mut sheets, false, take))?,
+            }
         }
-        None => make(&mut sheets, args.compare, &mut |_| Ok(()))?,
+        (Some(path), None) if args.shards.launches() => merge(&args.shards.files(path), path, &bar)?,
+        (Some(path), None) => write_samples(path, &labels, size, |take| make(&mut sheets, false, take))?,
+        (None, _) => make(&mut sheets, args.compare, &mut |_| Ok(()))?,
     }
     if args.compare {
         let mut guided = empty();
@@ -135,14 +164,14 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let frames: Result<Vec<RgbImage>> = frames.into_iter().map(|rows| sheet(&rows.finish(), &[])).collect();
         write_gif(path, frames?)?;
     }
-    let seconds = start.elapsed().as_secs_f64();
-    let number = |class: &usize| labels.iter().filter(|label| *label == class).count();
+    let seconds = (launched + start.elapsed()).as_secs_f64();
+    let number = |class: &usize| labels[part.clone()].iter().filter(|label| *label == class).count();
     chosen.sort_unstable();
     chosen.dedup();
     let report = Report {
-        images: count,
+        images: part.len(),
         png,
-        npz: args.npz.clone(),
+        npz,
         gif: args.animate.clone(),
         classes: chosen
             .iter()
@@ -156,6 +185,20 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             report.png.iter().chain(&report.npz).chain(&report.gif).map(|path| path.display().to_string()).collect();
         format!("{} images in {seconds:.1} s: {}", report.images, files.join(", "))
     })
+}
+
+/// Returns `true` if a file is the shard that would be written there: the images would be the same.
+fn is_there(path: &Path, place: &SampleShard) -> bool {
+    let found = SampleFile::open(path).and_then(|mut file| file.shard());
+    found.is_ok_and(|found| found.as_ref() == Some(place))
+}
+
+/// Puts the shards of a run together, and removes them.
+fn merge(shards: &[PathBuf], path: &Path, bar: &indicatif::ProgressBar) -> Result<()> {
+    merge_samples(shards, path, &mut |done| bar.set_position(done as u64))?;
+    let remove =
+        |shard: &PathBuf| std::fs::remove_file(shard).with_context(|| format!("cannot remove `{}`", shard.display()));
+    shards.iter().try_for_each(remove)
 }
 
 /// The sheets of images, filled batch by batch.

@@ -1,5 +1,6 @@
 //! Sets of 8-bit images to evaluate, read in order, a batch at a time.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -38,12 +39,12 @@ pub trait ImageSet {
     /// Returns the class labels, one per image, where they are known.
     fn labels(&self) -> Option<&[usize]>;
 
-    /// Reads the images from `first` on, and calls `take` with at most `batch` at a time: red, green and blue bytes, row by
-    /// row, image by image.
+    /// Reads the images with these numbers, and calls `take` with at most `batch` at a time: red, green and blue bytes, row
+    /// by row, image by image.
     ///
     /// # Errors
     /// If an image cannot be read, and the errors of `take`.
-    fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+    fn read(&mut self, numbers: Range<usize>, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
     /// Reads the images with these numbers, in ascending order; a number may repeat.
     ///
@@ -57,7 +58,7 @@ pub trait ImageSet {
         let image_bytes = 3 * self.size().area();
         let (mut at, mut found) = (0, Vec::new());
         let mut wanted = numbers.iter().copied().peekable();
-        self.read(0, PICK_BATCH, &mut |pixels| {
+        self.read(0..self.count(), PICK_BATCH, &mut |pixels| {
             for pixels in pixels.chunks_exact(image_bytes) {
                 while wanted.next_if_eq(&at).is_some() {
                     found.extend(pixels);
@@ -94,8 +95,8 @@ impl ImageSet for SampleFile {
         SampleFile::labels(self)
     }
 
-    fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        SampleFile::read(self, first, batch, take)
+    fn read(&mut self, numbers: Range<usize>, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        SampleFile::read(self, numbers, batch, take)
     }
 }
 
@@ -162,9 +163,9 @@ impl ImageSet for PngFolder {
         None
     }
 
-    fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn read(&mut self, numbers: Range<usize>, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let image_bytes = 3 * self.size.area();
-        for files in self.files[first..].chunks(batch) {
+        for files in self.files[numbers].chunks(batch) {
             let mut pixels = vec![0; files.len() * image_bytes];
             pixels.par_chunks_exact_mut(image_bytes).zip(files).try_for_each(|(pixels, file)| {
                 let image = image::open(file).map_err(|error| Error::format(file, error.to_string()))?.into_rgb8();
@@ -231,8 +232,8 @@ impl ImageSet for DataImages {
         Some(&self.labels)
     }
 
-    fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let all: Vec<usize> = (first..self.source.len()).collect();
+    fn read(&mut self, numbers: Range<usize>, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let all: Vec<usize> = numbers.collect();
         let (area, elements) = (self.shape.height * self.shape.width, self.shape.elements());
         for indices in all.chunks(batch) {
             let mut pixels = vec![0; indices.len() * area * 3];
@@ -276,9 +277,9 @@ mod tests {
     use super::*;
     use crate::grid::write_png;
 
-    fn read(set: &mut dyn ImageSet, first: usize, batch: usize) -> Result<Vec<u8>> {
+    fn read(set: &mut dyn ImageSet, numbers: Range<usize>, batch: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
-        set.read(first, batch, &mut |pixels| {
+        set.read(numbers, batch, &mut |pixels| {
             all.extend(pixels);
             Ok(())
         })?;
@@ -297,8 +298,9 @@ mod tests {
         let mut set = PngFolder::open(folder.path()).unwrap();
         assert_eq!((set.count(), set.size()), (3, MapSize { height: 1, width: 2 }));
         let shades = |pixels: Vec<u8>| pixels.into_iter().step_by(6).collect::<Vec<u8>>();
-        assert_eq!(shades(read(&mut set, 0, 2).unwrap()), [1, 2, 3]);
-        assert_eq!(shades(read(&mut set, 2, 5).unwrap()), [3]);
+        assert_eq!(shades(read(&mut set, 0..3, 2).unwrap()), [1, 2, 3]);
+        assert_eq!(shades(read(&mut set, 2..3, 5).unwrap()), [3]);
+        assert_eq!(shades(read(&mut set, 0..2, 5).unwrap()), [1, 2], "not beyond the end");
         assert_eq!(shades(set.pick(&[0, 2, 2]).unwrap()), [1, 3, 3]);
         assert!(set.pick(&[]).unwrap().is_empty(), "none");
     }
@@ -309,10 +311,10 @@ mod tests {
         write_png(folder.path().join("a.png"), &RgbImage::new(4, 4)).unwrap();
         write_png(folder.path().join("b.png"), &RgbImage::new(4, 5)).unwrap();
         let mut set = PngFolder::open(folder.path()).unwrap();
-        let error = read(&mut set, 0, 9).unwrap_err().to_string();
+        let error = read(&mut set, 0..2, 9).unwrap_err().to_string();
         assert!(error.contains("b.png") && error.contains("one size"), "{error}");
         std::fs::write(folder.path().join("b.png"), b"not an image").unwrap();
-        assert!(read(&mut set, 0, 9).unwrap_err().to_string().contains("b.png"));
+        assert!(read(&mut set, 0..2, 9).unwrap_err().to_string().contains("b.png"));
         let empty = tempfile::tempdir().unwrap();
         assert!(PngFolder::open(empty.path()).unwrap_err().to_string().contains("no PNG file"));
     }

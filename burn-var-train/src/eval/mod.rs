@@ -8,6 +8,7 @@ mod judged;
 mod npz;
 mod recognition;
 mod scores;
+mod shard;
 mod statistics;
 mod table;
 
@@ -19,5 +20,6 @@ pub use judged::{Distance, MethodDistances, Ratios, geometric_mean};
 pub use npz::{NpzBuilder, NpzFile, SampleFile, write_samples};
 pub use recognition::{ClassRecognition, Recognition, confidences};
 pub use scores::{Comparison, Interval, Options, Reference, Scores, frechet_by_class, resampled_frechet, score};
+pub use shard::{SampleShard, Shard, merge_samples, write_shard};
 pub use statistics::Statistics;
 pub use table::FeatureTable;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn_var::MapSize;
@@ -11,6 +12,7 @@ use npyz::zip::{CompressionMethod, DateTime, ZipArchive};
 use npyz::{AutoSerialize, NpyHeader, Order, WriterBuilder};
 use tempfile::NamedTempFile;
 
+use super::SampleShard;
 use crate::fs::{put_in_place, refuse_device, temporary_beside};
 use crate::{Error, Result};
 
@@ -18,6 +20,8 @@ use crate::{Error, Result};
 const IMAGES: &str = "arr_0";
 /// The array of the labels, one per image.
 const LABELS: &str = "arr_1";
+/// The array of a shard that tells its place: JSON, as bytes.
+const SHARD: &str = "shard";
 /// Bytes skipped at a time.
 const SKIP: usize = 1 << 20;
 
@@ -200,26 +204,45 @@ impl SampleFile {
         self.labels.as_deref()
     }
 
-    /// Reads the images from `first` on, and calls `take` with `batch` at a time; only those are in memory.
+    /// Returns the place of the file in a run of several shards; `None` if it is none of them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the file does not tell it as this program writes it.
+    pub fn shard(&mut self) -> Result<Option<SampleShard>> {
+        if !self.file.contains(SHARD) {
+            return Ok(None);
+        }
+        let bytes: Vec<u8> = self.file.integers(SHARD)?.into_iter().map(|byte| byte as u8).collect();
+        let wrong =
+            |error| format!("array `{SHARD}`: it is not the place of a shard ({error}); generate the file again");
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::format(self.path(), wrong(error)))
+    }
+
+    /// Reads the images with these numbers, and calls `take` with at most `batch` at a time; only those are in memory.
     ///
     /// # Errors
     /// [`Error::Format`] naming the image at which the file is truncated, and the errors of `take`.
-    pub fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub fn read(
+        &mut self,
+        numbers: Range<usize>,
+        batch: usize,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let image_bytes = self.size.area() * 3;
-        let mut at = first;
+        let Range { start: mut at, end } = numbers;
         let mut failed = None;
         let count = self.count;
         let read = self.file.array(IMAGES, &["|u1"], |_, reader| {
-            skip(reader, first as u64 * image_bytes as u64)?;
+            skip(reader, at as u64 * image_bytes as u64)?;
             let mut pixels = vec![0; batch * image_bytes];
-            while at < count && failed.is_none() {
-                let pixels = &mut pixels[..batch.min(count - at) * image_bytes];
+            while at < end && failed.is_none() {
+                let pixels = &mut pixels[..batch.min(end - at) * image_bytes];
                 reader.read_exact(pixels)?;
                 failed = take(pixels).err();
                 at += pixels.len() / image_bytes;
             }
             // The archive compares its checksum at the end of the array.
-            if failed.is_none() { skip(reader, u64::MAX) } else { Ok(()) }
+            if failed.is_none() && end == count { skip(reader, u64::MAX) } else { Ok(()) }
         });
         match (failed, read) {
             (Some(error), _) => Err(error),
@@ -329,10 +352,25 @@ pub fn write_samples<E: From<Error>>(
     size: MapSize,
     make: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(), E>,
 ) -> Result<(), E> {
+    write_arrays(path.as_ref(), labels, size, None, make)
+}
+
+/// Writes the arrays of a file of samples; a `shard` tells its place.
+pub(super) fn write_arrays<E: From<Error>>(
+    path: &Path,
+    labels: &[usize],
+    size: MapSize,
+    shard: Option<&SampleShard>,
+    make: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(), E>,
+) -> Result<(), E> {
     let mut file = NpzBuilder::create(path)?;
     file.stream(IMAGES, &[labels.len(), size.height, size.width, 3], make)?;
     let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
     file.array(LABELS, &[labels.len()], &labels)?;
+    if let Some(shard) = shard {
+        let json = serde_json::to_vec(shard).map_err(|error| Error::format(path, error.to_string()))?;
+        file.array(SHARD, &[json.len()], &json)?;
+    }
     Ok(file.finish()?)
 }
 
@@ -348,9 +386,9 @@ mod tests {
         pixels
     }
 
-    fn read(file: &mut SampleFile, first: usize, batch: usize) -> Result<Vec<u8>> {
+    fn read(file: &mut SampleFile, numbers: Range<usize>, batch: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
-        file.read(first, batch, &mut |pixels| {
+        file.read(numbers, batch, &mut |pixels| {
             all.extend(pixels);
             Ok(())
         })?;
@@ -365,8 +403,9 @@ mod tests {
         let mut file = SampleFile::open(&path).unwrap();
         assert_eq!((file.count(), file.size()), (7, MapSize { height: 3, width: 5 }));
         assert_eq!(file.labels(), Some(&[0, 1, 2, 0, 1, 2, 0][..]));
-        for (first, batch) in [(0, 1), (0, 3), (0, 100), (5, 2), (6, 4), (7, 1)] {
-            assert_eq!(read(&mut file, first, batch).unwrap(), pixels[first * 45..], "from {first} by {batch}");
+        for (numbers, batch) in [(0..7, 1), (0..7, 3), (0..7, 100), (5..7, 2), (6..7, 4), (7..7, 1), (2..6, 3)] {
+            let expected = &pixels[numbers.start * 45..numbers.end * 45];
+            assert_eq!(read(&mut file, numbers.clone(), batch).unwrap(), expected, "{numbers:?} by {batch}");
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
     }
@@ -414,7 +453,7 @@ mod tests {
         let mut damaged = whole.clone();
         damaged[400] ^= 0x55;
         std::fs::write(&path, &damaged).unwrap();
-        let error = read(&mut SampleFile::open(&path).unwrap(), 0, 4).unwrap_err().to_string();
+        let error = read(&mut SampleFile::open(&path).unwrap(), 0..4, 4).unwrap_err().to_string();
         assert!(error.contains("`arr_0`") && error.contains("damaged"), "{error}");
         let write = |shape: &[usize], labels: usize| {
             let mut file = NpzBuilder::create(&path).unwrap();

@@ -2,13 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn_var::MapSize;
 use serde::{Deserialize, Serialize};
 
 use super::identity::mismatch;
-use super::{FeatureExtractor, Features, ImageSet, NetworkIdentity};
+use super::{FeatureExtractor, Features, ImageSet, NetworkIdentity, Shard};
 use crate::fs::atomic_write;
 use crate::{Error, Result};
 
@@ -99,41 +100,56 @@ impl FeatureTable {
 
     /// Computes the features of all images of `set` through several networks, each with a folder of its own or none, as
     /// [`FeatureTable::collect`] does for one. The images are read once, and every network sees the same batches; networks
-    /// that are further than the others wait for them.
+    /// that are further than the others wait for them. Where a folder holds shards of
+    /// [`FeatureTable::collect_shard`], the features are theirs, and none is computed.
     ///
     /// # Errors
-    /// The errors of [`FeatureTable::collect`].
+    /// The errors of [`FeatureTable::collect`], and [`Error::Shards`] if a folder holds some shards and not all, or one that
+    /// is not finished.
     pub fn collect_all(
         set: &mut dyn ImageSet,
         networks: &[(&dyn FeatureExtractor, Option<&Path>)],
         batch: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Self>> {
-        let (count, size) = (set.count(), set.size());
+        let count = set.count();
         let of = match networks.iter().any(|(_, folder)| folder.is_some()) {
-            true => format!("{count} images of {size} pixels: {}", set.identity()?),
+            true => about(set)?,
             false => String::new(),
         };
         let mut readers = networks
             .iter()
             .map(|(network, folder)| Reader::open(*network, *folder, &of, count))
             .collect::<Result<Vec<_>>>()?;
-        let mut done = readers.iter().map(|reader| reader.table.count).min().unwrap_or(count);
-        progress(done);
-        set.read(done, batch, &mut |pixels| {
-            readers.iter_mut().try_for_each(|reader| reader.add(pixels, size, done))?;
-            done += pixels.len() / (3 * size.area()).max(1);
-            progress(done);
-            Ok(())
-        })?;
-        let finish = |reader: Reader<'_>| {
-            let table = reader.finish()?;
-            match table.count == count {
-                true => Ok(table),
-                false => Err(burn_var::Error::shape(set.describe(), format!("{count} images"), [table.count]).into()),
+        fill(set, &mut readers, 0..count, batch, progress)?;
+        readers.into_iter().map(|reader| reader.finish(&*set)).collect()
+    }
+
+    /// Computes the features of one shard of `set` through several networks, and saves them in a sub-folder of each
+    /// network's folder, which must exist. [`FeatureTable::collect_all`] puts the shards together. The images are computed
+    /// in the batches of the whole set, so that all features are those of one run. The same call resumes an interrupted
+    /// one. `progress` is called with the number of finished images of the shard.
+    ///
+    /// # Errors
+    /// The errors of [`FeatureTable::collect`] and of [`Shard::range`].
+    pub fn collect_shard(
+        set: &mut dyn ImageSet,
+        networks: &[(&dyn FeatureExtractor, &Path)],
+        shard: Shard,
+        batch: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<()> {
+        let (count, of) = (set.count(), about(set)?);
+        let range = shard.range(count)?;
+        let mut readers = Vec::new();
+        for (network, folder) in networks {
+            // Nothing is left to do where the features of all images are there.
+            if !State::fresh(*network, &of, count).is_done_in(folder)? {
+                readers.push(Reader::open_shard(*network, folder, &of, shard, range.clone())?);
             }
-        };
-        readers.into_iter().map(finish).collect()
+        }
+        fill(set, &mut readers, range, batch, progress)?;
+        readers.into_iter().try_for_each(|reader| reader.finish(&*set).map(|_| ()))
     }
 
     /// Reads the features that [`FeatureTable::collect`] has saved in a folder.
@@ -194,6 +210,17 @@ impl Features {
         self.spatial.extend(more.spatial);
         self.logits.extend(more.logits);
     }
+
+    /// Returns those of the images with these numbers; `dims` are the numbers per image in each part.
+    fn rows(self, numbers: Range<usize>, dims: [usize; 3]) -> Self {
+        let cut = |mut values: Vec<f32>, dim: usize| {
+            values.truncate(numbers.end * dim);
+            values.drain(..numbers.start * dim);
+            values
+        };
+        let Self { features, spatial, logits } = self;
+        Self { features: cut(features, dims[0]), spatial: cut(spatial, dims[1]), logits: cut(logits, dims[2]) }
+    }
 }
 
 /// Reads the state of a folder of features; `None` if there is none.
@@ -208,46 +235,190 @@ fn read_state(folder: &Path) -> Result<Option<State>> {
     }
 }
 
+/// Describes a set of images in the state of a folder.
+fn about(set: &dyn ImageSet) -> Result<String> {
+    Ok(format!("{} images of {} pixels: {}", set.count(), set.size(), set.identity()?))
+}
+
+/// Describes the images of a shard of a set.
+fn about_shard(shard: Shard, of: &str) -> String {
+    format!("shard {shard} of {of}")
+}
+
+/// Computes what the readers of the images `range` of a set still lack.
+fn fill(
+    set: &mut dyn ImageSet,
+    readers: &mut [Reader<'_>],
+    range: Range<usize>,
+    batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<()> {
+    let done = readers.iter().map(Reader::next).min().unwrap_or(range.end);
+    progress(done - range.start);
+    if done == range.end {
+        return Ok(());
+    }
+    // Batches begin and end as in a run over all images, so that kernels see the same sizes and round alike.
+    let mut first = done - done % batch;
+    let end = range.end.next_multiple_of(batch).min(set.count());
+    let size = set.size();
+    set.read(first..end, batch, &mut |pixels| {
+        readers.iter_mut().try_for_each(|reader| reader.add(pixels, size, first))?;
+        first += pixels.len() / (3 * size.area()).max(1);
+        progress(first.min(range.end) - range.start);
+        Ok(())
+    })
+}
+
 /// One of several networks that read a set.
 struct Reader<'a> {
     network: &'a dyn FeatureExtractor,
+    /// The images whose features are wanted.
+    range: Range<usize>,
+    /// The features of the first of them.
     table: FeatureTable,
     spool: Option<Spool>,
 }
 
 impl<'a> Reader<'a> {
-    /// Starts with the features that are saved in `folder`; `of` describes the images.
+    /// Starts with the features that are saved in `folder`, by a run or by all of its shards; `of` describes the images.
     fn open(network: &'a dyn FeatureExtractor, folder: Option<&Path>, of: &str, count: usize) -> Result<Self> {
-        let mut table = FeatureTable::new(network);
-        let mut spool = None;
-        if let Some(folder) = folder {
-            let network = Some(table.network.clone());
-            let opened = Spool::open(folder, State { of: of.to_owned(), network, dims: table.dims, count, done: 0 })?;
-            table = opened.read(table.network)?;
-            spool = Some(opened);
+        let Some(folder) = folder else {
+            return Ok(Self { network, range: 0..count, table: FeatureTable::new(network), spool: None });
+        };
+        let fresh = State::fresh(network, of, count);
+        // Looked at before anything is written: a folder with shards of another run keeps no trace of this one.
+        let shards = match fresh.is_done_in(folder)? {
+            true => Vec::new(),
+            false => finished_shards(network, folder, of, count)?,
+        };
+        let mut spool = Spool::open(folder, fresh)?;
+        let mut table = spool.read(network.identity().clone())?;
+        for (shard, range) in shards {
+            let missing = table.count.clamp(range.start, range.end)..range.end;
+            let part = FeatureTable::open(&folder.join(shard.name()))?;
+            let rows = part.features.rows(missing.start - range.start..range.len(), part.dims);
+            spool.push(&rows, missing.len())?;
+            table.features.extend(rows);
+            table.count += missing.len();
         }
-        Ok(Self { network, table, spool })
+        Ok(Self { network, range: 0..count, table, spool: Some(spool) })
     }
 
-    /// Adds the features of images, the first of which has the number `first`; those that are there already are skipped.
+    /// Starts with the features of a shard that are saved in its sub-folder of `folder`.
+    fn open_shard(
+        network: &'a dyn FeatureExtractor,
+        folder: &Path,
+        of: &str,
+        shard: Shard,
+        range: Range<usize>,
+    ) -> Result<Self> {
+        let folder = folder.join(shard.name());
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let spool = Spool::open(&folder, State::fresh(network, &about_shard(shard, of), range.len()))?;
+        let table = spool.read(network.identity().clone())?;
+        Ok(Self { network, range, table, spool: Some(spool) })
+    }
+
+    /// Returns the number of the first image whose features are missing.
+    fn next(&self) -> usize {
+        self.range.start + self.table.count
+    }
+
+    /// Adds the features of images, the first of which has the number `first`. Those that are there already, or are not
+    /// wanted, are computed with the others of the batch and dropped.
     fn add(&mut self, pixels: &[u8], size: MapSize, first: usize) -> Result<()> {
-        let skipped = (self.table.count - first) * 3 * size.area();
-        let Some(pixels) = pixels.get(skipped..).filter(|rest| !rest.is_empty()) else { return Ok(()) };
-        let (features, more) = extract(self.network, pixels, size)?;
+        let count = pixels.len() / (3 * size.area()).max(1);
+        let wanted = self.next()..self.range.end.min(first + count);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (features, _) = extract(self.network, pixels, size)?;
+        let features = features.rows(wanted.start - first..wanted.end - first, self.table.dims);
         if let Some(spool) = &mut self.spool {
-            spool.push(&features, more)?;
+            spool.push(&features, wanted.len())?;
         }
         self.table.features.extend(features);
-        self.table.count += more;
+        self.table.count += wanted.len();
         Ok(())
     }
 
-    /// Saves the last features.
-    fn finish(mut self) -> Result<FeatureTable> {
+    /// Saves the last features, and checks that there are all of them.
+    fn finish(mut self, set: &dyn ImageSet) -> Result<FeatureTable> {
         if let Some(spool) = &mut self.spool {
             spool.save()?;
         }
-        Ok(self.table)
+        let expected = self.range.len();
+        match self.table.count == expected {
+            true => Ok(self.table),
+            false => {
+                let found = [self.table.count];
+                Err(burn_var::Error::shape(set.describe(), format!("{expected} images"), found).into())
+            }
+        }
+    }
+}
+
+/// Returns the shards of a folder of features with their images, in order, or nothing if there are none.
+fn finished_shards(
+    network: &dyn FeatureExtractor,
+    folder: &Path,
+    of: &str,
+    count: usize,
+) -> Result<Vec<(Shard, Range<usize>)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        if let Some(shard) = entry.file_name().to_str().and_then(Shard::from_name) {
+            found.push((shard, format!("`{}`", entry.path().display())));
+        }
+    }
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    found.sort_unstable_by_key(|(shard, _)| (shard.count(), shard.number()));
+    Shard::check_all(&found)?;
+    let finished = |(shard, name): (Shard, String)| {
+        let (range, folder) = (shard.range(count)?, folder.join(shard.name()));
+        let state = State::fresh(network, &about_shard(shard, of), range.len());
+        match state.is_done_in(&folder)? {
+            true => Ok((shard, range)),
+            false => Err(Error::Shards {
+                reason: format!("{name} is not finished: run the same command with `--shard {shard}` to resume it"),
+            }),
+        }
+    };
+    found.into_iter().map(finished).collect()
+}
+
+impl State {
+    /// Returns the state of a folder without features.
+    fn fresh(network: &dyn FeatureExtractor, of: &str, count: usize) -> Self {
+        Self { of: of.to_owned(), network: Some(network.identity().clone()), dims: network.dims(), count, done: 0 }
+    }
+
+    /// Checks that the features that are saved in `folder` are those of the images and network of this state.
+    fn check(&self, saved: &Self, folder: &Path) -> Result<()> {
+        match (&saved.network, &self.network) {
+            (Some(saved), Some(network)) if saved == network => {}
+            (Some(saved), Some(network)) => {
+                let name = format!("those in `{}`", folder.display());
+                return Err(mismatch((&name, saved), ("the new ones", Some(network)), "name another folder"));
+            }
+            _ => return Err(without_identity(folder)),
+        }
+        if (&saved.of, saved.dims) != (&self.of, self.dims) {
+            let reason = format!("it is about [{}], asked for is [{}]; name another folder", saved.of, self.of);
+            return Err(Error::format(folder.join(STATE), reason));
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if `folder` holds the features of all images.
+    fn is_done_in(&self, folder: &Path) -> Result<bool> {
+        let Some(saved) = read_state(folder)? else { return Ok(false) };
+        self.check(&saved, folder)?;
+        Ok(saved.done == saved.count)
     }
 }
 
@@ -265,18 +436,7 @@ impl Spool {
     /// written after its last save.
     fn open(folder: &Path, fresh: State) -> Result<Self> {
         let state = read_state(folder)?.unwrap_or_else(|| fresh.clone());
-        match (&state.network, &fresh.network) {
-            (Some(saved), Some(network)) if saved == network => {}
-            (Some(saved), Some(network)) => {
-                let name = format!("those in `{}`", folder.display());
-                return Err(mismatch((&name, saved), ("the new ones", Some(network)), "name another folder"));
-            }
-            _ => return Err(without_identity(folder)),
-        }
-        if (&state.of, state.dims) != (&fresh.of, fresh.dims) {
-            let reason = format!("it is about [{}], asked for is [{}]; name another folder", state.of, fresh.of);
-            return Err(Error::format(folder.join(STATE), reason));
-        }
+        fresh.check(&state, folder)?;
         let mut files = Vec::new();
         for (name, dim) in PARTS.iter().zip(state.dims) {
             let path = folder.join(name);
@@ -334,6 +494,8 @@ impl Spool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SIZE: MapSize = MapSize { height: 1, width: 2 };
@@ -361,9 +523,14 @@ mod tests {
             None
         }
 
-        fn read(&mut self, first: usize, batch: usize, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-            for start in (first..self.count).step_by(batch) {
-                let end = (start + batch).min(self.count);
+        fn read(
+            &mut self,
+            numbers: Range<usize>,
+            batch: usize,
+            take: &mut dyn FnMut(&[u8]) -> Result<()>,
+        ) -> Result<()> {
+            for start in numbers.clone().step_by(batch) {
+                let end = (start + batch).min(numbers.end);
                 if (start..end).contains(&self.fails_at) {
                     return Err(Error::format("image", "it cannot be read"));
                 }
@@ -453,6 +620,77 @@ mod tests {
         assert!(
             FeatureTable::collect_all(&mut Counting { count: 3, fails_at: 9 }, &[], 2, &mut |_| ()).unwrap().is_empty()
         );
+    }
+
+    /// Computes one shard of 700 images, 60 at a time; returns the first number that was reported.
+    fn shard(number: &str, fails_at: usize, folder: &Path) -> Result<usize> {
+        let (mut first, network) = (None, Sums::new("01"));
+        let mut set = Counting { count: 700, fails_at };
+        let networks: [(&dyn FeatureExtractor, &Path); 1] = [(&network, folder)];
+        FeatureTable::collect_shard(&mut set, &networks, number.parse()?, 60, &mut |done| {
+            first.get_or_insert(done);
+        })?;
+        Ok(first.unwrap_or_default())
+    }
+
+    #[test]
+    fn shards_are_put_together_to_the_features_of_one_run() {
+        let (whole, _) = collect(usize::MAX, "01", None, 33).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let whole_folder = tempfile::tempdir().unwrap();
+        collect(usize::MAX, "01", Some(whole_folder.path()), 50).unwrap();
+        // Of the 350 images of a half, 256 and more are saved when reading fails.
+        assert!(shard("2/2", 680, folder.path()).is_err(), "stopped");
+        assert!(shard("2/2", usize::MAX, folder.path()).unwrap() >= SAVE_EVERY, "what was saved is kept");
+        let refused = |part: &str| {
+            let error = collect(0, "01", Some(folder.path()), 33).unwrap_err();
+            assert!(matches!(error, Error::Shards { .. }), "{error:?}");
+            let message = error.to_string();
+            assert!(message.contains(part) && message.contains("--shard 1/2"), "{message}");
+        };
+        refused("shard 1/2 is missing");
+        assert!(shard("1/2", 300, folder.path()).is_err(), "stopped");
+        refused("1-of-2` is not finished");
+        assert!(!folder.path().join(STATE).exists(), "a refused run leaves no trace");
+        shard("1/2", usize::MAX, folder.path()).unwrap();
+        let (merged, first) = collect(0, "01", Some(folder.path()), 33).unwrap();
+        assert_eq!((merged, first), (whole, 700), "no image was read");
+        for name in [STATE, PARTS[0], PARTS[1], PARTS[2]] {
+            let [merged, whole] = [&folder, &whole_folder].map(|folder| fs::read(folder.path().join(name)).unwrap());
+            assert_eq!(merged, whole, "{name}");
+        }
+        assert_eq!(shard("2/3", 0, folder.path()).unwrap(), 233, "nothing is left to do for a shard");
+        assert_eq!(collect(0, "01", Some(folder.path()), 33).unwrap().1, 700, "shards are not needed any more");
+    }
+
+    #[test]
+    fn a_run_that_stopped_is_completed_by_shards() {
+        let (whole, _) = collect(usize::MAX, "01", None, 33).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        assert!(collect(600, "01", Some(folder.path()), 100).is_err(), "stopped");
+        for number in ["1/3", "2/3", "3/3"] {
+            shard(number, usize::MAX, folder.path()).unwrap();
+        }
+        assert_eq!(collect(0, "01", Some(folder.path()), 33).unwrap(), (whole, 700));
+    }
+
+    #[test]
+    fn foreign_shards_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in ["1/2", "2/2"] {
+            shard(number, usize::MAX, folder.path()).unwrap();
+        }
+        let message = |weights: &str| collect(0, weights, Some(folder.path()), 33).unwrap_err().to_string();
+        assert!(message("02").contains("different networks"), "{}", message("02"));
+        let path = folder.path().join("2-of-2").join(STATE);
+        let state = fs::read_to_string(&path).unwrap();
+        fs::write(&path, state.replace("counting", "others")).unwrap();
+        let found = message("01");
+        assert!(found.contains("2-of-2/features.json") && found.contains("others]"), "{found}");
+        fs::write(&path, state).unwrap();
+        fs::create_dir(folder.path().join("1-of-3")).unwrap();
+        let found = message("01");
+        assert!(found.contains("shard 1/2") && found.contains("shard 1/3"), "{found}");
     }
 
     #[test]

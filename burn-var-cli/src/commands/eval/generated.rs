@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use burn_var_train::data::{ImageOptions, ImageShape, Part, Split, open_images};
 use burn_var_train::eval::{
     ClassRecognition, Copies, DataImages, FeatureExtractor, FeatureTable, ImageSet, Interval, NetworkIdentity, NpzFile,
-    Options, PngFolder, Recognition, Reference, SampleFile, Scores, Statistics, evenly, frechet_by_class, score,
+    Options, PngFolder, Recognition, Reference, SampleFile, Scores, Shard, Statistics, evenly, frechet_by_class, score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use super::page;
 use crate::generator::{DrawArgs, GeneratedSet, Generator, Plain};
 use crate::models::check_target;
 use crate::output::{Output, usage};
+use crate::shards::{self, ShardArgs, unfit};
 
 /// Images in a batch of the network; larger batches would only take memory.
 const EXTRACT_BATCH: usize = 50;
@@ -74,6 +75,8 @@ pub(crate) struct Args {
     /// Write a page about the images, an HTML file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    shards: ShardArgs,
     #[command(flatten)]
     draw: DrawArgs,
 }
@@ -151,6 +154,9 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let mut notes = saved.as_ref().map(|saved| evaluation.origin_note(saved)).unwrap_or_default();
     let (samples, settings, class_names) = args.samples(device)?;
     let batch = args.draw.sampling.batch.map_or(EXTRACT_BATCH, |batch| batch as usize);
+    if let Some(shard) = args.shards.shard() {
+        return evaluation.shard(samples, shard, batch);
+    }
     let (mut images, judged) = evaluation.extract(samples, FEATURES, "images", batch)?;
     let ReferenceSet { reference, name, mut real, judged: judged_reference } =
         evaluation.reference_set(&images, saved)?;
@@ -289,17 +295,39 @@ impl Evaluation<'_> {
         name: &str,
         batch: usize,
     ) -> Result<Vec<FeatureTable>> {
-        let folders: Vec<Option<PathBuf>> =
-            networks.iter().map(|network| Some(self.folder(*network)?.join(folder))).collect();
-        for folder in folders.iter().flatten() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-        }
+        let folders = self.feature_folders(networks, folder)?;
         let networks = networks.iter().map(|network| &*self.networks.all[*network].network);
         let networks: Vec<_> = networks.zip(folders.iter().map(Option::as_deref)).collect();
         let bar = self.output.bar(set.count(), name);
         let tables = FeatureTable::collect_all(set, &networks, batch, &mut |done| bar.set_position(done as u64));
         bar.finish_and_clear();
         Ok(tables?)
+    }
+
+    /// Computes the features of one shard of a set through all networks, and saves them.
+    fn shard(&self, mut set: Box<dyn ImageSet>, shard: Shard, batch: usize) -> Result<()> {
+        let out = self.args.out.as_deref().context("a folder of the results")?;
+        let images = shard.range(set.count()).map_err(unfit)?.len();
+        let all: Vec<usize> = (0..self.networks.all.len()).collect();
+        let folders = self.feature_folders(&all, FEATURES)?;
+        let networks = self.networks.all.iter().map(|named| &*named.network);
+        let networks: Vec<_> = networks.zip(folders.iter().flatten().map(PathBuf::as_path)).collect();
+        let bar = self.output.bar(images, "images");
+        let mut progress = |done: usize| bar.set_position(done as u64);
+        let done = FeatureTable::collect_shard(&mut *set, &networks, shard, batch, &mut progress);
+        bar.finish_and_clear();
+        done?;
+        shards::result(self.output, shard, images, out)
+    }
+
+    /// Creates the folders of features of some of the networks, if they are saved; `folder` is the sub-folder of `--out`.
+    fn feature_folders(&self, networks: &[usize], folder: &str) -> Result<Vec<Option<PathBuf>>> {
+        let folders: Vec<Option<PathBuf>> =
+            networks.iter().map(|network| Some(self.folder(*network)?.join(folder))).collect();
+        for folder in folders.iter().flatten() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        }
+        Ok(folders)
     }
 
     /// Returns the folder of the results of a network, if they are saved: `--out`, and a folder in it for each judge besides.
@@ -500,6 +528,14 @@ impl Evaluation<'_> {
 }
 
 impl Args {
+    /// Returns the parts of the images, whose features are put together in a folder.
+    pub(crate) fn shards(&self) -> Result<&ShardArgs> {
+        match self.shards.are_several() && self.out.is_none() {
+            true => Err(usage("several processes save the features of their images in one folder: name it with --out")),
+            false => Ok(&self.shards),
+        }
+    }
+
     /// Opens the images, and returns them with the generation settings and the class names.
     fn samples(&self, device: &Device) -> Result<(Box<dyn ImageSet>, serde_json::Value, Vec<String>)> {
         if let Some(path) = &self.samples {
@@ -528,7 +564,7 @@ fn planes(set: &mut dyn ImageSet, numbers: &[usize]) -> Result<Vec<f32>> {
         return Ok(convert(&set.pick(numbers)?));
     }
     let mut all = Vec::new();
-    set.read(0, EXTRACT_BATCH, &mut |pixels| {
+    set.read(0..set.count(), EXTRACT_BATCH, &mut |pixels| {
         all.extend(convert(pixels));
         Ok(())
     })?;

@@ -14,6 +14,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 
 use crate::output::Output;
+use crate::shards::ShardArgs;
 
 /// An evaluation.
 #[derive(Debug, clap::Subcommand)]
@@ -33,6 +34,17 @@ pub(crate) enum Command {
     Compare(compare::Args),
     /// Write a page about one or several evaluated sets of images.
     Report(report::Args),
+}
+
+impl Command {
+    /// Returns the parts of the images of a command that several processes can share.
+    pub(crate) fn shards(&self) -> Result<Option<&ShardArgs>> {
+        match self {
+            Self::Generated(args) => args.shards().map(Some),
+            Self::Sweep(args) => Ok(Some(&args.shards)),
+            _ => Ok(None),
+        }
+    }
 }
 
 pub(crate) fn run(command: &Command, device: &Device, output: Output) -> Result<()> {

@@ -1,19 +1,16 @@
 //! Several processes that train one run.
 
 use std::net::TcpListener;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{available_parallelism, sleep};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use burn_var_train::engine::Ranks;
 
+use crate::processes;
+
 /// Time that the other ranks get to end by themselves after one has failed.
 const GRACE: Duration = Duration::from_secs(20);
-/// Time between looks at the ranks.
-const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Data-parallel training.
 #[derive(Debug, clap::Args)]
@@ -65,86 +62,19 @@ impl Args {
 
 /// Runs this command once for every rank, on this machine, and waits for all. Rank 0 has the terminal.
 fn launch(count: usize, ranks_given: bool) -> Result<()> {
-    // Signals are passed on, and this process stays until the ranks have written their checkpoint.
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, stop.clone()).context("cannot handle Ctrl-C")?;
-    }
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let address = port.context("cannot find a port")?;
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let threads = available_parallelism().map_or(1, usize::from).div_ceil(count);
-    let mut ranks = Vec::new();
-    for rank in 0..count {
-        let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).args(["--rank", &rank.to_string(), "--join", &address.to_string()]);
+    let failed = processes::run("rank", count, Some(GRACE), |rank, command| {
+        command.args(["--rank", &rank.to_string(), "--join", &address.to_string()]);
         if !ranks_given {
             command.args(["--ranks", &count.to_string()]);
         }
-        of_its_own(&mut command);
-        if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-            command.env("RAYON_NUM_THREADS", threads.to_string());
-        }
         if rank > 0 {
-            command.args(["--quiet"]).stdin(Stdio::null()).stdout(Stdio::null());
+            command.stdin(Stdio::null()).stdout(Stdio::null());
         }
-        ranks.push(command.spawn().with_context(|| format!("cannot start rank {rank}"))?);
-    }
-    let failed = wait(&mut ranks, &stop)?;
+    })?;
     match failed {
         None => Ok(()),
         Some((rank, status)) => bail!("rank {rank} has failed ({status}); its message is above"),
     }
 }
-
-/// Waits for all ranks; returns the first that has failed. The others end soon after it, or are killed.
-fn wait(ranks: &mut [Child], stop: &AtomicBool) -> Result<Option<(usize, ExitStatus)>> {
-    let (mut failed, mut deadline) = (None, None);
-    loop {
-        let mut running = 0;
-        for (rank, child) in ranks.iter_mut().enumerate() {
-            match child.try_wait().with_context(|| format!("cannot wait for rank {rank}"))? {
-                None => running += 1,
-                Some(status) if !status.success() && failed.is_none() => {
-                    failed = Some((rank, status));
-                    deadline = Some(Instant::now() + GRACE);
-                }
-                Some(_) => {}
-            }
-        }
-        if running == 0 {
-            return Ok(failed);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            for child in ranks.iter_mut() {
-                // Fails only for one that has ended by itself.
-                _ = child.kill();
-            }
-        }
-        if stop.swap(false, Ordering::SeqCst) {
-            ranks.iter().for_each(end);
-        }
-        sleep(INTERVAL);
-    }
-}
-
-/// Keeps the signals of the terminal from a rank: a second one would end it before its checkpoint.
-#[cfg(unix)]
-fn of_its_own(command: &mut Command) {
-    std::os::unix::process::CommandExt::process_group(command, 0);
-}
-
-/// Elsewhere, the ranks get the signals themselves.
-#[cfg(not(unix))]
-fn of_its_own(_: &mut Command) {}
-
-/// Asks a rank to end after its step; asked twice, it ends at once.
-#[cfg(unix)]
-fn end(child: &Child) {
-    // SAFETY: sends a signal to a process that this one has started and not yet waited for.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-}
-
-/// Elsewhere, the ranks get the signals themselves.
-#[cfg(not(unix))]
-fn end(_: &Child) {}

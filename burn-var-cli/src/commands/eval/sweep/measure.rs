@@ -11,7 +11,7 @@ use burn_var::weights::StateDict;
 use burn_var_train::data::{Fingerprint, ImageOptions, ImageShape, ImageSource, Part, Split, open_images};
 use burn_var_train::eval::{
     DataImages, Distance, FeatureExtractor, FeatureTable, ImageSet, NetworkIdentity, Options, Recognition, Reference,
-    Scores, evenly, score,
+    Scores, Shard, evenly, score,
 };
 use burn_var_train::fs::atomic_write;
 use serde::de::DeserializeOwned;
@@ -22,7 +22,7 @@ use super::file::{RealImages, Sweep, Training};
 use crate::commands::eval::network::Networks;
 use crate::generator::{GeneratedSet, Generator};
 use crate::models::PairArgs;
-use crate::output::Output;
+use crate::output::{Output, usage};
 
 /// The measures of one setting, training and seed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub(super) struct Pipelines<'a> {
     files: ModelFiles,
     device: &'a Device,
     loaded: Option<(Key, Pipeline)>,
+    /// The shape of all images, `[channels, height, width]`: that of the first model.
+    shape: Option<[usize; 3]>,
 }
 
 /// Files of tokenizer, transformer and LoRA, if they are not the command's.
@@ -67,7 +69,7 @@ type Key = [Option<PathBuf>; 3];
 
 impl<'a> Pipelines<'a> {
     pub(super) fn new(model: &'a PairArgs, device: &'a Device) -> Result<Self> {
-        Ok(Self { model, files: model.open()?, device, loaded: None })
+        Ok(Self { model, files: model.open()?, device, loaded: None, shape: None })
     }
 
     /// Opens the files of a training: its own, else those of the command.
@@ -97,7 +99,28 @@ impl<'a> Pipelines<'a> {
             None => Generator::load(self.model, &files, lora, self.device)?,
         };
         self.loaded = Some((key, pipeline.clone()));
-        Generator::with(pipeline, files.injector.as_ref(), &training.settings)
+        let generator = Generator::with(pipeline, files.injector.as_ref(), &training.settings)?;
+        let found = generator.pipeline.image_shape();
+        let expected = *self.shape.get_or_insert(found);
+        match found == expected {
+            true => Ok(generator),
+            false => Err(usage(format!(
+                "its images have [channels, height, width] {found:?}, those of the first method {expected:?}"
+            ))),
+        }
+    }
+
+    /// Returns the generator of a training, and its images in equal parts of all classes; `batch` of them at a time.
+    pub(super) fn images(
+        &mut self,
+        training: &Training,
+        count: usize,
+        batch: u32,
+    ) -> Result<(Generator, GeneratedSet)> {
+        let generator = self.generator(training)?.with_batch(Some(batch));
+        let labels = generator.labels_in_turn(count);
+        let set = GeneratedSet::new(generator.clone(), labels)?;
+        Ok((generator, set))
     }
 }
 
@@ -149,7 +172,7 @@ impl<'a> Inputs<'a> {
             files[0] = "figures.json".to_owned();
         }
         let mut inputs = Self { args, networks, device, reference, files, references: Vec::new(), floors: Vec::new() };
-        let mut places = inputs.places(&real)?;
+        let mut places = feature_folders(args, networks, &real)?;
         if plain {
             places[0] = args.out.join(name);
         }
@@ -163,7 +186,7 @@ impl<'a> Inputs<'a> {
             let judges = &all[networks.first_judge..];
             let numbers = evenly(train.len(), sweep.count);
             let mut train = DataImages::new(Arc::new(Part::new(train, numbers)?), shape);
-            let places = inputs.places(&train)?;
+            let places = feature_folders(args, networks, &train)?;
             let labels = train.labels().unwrap_or_default().to_vec();
             let bar = output.bar(train.count(), "training images");
             let tables = inputs.features(&mut train, judges, &places, &mut |done| bar.set_position(done as u64));
@@ -187,19 +210,6 @@ impl<'a> Inputs<'a> {
         self.networks.main().identity().to_string()
     }
 
-    /// Returns the folders of the features of a set through each network. They are named by their content, so that a changed
-    /// file of settings measures only what it changed.
-    fn places(&self, set: &dyn ImageSet) -> Result<Vec<PathBuf>> {
-        let of = set.identity()?;
-        let place = |network: &dyn FeatureExtractor| {
-            let NetworkIdentity { kind, weights, preprocessing } = network.identity();
-            let key = Fingerprint::new().field(of.as_bytes());
-            let key = [kind, weights, preprocessing].into_iter().fold(key, |key, part| key.field(part.as_bytes()));
-            self.args.out.join(&key.finish()[..16])
-        };
-        Ok(self.networks.all.iter().map(|named| place(&*named.network)).collect())
-    }
-
     /// Computes the features of a set through the `wanted` networks, each in its own of the `places`.
     fn features(
         &self,
@@ -208,9 +218,7 @@ impl<'a> Inputs<'a> {
         places: &[PathBuf],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<FeatureTable>> {
-        for place in wanted.iter().map(|network| &places[*network]) {
-            std::fs::create_dir_all(place).with_context(|| format!("cannot create `{}`", place.display()))?;
-        }
+        wanted.iter().try_for_each(|network| create(&places[*network]))?;
         let networks: Vec<(&dyn FeatureExtractor, Option<&Path>)> =
             wanted.iter().map(|i| (&*self.networks.all[*i].network, Some(&*places[*i]))).collect();
         Ok(FeatureTable::collect_all(set, &networks, self.args.batch as usize, progress)?)
@@ -218,7 +226,7 @@ impl<'a> Inputs<'a> {
 
     /// Measures a set, or reads what was measured before.
     pub(super) fn measure(&self, mut set: GeneratedSet, seed: u64, bar: &indicatif::ProgressBar) -> Result<Measures> {
-        let places = self.places(&set)?;
+        let places = feature_folders(self.args, self.networks, &set)?;
         let [figures_file, judged_file] = &self.files;
         let figures_file = places[0].join(figures_file);
         let identity = |network: usize| self.networks.all[network].network.identity();
@@ -293,6 +301,40 @@ impl<'a> Inputs<'a> {
             seconds_per_image,
         })
     }
+}
+
+/// Returns the folders of the features of a set through each network. They are named by their content, so that a changed
+/// file of settings measures only what it changed.
+fn feature_folders(args: &Args, networks: &Networks, set: &dyn ImageSet) -> Result<Vec<PathBuf>> {
+    let of = set.identity()?;
+    let place = |network: &dyn FeatureExtractor| {
+        let NetworkIdentity { kind, weights, preprocessing } = network.identity();
+        let key = Fingerprint::new().field(of.as_bytes());
+        let key = [kind, weights, preprocessing].into_iter().fold(key, |key, part| key.field(part.as_bytes()));
+        args.out.join(&key.finish()[..16])
+    };
+    Ok(networks.all.iter().map(|named| place(&*named.network)).collect())
+}
+
+fn create(place: &Path) -> Result<()> {
+    std::fs::create_dir_all(place).with_context(|| format!("cannot create `{}`", place.display()))
+}
+
+/// Computes the features of one shard of a set through all networks, and saves them where [`Inputs::measure`] looks for
+/// them.
+pub(super) fn collect_shard(
+    args: &Args,
+    networks: &Networks,
+    mut set: GeneratedSet,
+    shard: Shard,
+    bar: &indicatif::ProgressBar,
+) -> Result<()> {
+    let places = feature_folders(args, networks, &set)?;
+    places.iter().try_for_each(|place| create(place))?;
+    let networks = networks.all.iter().map(|named| &*named.network);
+    let networks: Vec<_> = networks.zip(places.iter().map(PathBuf::as_path)).collect();
+    let mut progress = |done: usize| bar.set_position(done as u64);
+    Ok(FeatureTable::collect_shard(&mut set, &networks, shard, args.batch as usize, &mut progress)?)
 }
 
 fn check_network(network: &NetworkIdentity, saved: &NetworkIdentity, file: &Path) -> Result<()> {

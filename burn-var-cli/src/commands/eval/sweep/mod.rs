@@ -8,14 +8,15 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
+use burn_var_train::eval::Shard;
 
-use self::file::{Sweep, Training};
+use self::file::{Sweep, Training, Variant};
 use self::measure::{Inputs, Pipelines};
 use self::report::{Measured, Report, Run};
 use super::network::{JudgeArgs, NetworkArgs, Networks};
-use crate::generator::GeneratedSet;
 use crate::models::{PairArgs, check_target};
 use crate::output::{Output, UsageError, usage};
+use crate::shards::{self, ShardArgs, unfit};
 
 /// Evaluate many settings alike: tune settings, compare methods and trainings.
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IMAGES", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     #[command(flatten)]
+    pub(crate) shards: ShardArgs,
+    #[command(flatten)]
     model: PairArgs,
 }
 
@@ -63,16 +66,16 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let networks = Networks::load(&args.network, &args.judges, device)?;
     let mut pipelines = Pipelines::new(&args.model, device)?;
     // A file that is missing must be named before hours of work, not after.
-    let named = |name: &str, error: anyhow::Error| match error.downcast::<UsageError>() {
-        Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
-        Err(error) => error.context(format!("the method `{name}`")),
-    };
     for variant in &variants {
         let check = |training: &Training| pipelines.files(training).map(|_| ());
-        variant.trainings.iter().try_for_each(check).map_err(|error| named(&variant.name(), error))?;
+        variant.trainings.iter().try_for_each(check).map_err(|error| named(variant, error))?;
     }
-    let first = pipelines.generator(&variants[0].trainings[0]).map_err(|error| named(&variants[0].name(), error))?;
+    let first = pipelines.generator(&variants[0].trainings[0]).map_err(|error| named(&variants[0], error))?;
     let shape = first.pipeline.image_shape();
+    if let Some(shard) = args.shards.shard() {
+        let images = collect_shard(args, &sweep, &variants, &networks, &mut pipelines, shard, output)?;
+        return shards::result(output, shard, images, &args.out);
+    }
     let inputs = Inputs::open(args, &sweep, &networks, shape, device, output)?;
 
     let mut measured = Vec::new();
@@ -80,15 +83,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         let mut measure = || -> Result<Measured> {
             let (mut runs, mut settings) = (Vec::new(), serde_json::Value::Null);
             for training in &variant.trainings {
-                let generator = pipelines.generator(training)?.with_batch(Some(args.batch));
-                if generator.pipeline.image_shape() != shape {
-                    let [found, expected] = [generator.pipeline.image_shape(), shape];
-                    return Err(usage(format!(
-                        "its images have [channels, height, width] {found:?}, those of the first method {expected:?}"
-                    )));
-                }
-                let labels = generator.labels_in_turn(sweep.count);
-                let set = GeneratedSet::new(generator.clone(), labels)?;
+                let (generator, set) = pipelines.images(training, sweep.count, args.batch)?;
                 let mut seeds = Vec::new();
                 for seed in &sweep.seeds {
                     let bar = output.bar(sweep.count, &format!("{}, seed {seed}", training.label(variant)));
@@ -104,7 +99,7 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
             }
             Ok(Measured::new(variant, settings, runs))
         };
-        measured.push(measure().map_err(|error| named(&variant.name(), error))?);
+        measured.push(measure().map_err(|error| named(variant, error))?);
     }
     let report = Report::new(&inputs, &sweep, measured, baseline)?;
     if let Some(path) = &args.plot {
@@ -114,4 +109,40 @@ pub(crate) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
         report.bars(path)?;
     }
     output.result(&report, || report.text())
+}
+
+/// Computes the features of one shard of all images of the sweep, and saves them; returns the number of images.
+fn collect_shard(
+    args: &Args,
+    sweep: &Sweep,
+    variants: &[Variant],
+    networks: &Networks,
+    pipelines: &mut Pipelines<'_>,
+    shard: Shard,
+    output: Output,
+) -> Result<usize> {
+    let (part, mut total) = (shard.range(sweep.count).map_err(unfit)?.len(), 0);
+    for variant in variants {
+        for training in &variant.trainings {
+            let images = pipelines.images(training, sweep.count, args.batch);
+            let (_, set) = images.map_err(|error| named(variant, error))?;
+            for seed in &sweep.seeds {
+                let bar = output.bar(part, &format!("{}, seed {seed}", training.label(variant)));
+                let done = measure::collect_shard(args, networks, set.clone().with_seed(*seed), shard, &bar);
+                bar.finish_and_clear();
+                done.map_err(|error| named(variant, error))?;
+                total += part;
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// Adds the name of a method to an error.
+fn named(variant: &Variant, error: anyhow::Error) -> anyhow::Error {
+    let name = variant.name();
+    match error.downcast::<UsageError>() {
+        Ok(wrong) => usage(format!("the method `{name}`: {wrong}")),
+        Err(error) => error.context(format!("the method `{name}`")),
+    }
 }
