@@ -37,7 +37,8 @@ struct Block {
     form: Form,
 }
 
-/// Values that the backward pass reads. Norms and GELU are computed again: they are cheap, and memory bounds the batch.
+/// Values that the backward pass reads. Norms, GELU and the shares of attention are computed again: memory bounds the batch,
+/// and the shares of all keys for all queries are most of it.
 #[derive(Debug, Clone)]
 struct Saved {
     x: Tensor<3>,
@@ -47,7 +48,6 @@ struct Saved {
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    shares: Tensor<4>,
     mixed: Tensor<2>,
     attended: Tensor<3>,
     middle: Tensor<3>,
@@ -86,6 +86,14 @@ pub(crate) fn block(
     bridge::run(Block { mask, epsilon, form }, inputs)
 }
 
+impl Block {
+    /// Computes the share that each query takes of each value, `[batch, heads, tokens, tokens]`.
+    fn shares(&self, query: &Tensor<4>, key: &Tensor<4>) -> Tensor<4> {
+        let scores = self.form.product(query.clone(), transpose(key.clone()));
+        masked_softmax(scores, Some(self.mask.clone()))
+    }
+}
+
 impl Recorded<12> for Block {
     type Saved = Saved;
 
@@ -112,8 +120,8 @@ impl Recorded<12> for Block {
         let as_sequence = joint.clone().reshape([batch, tokens, 3 * width]);
         let (query, [key, value]) =
             append(as_sequence, Some(weights.biases.clone()), Some((log, true)), [empty(), empty()], 0);
-        let shares = masked_softmax(self.form.product(query.clone(), transpose(key.clone())), Some(self.mask.clone()));
-        let mixed = swap(self.form.product(shares.clone(), value.clone()), 1, 2).reshape([batch * tokens, width]);
+        let shares = self.shares(&query, &key);
+        let mixed = swap(self.form.product(shares, value.clone()), 1, 2).reshape([batch * tokens, width]);
         let attended = self.form.product(mixed.clone(), w0).reshape([batch, tokens, width]);
         let branch = Branch { value: attended.clone(), bias: Some(b0) };
         let (middle, normed) = residual_norm(x.clone(), branch, &gamma1, [&scale2, &shift2], self.epsilon);
@@ -121,13 +129,13 @@ impl Recorded<12> for Block {
         let active = gelu(inner.clone(), b1);
         let fed = self.form.product(active, w2).reshape([batch, tokens, width]);
         let out = middle.clone() + (fed.clone() + b2.unsqueeze::<3>()) * gamma2.tensor();
-        let saved = Saved { x, packed, weights, joint, query, key, value, shares, mixed, attended, middle, inner, fed };
+        let saved = Saved { x, packed, weights, joint, query, key, value, mixed, attended, middle, inner, fed };
         (out.into_dispatch(), saved)
     }
 
     fn backward(&self, saved: Saved, grad: DispatchTensor, _: [bool; 12]) -> [Option<DispatchTensor>; 12] {
         let grad = Tensor::<3>::from_dispatch(grad);
-        let Saved { x, packed, weights, joint, query, key, value, shares, mixed, attended, middle, inner, fed } = saved;
+        let Saved { x, packed, weights, joint, query, key, value, mixed, attended, middle, inner, fed } = saved;
         let [batch, tokens, width] = x.dims();
         let rows = batch * tokens;
         let heads = weights.sharpness.dims()[1];
@@ -153,6 +161,7 @@ impl Recorded<12> for Block {
         let d_mixed = self.form.product(d_attended.clone(), transpose(w0));
         let d_w0 = self.form.product(transpose(mixed), d_attended);
         let d_mixed = swap(d_mixed.reshape([batch, tokens, heads, width / heads]), 1, 2);
+        let shares = self.shares(&query, &key);
         let d_value = self.form.product(transpose(shares.clone()), d_mixed.clone());
         let d_scores = softmax_backward(shares, self.form.product(d_mixed, transpose(value)));
         let d_query = self.form.product(d_scores.clone(), key);
