@@ -780,3 +780,28 @@ fn a_device_is_checked_beside_the_cpu() {
     let message = fails(folder.path(), 2, &check);
     assert!(message.contains("choose another with --device"), "{message}");
 }
+
+/// Exact products are the default on the CPU; others make other images, and say so.
+#[test]
+fn images_in_each_precision() {
+    let folder = folder();
+    let at = folder.path();
+    let sample = |options: &[&str]| {
+        let report = json(at, &[&["sample", "--model", ".", "--count", "3", "--npz", "a.npz"], options].concat());
+        (report["settings"]["precision"].clone(), arrays(&at.join("a.npz")).1)
+    };
+    let (none, default) = sample(&[]);
+    assert!(none.is_null(), "not recorded: {none}");
+    assert_eq!(sample(&["--precision", "exact"]), (none, default.clone()), "the default on the CPU");
+    for name in ["tf32", "f16", "bf16"] {
+        let (recorded, images) = sample(&["--precision", name]);
+        assert_eq!(recorded, name);
+        assert_ne!(images, default, "{name} moves pixels");
+    }
+    fs::write(at.join("settings.toml"), "precision = \"bf16\"\n").expect("written");
+    assert_eq!(sample(&["--settings", "settings.toml"]), sample(&["--precision", "bf16"]), "from a file");
+    // A weight that is rounded already is multiplied as one that is rounded on the way.
+    let stored = sample(&["--precision", "bf16", "--weights", "bf16"]);
+    assert_eq!(stored, sample(&["--precision", "bf16"]), "weights in the type of the products");
+    assert!(fails(at, 2, &["sample", "--precision", "f8"]).contains("bf16"), "names what there is");
+}

@@ -70,6 +70,23 @@ fn from_a_folder_of_colour_images_to_a_sample() {
     assert!(said.contains(" images/s, "), "speed and memory: {said}");
 }
 
+#[test]
+fn a_run_keeps_its_precision() {
+    let folder = temporary();
+    let at = folder.path();
+    set_up(at, 16, 2);
+    let train =
+        |options: &[&'static str]| [&["train", "tokenizer", "tokenizer.toml", "--out", "tok"], options].concat();
+    let message = fails(at, 1, &train(&["--precision", "f16"]));
+    assert!(message.contains("`run.precision`") && message.contains("`bf16`"), "{message}");
+    ok(at, &train(&["--steps", "1", "--precision", "bf16"]));
+    let config = fs::read_to_string(at.join("tok/config.toml")).expect("written");
+    assert!(config.contains("precision = \"bf16\""), "{config}");
+    let message = fails(at, 1, &train(&["--steps", "2", "--precision", "tf32"]));
+    assert!(message.contains("`run.precision` was \"bf16\", is now \"tf32\""), "{message}");
+    ok(at, &train(&["--steps", "2", "--set", "run.precision=bf16"]));
+}
+
 /// An untrained FlexVAE of images of 16 pixels, and the configurations of its transformer's trainings.
 fn set_up_flexvar(folder: &Path) {
     image_folder(&folder.join("pictures"), 16, 8);
