@@ -23,11 +23,12 @@ before(async () => {
   site = await serve(DIST);
   context = await chromium.launchPersistentContext(join(folder, "profile"), { executablePath: CHROMIUM, headless: true, args: FLAGS, acceptDownloads: true });
   context.setDefaultTimeout(TIMEOUT);
-  context.on("request", (request) => { if (!request.url().startsWith(site.url) && !request.url().startsWith("blob:")) outside.push(request.url()); });
+  context.on("request", (request) => { if (![site.url, "blob:", "data:"].some((start) => request.url().startsWith(start))) outside.push(request.url()); });
 });
 
 after(async () => {
   await context?.close();
+  site?.server.closeAllConnections();
   site?.server.close();
   if (folder) rmSync(folder, { recursive: true, force: true });
 });

@@ -114,7 +114,7 @@ function thumbnail(run, number, image) {
   [canvas.height, canvas.width] = model.shape.slice(1);
   canvas.getContext("2d").putImageData(image, 0, 0);
   const item = document.createElement("li");
-  item.append(canvas, document.createElement("br"), stageName(number));
+  item.append(canvas, stageName(number));
   run.growth.append(item);
 }
 
