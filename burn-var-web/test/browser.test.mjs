@@ -167,7 +167,6 @@ test("a download is the image, and the command edits it as the page does", async
     run("edit", [png], ...flags, "--class", "4", "--seed", "5", "--count", "1", "--folder", out, "--out", join(folder, `${name}.png`));
     return [await decode(page, join(out, readdirSync(out)[0]))];
   };
-  await page.close();
   const next = await open("#class=4&seed=5");
   await next.setInputFiles("#image-file", png);
   await next.waitForFunction(() => document.querySelector("input[value=redraw]").checked);
@@ -183,6 +182,7 @@ test("a download is the image, and the command edits it as the page does", async
   await job(next, () => next.click("#generate"));
   same(await images(next), await edited("completed", "--complete", "4"), "a sketch completed");
   await next.close();
+  await page.close();
 });
 
 test("a mask is painted with the pointer and with the keyboard", async () => {
