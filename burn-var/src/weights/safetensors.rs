@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -30,39 +31,48 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
 /// Reads the header of a file. Tensors are read at their offsets rather than through a memory map: if the file is
 /// overwritten while in use, a read returns an error, but an access to a map would end the program.
 pub(super) fn open(path: &Path) -> Result<Contents> {
-    let io = || Error::io("read", path);
-    let mut file = File::open(path).map_err(io())?;
-    let length = file.metadata().map_err(io())?.len();
-    let mut number = [0; PREFIX as usize];
-    file.read_exact(&mut number).map_err(io())?;
-    let header_length = u64::from_le_bytes(number);
-    if header_length > MAX_HEADER || header_length > length.saturating_sub(PREFIX) {
-        return Err(Error::format(path, "its header is longer than the file; is the download complete?"));
-    }
-    let mut header = vec![0; header_length as usize];
-    file.read_exact(&mut header).map_err(io())?;
-    let data_start = PREFIX + header_length;
-    let metadata = parse(path, &header, length - data_start)?;
-
-    let file = Arc::new(Mutex::new(file));
-    Ok(contents(metadata, move |start, end| {
-        let mut bytes = vec![0; end - start];
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let length = file.seek(SeekFrom::End(0)).map_err(Error::io("read", path))?;
+    let file = Mutex::new(file);
+    open_with(path, length, move |range| {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
         let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        file.seek(SeekFrom::Start(data_start + start as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| error.to_string())?;
+        file.seek(SeekFrom::Start(range.start))?;
+        file.read_exact(&mut bytes)?;
         Ok(bytes)
-    }))
+    })
 }
 
 /// Reads the header of a file in memory.
 pub(super) fn from_bytes(name: &Path, bytes: Cow<'static, [u8]>) -> Result<Contents> {
-    let cut = || Error::format(name, "its header is longer than the data");
-    let number = bytes.first_chunk::<8>().ok_or_else(cut)?;
-    let data_start = usize::try_from(u64::from_le_bytes(*number).saturating_add(PREFIX)).map_err(|_| cut())?;
-    let header = bytes.get(PREFIX as usize..data_start).ok_or_else(cut)?;
-    let metadata = parse(name, header, (bytes.len() - data_start) as u64)?;
-    Ok(contents(metadata, move |start, end| Ok(bytes[data_start + start..data_start + end].to_vec())))
+    open_with(name, bytes.len() as u64, move |range| Ok(bytes[range.start as usize..range.end as usize].to_vec()))
+}
+
+/// Reads the header of a file of `length` bytes through a function that reads a range of them, never beyond the end.
+pub(super) fn open_with<R>(path: &Path, length: u64, read: R) -> Result<Contents>
+where
+    R: Fn(Range<u64>) -> io::Result<Vec<u8>> + Send + Sync + 'static,
+{
+    let exact = move |range: Range<u64>| {
+        let (bytes, expected) = (read(range.clone())?, range.end - range.start);
+        match bytes.len() as u64 == expected {
+            true => Ok(bytes),
+            false => Err(io::Error::other(format!("{} bytes came for {expected}", bytes.len()))),
+        }
+    };
+    let cut = || Error::format(path, "its header is longer than the file; is the download complete?");
+    if length < PREFIX {
+        return Err(cut());
+    }
+    let number = exact(0..PREFIX).map_err(Error::io("read", path))?;
+    let number = number.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
+    let header_length = number.filter(|number| *number <= MAX_HEADER.min(length - PREFIX)).ok_or_else(cut)?;
+    let data_start = PREFIX + header_length;
+    let header = exact(PREFIX..data_start).map_err(Error::io("read", path))?;
+    let metadata = parse(path, &header, length - data_start)?;
+    Ok(contents(metadata, move |start, end| {
+        exact(data_start + start as u64..data_start + end as u64).map_err(|error| error.to_string())
+    }))
 }
 
 /// Parses a header. The parser checks that the tensors follow each other without gaps, and that shapes and lengths agree.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +69,36 @@ impl StateDict {
     pub fn from_safetensors(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
         let name = name.into();
         let (entries, metadata) = safetensors::from_bytes(&name, bytes.into())?;
+        Self::new(name, entries, metadata)
+    }
+
+    /// Opens a safetensors file of `length` bytes through a function that reads a range of them: a file of a browser, or one
+    /// on a server. It is called for the header at once, and for each tensor when that is read.
+    ///
+    /// `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the error of `read`, and [`Error::Format`] as for [`StateDict::open`].
+    ///
+    /// ```
+    /// use burn_var::weights::StateDict;
+    ///
+    /// # fn main() -> burn_var::Result<()> {
+    /// let mut file = vec![58, 0, 0, 0, 0, 0, 0, 0];
+    /// file.extend(br#"{"bias":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}} "#);
+    /// file.extend(1.5f32.to_le_bytes());
+    /// let read = move |range: std::ops::Range<u64>| Ok(file[range.start as usize..range.end as usize].to_vec());
+    /// let dict = StateDict::from_safetensors_with("remote", 70, read)?;
+    /// assert_eq!(dict.tensor("bias")?.to_vec::<f32>().unwrap(), [1.5]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_safetensors_with<R>(name: impl Into<PathBuf>, length: u64, read: R) -> Result<Self>
+    where
+        R: Fn(Range<u64>) -> std::io::Result<Vec<u8>> + Send + Sync + 'static,
+    {
+        let name = name.into();
+        let (entries, metadata) = safetensors::open_with(&name, length, read)?;
         Self::new(name, entries, metadata)
     }
 

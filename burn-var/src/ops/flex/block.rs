@@ -9,7 +9,7 @@ pub(super) const ROWS: usize = 6;
 pub(super) const LANES: usize = 16;
 
 /// Product `out = a b`, or `out += a b` to `accumulate`, of whole [`LANES`] of columns and any number of rows. Each
-/// output is the sum of its products in order, each added with one rounding, whatever the other sizes.
+/// output is the sum of its products in order, each added as [`multiply_add`] does, whatever the other sizes.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
     pub(super) rows: usize,
@@ -104,7 +104,7 @@ impl Blocks {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let a = simd.splat_f32s(*a.wrapping_add(row * self.a_strides[0]));
                     for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = simd.mul_add_f32s(a, b, *sum);
+                        *sum = multiply_add(simd, a, b, *sum);
                     }
                 }
             }
@@ -126,6 +126,16 @@ impl Blocks {
             }
         }
         C
+    }
+}
+
+/// Computes `a b + c` with one rounding; in WebAssembly, which has no such instruction, with two: a call for every number
+/// would take most of the time there.
+#[inline(always)]
+fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+    match cfg!(target_family = "wasm") {
+        true => simd.mul_add_e_f32s(a, b, c),
+        false => simd.mul_add_f32s(a, b, c),
     }
 }
 
