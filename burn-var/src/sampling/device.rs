@@ -63,7 +63,7 @@ impl DeviceDraw {
         }
         let codes = sampler.more_smooth.then(|| {
             let shares = activation::softmax(values, 1).cast(codebook.dtype());
-            shares.matmul(codebook.clone()).reshape([batch, tokens, codebook.dims()[1]])
+            ops::exact_matmul(shares, codebook.clone()).reshape([batch, tokens, codebook.dims()[1]])
         });
         Ok(DrawnTokens { ids, codes })
     }
