@@ -41,6 +41,7 @@ pub use axes::{permute, swap, transpose};
 pub use conv::{ConvSpec, conv2d};
 #[cfg(feature = "gpu")]
 pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked};
+#[cfg(feature = "metrics")]
 pub(crate) use linear::generic_linear;
 pub use linear::linear;
 #[cfg(feature = "training")]
