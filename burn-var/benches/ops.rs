@@ -4,6 +4,8 @@
 //! `cargo bench -p burn-var --bench ops` runs all of them, `cargo bench -p burn-var --bench ops -- conv` those with
 //! `conv` in their name. Each is timed for the output alone and together with the gradients of all inputs.
 
+#![allow(clippy::disallowed_methods, reason = "Burn's own operations, to compare with")]
+
 use burn::nn::{GroupNormConfig, LayerNormConfig};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Distribution, Tensor, activation, module};

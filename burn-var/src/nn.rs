@@ -110,6 +110,7 @@ pub(crate) fn apply<const D: usize>(linear: &Linear, x: Tensor<D>) -> Tensor<D> 
 }
 
 /// Applies a linear layer as [`apply`], for networks whose published results came from Burn's own product.
+#[cfg(feature = "metrics")]
 pub(crate) fn generic(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     ops::generic_linear(x, linear.weight.val(), linear.bias.as_ref().map(Param::val))
 }

@@ -53,6 +53,7 @@ fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>
 }
 
 /// Applies a linear layer as [`linear`], but by Burn's own product where that is exact: its last digits are others.
+#[cfg(feature = "metrics")]
 pub(crate) fn generic_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     match Form::of(&x) {
         Form::Plain => burns_own(x, weight, bias),

@@ -45,6 +45,7 @@ pub(crate) use cube::{BlockWeights, ROW as LONGEST_ROW, block, is_tracked, memor
 pub(crate) use draw::{Draw, Mass, Values, draw, draws};
 #[cfg(feature = "training")]
 pub use joint::{Clipping, JointUpdate, UpdatedParameter, UpdatedParameters};
+#[cfg(feature = "metrics")]
 pub(crate) use linear::generic_linear;
 pub use linear::linear;
 #[cfg(feature = "training")]
