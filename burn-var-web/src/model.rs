@@ -51,7 +51,8 @@ impl Model {
             return Err(Error::unsupported(what, hint));
         }
         let (transformer, injector) = (part(dicts, "transformer")?, part(dicts, "injector")?);
-        let missing = |role| Error::config(format!("{role} among the files"), "missing", "a tokenizer and a transformer");
+        let missing =
+            |role| Error::config(format!("{role} among the files"), "missing", "a tokenizer and a transformer");
         let files = ModelFiles {
             tokenizer: part(dicts, "tokenizer")?.ok_or_else(|| missing("tokenizer"))?,
             transformer: transformer.ok_or_else(|| missing("transformer"))?,
@@ -123,7 +124,8 @@ impl Model {
         let known = KnownTokens::masked(tokens, stays.repeat_dim(0, wanted.count))?;
         if known.drawn()?.iter().all(|drawn| *drawn == 0) {
             let MapSize { height, width } = self.pipeline.scales().finest();
-            let hint = format!("the mask covers less than half of every token, of which the image has {width}x{height}");
+            let hint =
+                format!("the mask covers less than half of every token, of which the image has {width}x{height}");
             return Err(Error::unsupported("redrawing nothing", hint));
         }
         Ok(known)

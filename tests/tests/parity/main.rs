@@ -3,6 +3,8 @@
 //! `cargo test --release --workspace parity` runs these. `BURN_VAR_GOLDEN=<folder>` runs the cases of another folder,
 //! whatever their sizes and flags. There, a kind without a reader is reported as not covered and a reader without a case as
 //! such; the tests fail if no case at all can be compared. The cases in the repository must cover every reader.
+//!
+//! `BURN_VAR_PRECISION=bf16` (`tf32`, `f16`) computes in that precision, with the tolerances of `precision.rs`: for GPUs.
 
 mod aid_guided;
 mod aid_injector;
@@ -113,10 +115,14 @@ fn run(kind: &str, device: &Device) {
         coverage.check(golden::is_default_folder()).unwrap_or_else(|problem| panic!("{problem}\n{coverage}"));
         report(&format!("no case of kind `{kind}` in `{}`: nothing was compared", golden::folder().display()));
     }
+    let precision = precision::asked();
+    if !precision::is_judged(kind, precision) {
+        return report(&format!("`{kind}` has no tolerance in {precision}: it is not compared"));
+    }
     let mut failures = Vec::new();
     for case in cases {
-        let mut checks = Checks::new(case);
-        if let Err(error) = reader(case, device, &mut checks) {
+        let mut checks = Checks::in_precision(case, precision);
+        if let Err(error) = precision.scope(|| reader(case, device, &mut checks)) {
             checks.fail(format!("error: {error}"));
         }
         if let Err(differences) = checks.finish() {

@@ -43,6 +43,21 @@ const ROUNDED: &[(&str, Precision)] = &[
     ("lpips", Precision::Tf32),
 ];
 
+/// Returns the precision that the environment asks for.
+pub(super) fn asked() -> Precision {
+    let Ok(name) = std::env::var("BURN_VAR_PRECISION") else { return Precision::Exact };
+    let found = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+    found.unwrap_or_else(|| panic!("BURN_VAR_PRECISION is `{name}`, expected one of {:?}", Precision::ALL))
+}
+
+/// Returns `true` if the cases of a kind have a tolerance in a precision.
+pub(super) fn is_judged(kind: &str, precision: Precision) -> bool {
+    let rounded = |last: Precision| precision as usize <= last as usize;
+    precision == Precision::Exact
+        || EXACT.contains(&kind)
+        || ROUNDED.iter().any(|(name, last)| *name == kind && rounded(*last))
+}
+
 /// The outcome of all cases of a kind.
 struct Outcome {
     /// The largest error beyond the tolerance of a case, in roundings.

@@ -7,8 +7,9 @@ use burn::module::{ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use burn_var::generation::TeacherInput;
+use burn_var::ops::Precision;
 use burn_var::pipeline::ModelPair;
-use burn_var::{Condition, TokenPyramid, ops};
+use burn_var::{Condition, TokenPyramid, Tokenizer, ops};
 use burn_var_train::engine::{Method, Trainer};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -26,11 +27,15 @@ const IMAGES: usize = 2;
 const STEPS: u64 = 3;
 /// Largest relative difference of single-precision results whose sums are added up in another order.
 const ALLOWED: f64 = 1e-3;
+/// The same where the inputs of products are rounded, in roundings of one number: small gradients are sums of large terms.
+const ROUNDINGS: f64 = 64.0;
 
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
     device: String,
+    /// Of the images and of training, on the device; the CPU computes exactly.
+    precision: [Precision; 2],
     reference: String,
     rows: Vec<Row>,
     /// Share of tokens that both draw alike. Rounding decides a draw now and then, and all tokens after it differ.
@@ -47,8 +52,10 @@ struct Row {
     ok: bool,
 }
 
-/// Numbers by name, in the order in which they are computed.
-type Results = Vec<(String, Vec<f32>)>;
+/// Numbers, and what they are.
+type Named = (String, Vec<f32>);
+/// All that a device computes, in that order.
+type Results = Vec<Named>;
 
 pub(super) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     let reference = DeviceName::default().open(true, false, None)?;
@@ -57,19 +64,24 @@ pub(super) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
     }
     let images = args.sampling.batch.map_or(IMAGES, |batch| batch as usize);
     output.note("computing on the CPU");
-    let (model, generator) = args.generator(&reference, output)?;
+    let exact = Precision::Exact;
+    let (model, mut generator) = args.generator(&reference, output)?;
+    generator.pipeline = generator.pipeline.with_precision(exact);
     let labels = equal_parts(&generator.classes(), images);
-    let (tokens, expected) = results(&generator, &labels, None)?;
+    let (tokens, expected) = results(&generator, exact, &labels, None)?;
     output.note(format!("computing on {device:?}"));
     let (_, generator) = args.generator(device, output)?;
-    let (drawn, found) = results(&generator, &labels, Some(&tokens))?;
+    let precision = [generator.pipeline.precision(), args.model.model.training_precision(device)];
+    let [_, training] = precision;
+    let (drawn, found) = results(&generator, training, &labels, Some(&tokens))?;
 
-    let rows = compare(&expected, &found)?;
+    let rows = compare(&expected, &found, precision)?;
     let pairs = tokens.iter().flatten().zip(drawn.iter().flatten());
     let (same, all) = (pairs.clone().filter(|(a, b)| a == b).count(), pairs.count());
     let report = Report {
         model,
         device: format!("{device:?}"),
+        precision,
         reference: format!("{reference:?}"),
         rows,
         same_tokens: same as f64 / all as f64,
@@ -84,7 +96,7 @@ pub(super) fn run(args: &Args, device: &Device, output: Output) -> Result<()> {
 }
 
 fn text(report: &Report) -> String {
-    let Report { model, device, reference, rows, same_tokens } = report;
+    let Report { model, device, precision: [sampling, training], reference, rows, same_tokens } = report;
     let line = |row: &Row| {
         let Row { name, difference, allowed, ok } = row;
         let verdict = if *ok { "ok" } else { "WRONG" };
@@ -97,7 +109,8 @@ fn text(report: &Report) -> String {
     let lines: String = others.into_iter().chain(wrong).chain(worst).map(line).collect();
     let count = gradients.len();
     format!(
-        "model {model}, {device} beside {reference}: largest difference, relative to the largest value\n{lines}\
+        "model {model}, {device} ({sampling}, training {training}) beside {reference}: largest difference, relative to the \
+         largest value\n{lines}\
          {count} gradients compared; {:.1}% of the tokens are drawn alike\n",
         100.0 * same_tokens
     )
@@ -108,7 +121,12 @@ const GRADIENT: &str = "gradient of ";
 
 /// Returns the tokens that a device draws and the results for given ones, its own if there are none: logits, images,
 /// gradients, losses of a few training steps.
-fn results(generator: &Generator, labels: &[usize], given: Option<&[Vec<u32>]>) -> Result<(Vec<Vec<u32>>, Results)> {
+fn results(
+    generator: &Generator,
+    precision: Precision,
+    labels: &[usize],
+    given: Option<&[Vec<u32>]>,
+) -> Result<(Vec<Vec<u32>>, Results)> {
     let mut drawn = Vec::new();
     generator.run(labels, Wanted::default(), |batch| {
         drawn.extend(batch.output.tokens.to_rows()?);
@@ -123,25 +141,27 @@ fn results(generator: &Generator, labels: &[usize], given: Option<&[Vec<u32>]>) 
     }
     results.push(("images".to_owned(), numbers(output.images)?));
     match generator.pair()? {
-        Pair::Var(pair) => training(pair, labels, &tokens, &device, &mut results)?,
-        Pair::FlexVar(pair) => training(pair, labels, &tokens, &device, &mut results)?,
-        Pair::LlamaGen(pair) => training(pair, labels, &tokens, &device, &mut results)?,
+        Pair::Var(pair) => training(pair, precision, labels, &tokens, &mut results)?,
+        Pair::FlexVar(pair) => training(pair, precision, labels, &tokens, &mut results)?,
+        Pair::LlamaGen(pair) => training(pair, precision, labels, &tokens, &mut results)?,
     }
     Ok((drawn, results))
 }
 
 fn training<M: Trainable>(
     pair: &ModelPair<M::Tokenizer, M>,
+    precision: Precision,
     labels: &[usize],
     tokens: &TokenPyramid,
-    device: &Device,
     results: &mut Results,
 ) -> Result<()> {
+    let device = &pair.tokenizer.device();
     let on_graph = device.clone().autodiff();
     let model =
         M::init_zeros(pair.transformer.config(), &on_graph)?.load_record(pair.transformer.clone().into_record());
     let input = TeacherInput::of(&pair.tokenizer, tokens).on_graph();
-    let logits = model.teacher_forced(&Condition::classes(labels), input, tokens.scales(), None)?;
+    let conditions = Condition::classes(labels);
+    let logits = precision.scope(|| model.teacher_forced(&conditions, input, tokens.scales(), None))?;
     let loss = ops::cross_entropy(logits, tokens.sequence(), 0.0).mean();
     let gradients = GradientsParams::from_grads(loss.backward(), &model);
     let mut read = ReadGradients { gradients: &gradients, path: Vec::new(), results, failed: None };
@@ -152,9 +172,9 @@ fn training<M: Trainable>(
     let batch = labels.len();
     let scales = tokens.scales();
     let trainer = made_up::transformer_trainer(pair, scales, folder.path(), batch, device)?;
-    steps("transformer", trainer, results)?;
+    steps("transformer", trainer.with_precision(precision)?, results)?;
     let trainer = made_up::tokenizer_trainer(&pair.tokenizer, scales, folder.path(), batch, device)?;
-    steps("tokenizer", trainer, results)
+    steps("tokenizer", trainer.with_precision(precision)?, results)
 }
 
 /// Trains for a few steps. The first loss is a forward pass, the first norm a backward pass, the rest is the optimizer's.
@@ -197,8 +217,18 @@ fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     tensor.try_into_vec_as::<f32>().map_err(|error| burn_var::Error::device("read results")(error).into())
 }
 
-/// Compares numbers. A value that is not finite is wrong wherever the reference is finite.
-fn compare(expected: &Results, found: &Results) -> Result<Vec<Row>> {
+/// Returns the largest relative difference in a precision.
+fn allowed(precision: Precision) -> f64 {
+    match precision {
+        Precision::Exact => ALLOWED,
+        Precision::Tf32 | Precision::F16 => ROUNDINGS * 2f64.powi(-11),
+        Precision::Bf16 => ROUNDINGS * 2f64.powi(-8),
+    }
+}
+
+/// Compares numbers, images and logits in the first precision and training in the second. A value that is not finite is wrong
+/// wherever the reference is finite.
+fn compare(expected: &Results, found: &Results, [sampling, training]: [Precision; 2]) -> Result<Vec<Row>> {
     let names =
         |results: &Results| results.iter().map(|(name, values)| (name.clone(), values.len())).collect::<Vec<_>>();
     if names(expected) != names(found) {
@@ -208,7 +238,9 @@ fn compare(expected: &Results, found: &Results) -> Result<Vec<Row>> {
     let largest = |values: &[f32]| values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let gradients = expected.iter().filter(|(name, _)| name.starts_with(GRADIENT));
     let floor = 1e-4 * gradients.map(|(_, values)| largest(values)).fold(0f32, f32::max);
-    let row = |((name, expected), (_, found)): (&(String, Vec<f32>), &(String, Vec<f32>))| {
+    let row = |((name, expected), (_, found)): (&Named, &Named)| {
+        let is_training = name.starts_with(GRADIENT) || name.starts_with("training");
+        let allowed = allowed(if is_training { training } else { sampling });
         let unit = largest(expected).max(if name.starts_with(GRADIENT) { floor } else { 0.0 }).max(f32::MIN_POSITIVE);
         let off = |(a, b): (&f32, &f32)| if a == b { 0.0 } else { f64::from(a - b).abs() / f64::from(unit) };
         // Not `max`, which ignores NaN.
@@ -217,7 +249,7 @@ fn compare(expected: &Results, found: &Results) -> Result<Vec<Row>> {
             .zip(found)
             .map(off)
             .fold(0.0, |most, off| if off > most || off.is_nan() { off } else { most });
-        Row { name: name.clone(), difference, allowed: ALLOWED, ok: difference <= ALLOWED }
+        Row { name: name.clone(), difference, allowed, ok: difference <= allowed }
     };
     Ok(expected.iter().zip(found).map(row).collect())
 }
@@ -250,23 +282,25 @@ fn cause(output: Output) -> String {
 mod tests {
     use super::*;
 
+    const EXACT: [Precision; 2] = [Precision::Exact; 2];
+
     fn results(values: [f32; 2]) -> Results {
         vec![("images".to_owned(), values.to_vec()), (format!("{GRADIENT}a"), vec![1.0])]
     }
 
     #[test]
     fn differences_are_relative_to_the_largest_value() {
-        let rows = compare(&results([4.0, 1.0]), &results([4.0, 1.002])).expect("of the same names");
+        let rows = compare(&results([4.0, 1.0]), &results([4.0, 1.002]), EXACT).expect("of the same names");
         assert!(rows.iter().all(|row| row.ok), "{rows:?}");
         assert!((rows[0].difference - 0.0005).abs() < 1e-6, "{rows:?}");
-        assert!(!compare(&results([4.0, 1.0]), &results([4.0, 1.02])).expect("of the same names")[0].ok);
+        assert!(!compare(&results([4.0, 1.0]), &results([4.0, 1.02]), EXACT).expect("of the same names")[0].ok);
     }
 
     #[test]
     fn a_value_that_is_not_finite_is_wrong() {
         for value in [f32::NAN, f32::INFINITY] {
             assert!(
-                !compare(&results([4.0, 1.0]), &results([value, 1.0])).expect("of the same names")[0].ok,
+                !compare(&results([4.0, 1.0]), &results([value, 1.0]), EXACT).expect("of the same names")[0].ok,
                 "{value}"
             );
         }
@@ -275,7 +309,21 @@ mod tests {
     #[test]
     fn gradients_that_rounding_leaves_are_not_compared_with_themselves() {
         let tiny = |value: f32| vec![(format!("{GRADIENT}a"), vec![1.0]), (format!("{GRADIENT}b"), vec![value])];
-        assert!(compare(&tiny(1e-9), &tiny(-3e-9)).expect("of the same names")[1].ok);
-        assert!(!compare(&tiny(1e-3), &tiny(3e-3)).expect("of the same names")[1].ok);
+        assert!(compare(&tiny(1e-9), &tiny(-3e-9), EXACT).expect("of the same names")[1].ok);
+        assert!(!compare(&tiny(1e-3), &tiny(3e-3), EXACT).expect("of the same names")[1].ok);
+    }
+
+    #[test]
+    fn each_result_is_allowed_the_rounding_of_its_precision() {
+        let pair =
+            [results([4.0, 1.0]), vec![("images".to_owned(), vec![4.0, 1.2]), (format!("{GRADIENT}a"), vec![1.2])]];
+        for (precision, right) in [
+            (EXACT, [false, false]),
+            ([Precision::Bf16, Precision::Tf32], [true, false]),
+            ([Precision::Exact, Precision::Bf16], [false, true]),
+        ] {
+            let rows = compare(&pair[0], &pair[1], precision).expect("of the same names");
+            assert_eq!([rows[0].ok, rows[1].ok], right, "{rows:?}");
+        }
     }
 }
