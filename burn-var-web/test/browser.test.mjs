@@ -276,8 +276,8 @@ test("models of one's own are opened from files and addresses", async () => {
   // The model from before still works.
   await job(page, () => page.click("#generate"));
 
+  await page.click("#model summary");
   await page.fill("#urls", `${site.url}model/tokenizer.safetensors\n${site.url}model/nothing.safetensors`);
-  await page.evaluate(() => { document.getElementById("model").open = true; });
   await page.click("#open-urls");
   await state(page, "failed");
   assert.match(await errorText(page), /nothing\.safetensors cannot be fetched.*404/);
