@@ -89,7 +89,7 @@ impl StateDict {
     /// file.extend(1.5f32.to_le_bytes());
     /// let read = move |range: std::ops::Range<u64>| Ok(file[range.start as usize..range.end as usize].to_vec());
     /// let dict = StateDict::from_safetensors_with("remote", 70, read)?;
-    /// assert_eq!(dict.tensor("bias")?.to_vec::<f32>().unwrap(), [1.5]);
+    /// assert_eq!(dict.tensor("bias")?.try_into_vec::<f32>().unwrap(), [1.5]);
     /// # Ok(())
     /// # }
     /// ```
