@@ -5,8 +5,7 @@ use burn_var::guidance::{
     BatchInfo, Cfg, Dse, DseFill, DseScale, Guidance, Logits, Schedule, Ssg, SsgConfig, SsgOrder,
 };
 use burn_var::math::{Resize, dct_matrix};
-use burn_var::ops::exact_matmul;
-use burn_var::{MapSize, Result, Scales};
+use burn_var::{MapSize, Result, Scales, ops};
 use burn_var_tests::checks::Checks;
 use burn_var_tests::golden::{Array, Case};
 
@@ -52,7 +51,7 @@ fn priors(case: &Case, device: &Device, checks: &mut Checks<'_>) -> Result<()> {
         let before = before.reshape([from.area(), channels]);
         let mut compare = |name: String, dse: Dse| -> Result<()> {
             let matrix = TensorData::new(dse.matrix(from, to)?, [to.area(), from.area()]);
-            let prior = exact_matmul(Tensor::<2>::from_data(matrix, device), before.clone());
+            let prior = ops::exact_matmul(Tensor::<2>::from_data(matrix, device), before.clone());
             checks.floats(&name, "*", prior.reshape([height, width, channels]));
             Ok(())
         };
