@@ -229,6 +229,7 @@ impl ModuleVisitor for CollectPaths {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "any layer will do")]
 mod tests {
     use burn::nn::{Linear, LinearConfig};
 

@@ -40,6 +40,7 @@ impl Run {
         Self { average: model.valid(), optimizer: CONFIG.init(&model, no_decay_1d), model }
     }
 
+    #[allow(clippy::disallowed_methods, reason = "any layer will do")]
     fn step(self, step: u64, device: &Device) -> Self {
         let rows = (0..15).map(|i| ((i * 7 + step * 5) % 11) as f32 / 11.0 - 0.4).collect::<Vec<_>>();
         let x = Tensor::<1>::from_data(rows.as_slice(), device).reshape([5, 3]);
