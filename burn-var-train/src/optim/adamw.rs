@@ -423,6 +423,7 @@ impl ModuleVisitor for CollectPaths {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "any layer will do")]
 mod tests {
     use burn::nn::{Linear, LinearConfig};
 
@@ -432,7 +433,6 @@ mod tests {
         tensor.clone().into_data().try_to_vec().expect("f32")
     }
 
-    #[allow(clippy::disallowed_methods, reason = "any layer will do")]
     fn gradients(linear: &Linear, device: &Device) -> GradientsParams {
         let x = Tensor::<2>::from_data([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]], device);
         GradientsParams::from_grads(linear.forward(x).square().sum().backward(), linear)

@@ -14,8 +14,8 @@ use super::{READERS, report};
 const RUNGS: [Precision; 3] = [Precision::Tf32, Precision::F16, Precision::Bf16];
 
 /// Kinds without a product that may be rounded, which keep the tolerance of the case in each precision: resizes, filters,
-/// draws, the choice of phi, the Frechet distance.
-const EXACT: &[&str] = &["interp", "sampling", "phi_select", "frechet"];
+/// draws, the choice of phi, Scaled Spatial Guidance, measures.
+const EXACT: &[&str] = &["interp", "sampling", "phi_select", "frechet", "inception_score", "precision_recall", "ssg"];
 
 /// Kinds whose numbers have a tolerance in each precision to the last one that is named. A transformer ends where a greedy
 /// token flips, in `bf16`: all that follows is of another image. LPIPS ends where its gradients, of `1e-5`, are below the
