@@ -4,7 +4,7 @@
 //! whatever their sizes and flags. There, a kind without a reader is reported as not covered and a reader without a case as
 //! such; the tests fail if no case at all can be compared. The cases in the repository must cover every reader.
 //!
-//! `BURN_VAR_PRECISION=bf16` (`tf32`, `f16`) computes in that precision, with the tolerances of `precision.rs`: for GPUs.
+//! `BURN_VAR_PRECISION=bf16` (`tf32`, `f16`) computes in that precision, with the tolerances of `ladder.rs`: for GPUs.
 
 mod aid_guided;
 mod aid_injector;
@@ -20,6 +20,8 @@ mod inception_fid;
 mod inception_score;
 mod interp;
 mod iscs;
+#[cfg(feature = "flex")]
+mod ladder;
 mod llamagen;
 mod llamagen_sample;
 mod llamagen_vq;

@@ -40,6 +40,9 @@ const NINTH: f32 = 1.0 / 9.0;
 const ELEVENTH: f32 = 1.0 / 11.0;
 const THIRTEENTH: f32 = 1.0 / 13.0;
 const FIFTEENTH: f32 = 1.0 / 15.0;
+/// ln 2 in two parts: a number of few digits, and how far it is above.
+const LN_2: f32 = 355.0 / 512.0;
+const LN_2_EXCESS: f32 = 2.121_944_4e-4;
 /// Distance of two numbers of a word that follow each other.
 const WORD: f32 = 1.0 / 4_294_967_296.0;
 
@@ -142,8 +145,7 @@ fn logarithm(x: f32) -> f32 {
     let t = (mantissa - 1.0) / (mantissa + 1.0);
     let square = t * t;
     let series = (((square * NINTH + SEVENTH) * square + FIFTH) * square + THIRD) * square;
-    // ln 2 in two parts, the first of which has few digits.
-    power * 0.693_359_375 + (t * 2.0 + (t * 2.0 * series - power * 2.121_944_4e-4))
+    power * LN_2 + (t * 2.0 + (t * 2.0 * series - power * LN_2_EXCESS))
 }
 
 /// Computes the number of the standard Gumbel distribution of a word, see `sampling::noise`.
