@@ -7,11 +7,12 @@ use std::process::Command;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_var::generation::TeacherInput;
 use burn_var::guidance::{Cfg, Guidance, Schedule, Vpg, VpgConfig};
 use burn_var::init::{Init, initialize};
 use burn_var::models::var::{VarConfig, VarPreset, VqVaeConfig};
+use burn_var::ops::Precision;
 use burn_var::rng::Rng;
 use burn_var::sampling::Sampler;
 use burn_var::{BatchRequest, Condition, Scales, TeacherForced, TokenPyramid, generate, ops};
@@ -180,8 +181,66 @@ fn train(device: &Device) -> Results {
     results
 }
 
+fn assert_equal(found: &Results, expected: &Results) {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(expected.len() > 2 * 12 + 8, "gradients of all weights of both blocks: {:?}", expected.keys());
+    for (name, expected) in expected {
+        let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        assert!(largest > 0.0, "`{name}` is zero");
+        for (i, (found, expected)) in found[name].iter().zip(expected).enumerate() {
+            let off = (found - expected).abs();
+            assert!(off <= 2e-5 * largest, "`{name}` {i}: {found}, expected {expected}, the largest being {largest}");
+        }
+    }
+}
+
+/// `exact`: products are computed as on a GPU that would round those of Burn to TF32.
 #[test]
-#[ignore = "a part of the test below, in a process of its own"]
+fn kernels_equal_the_plain_operations() {
+    let _alone = crate::alone();
+    let expected = in_child("generic");
+    ["all", "exact"].into_iter().for_each(|kernels| assert_equal(&in_child(kernels), &expected));
+}
+
+/// Numbers between -1 and 1, no two of them equal.
+fn waves(dims: [usize; 2], factor: f32, device: &Device) -> Tensor<2> {
+    let count = (dims[0] * dims[1]) as i64;
+    (Tensor::<1, Int>::arange(0..count, device).float() * factor).sin().reshape(dims)
+}
+
+/// A GPU without a type rounds the inputs of products to it, and gradients as well.
+#[test]
+fn products_round_to_types_that_the_gpu_lacks() {
+    let _alone = crate::alone();
+    let device = Device::wgpu(Default::default()).autodiff();
+    let numbers = |dims, factor| waves(dims, factor, &device);
+    for (precision, dropped) in [(Precision::Tf32, 13), (Precision::Bf16, 16)] {
+        let round = |x: Tensor<2>| {
+            let bits = x.clone().inner().into_data().try_into_vec::<f32>().expect("f32").into_iter().map(f32::to_bits);
+            let even = |bits: u32| (bits + (1 << (dropped - 1)) - 1 + (bits >> dropped & 1)) & (u32::MAX << dropped);
+            let rounded: Vec<f32> = bits.map(|bits| f32::from_bits(even(bits))).collect();
+            Tensor::<2>::from_data(TensorData::new(rounded, x.dims()), &device)
+        };
+        let values = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().expect("f32");
+        let (x, weight) = (numbers([5, 40], 0.37).require_grad(), numbers([40, 30], 0.21));
+        let product = precision.scope(|| ops::linear(x.clone(), weight.clone(), None));
+        let expected = ops::exact_matmul(round(x.clone()), round(weight.clone()));
+        let exact = ops::linear(x.clone(), weight.clone(), None);
+        let upstream = numbers([5, 30], 0.11);
+        let gradient = x.grad(&(product.clone() * upstream.clone()).sum().backward()).expect("a gradient");
+        let expected_gradient = ops::exact_matmul(round(upstream), ops::transpose(round(weight)));
+        for (found, expected) in
+            [(values(product.clone()), values(expected)), (values(gradient), values(expected_gradient))]
+        {
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5, "{precision}: off by {off}");
+        }
+        assert_ne!(values(product), values(exact), "{precision} rounds");
+    }
+}
+
+#[test]
+#[ignore = "a part of the tests above, in a process of its own"]
 fn child() {
     let Some(out) = std::env::var_os(OUT) else { return };
     std::fs::write(out, serde_json::to_vec(&compute()).expect("numbers")).expect("written");
@@ -195,22 +254,6 @@ fn in_child(kernels: &str) -> Results {
     let output = command.output().expect("the same program runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     serde_json::from_slice(&std::fs::read(out).expect("results")).expect("results")
-}
-
-#[test]
-fn kernels_equal_the_plain_operations() {
-    let _alone = crate::alone();
-    let (found, expected) = (in_child("all"), in_child("generic"));
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    assert!(expected.len() > 2 * 12 + 8, "gradients of all weights of both blocks: {:?}", expected.keys());
-    for (name, expected) in expected {
-        let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        assert!(largest > 0.0, "`{name}` is zero");
-        for (i, (found, expected)) in found[&name].iter().zip(&expected).enumerate() {
-            let off = (found - expected).abs();
-            assert!(off <= 2e-5 * largest, "`{name}` {i}: {found}, expected {expected}, the largest being {largest}");
-        }
-    }
 }
 
 /// An update whose gradients are not finite is found when the norm is read; until then nothing changes any more.
@@ -271,10 +314,7 @@ fn a_learner_resumes_from_a_checkpoint() {
 fn a_linear_layer_multiplies_in_the_type_of_its_weight() {
     let _alone = crate::alone();
     let device = Device::wgpu(Default::default());
-    let numbers = |dims: [usize; 2]| {
-        let count = (dims[0] * dims[1]) as i64;
-        (Tensor::<1, Int>::arange(0..count, &device).float() * 0.37).sin().reshape(dims)
-    };
+    let numbers = |dims| waves(dims, 0.37, &device);
     let (x, weight, bias) = (numbers([5, 40]), numbers([40, 30]), numbers([1, 30]).squeeze_dim::<1>(0));
     let exact = ops::linear(x.clone(), weight.clone(), Some(bias.clone()));
     let half = ops::linear(x, weight.cast(DType::F16), Some(bias));

@@ -349,8 +349,13 @@ impl Kernels for CubeBackend {
 }
 
 /// Enables the kernels; see [`super`].
-static ENABLED: LazyLock<bool> =
-    LazyLock::new(|| std::env::var_os("BURN_VAR_KERNELS").is_none_or(|it| it != "generic"));
+static ENABLED: LazyLock<bool> = LazyLock::new(|| !kernels_are("generic"));
+/// Treats each GPU as one that rounds products to TF32, so that any can test what exact products do there.
+static AS_TF32: LazyLock<bool> = LazyLock::new(|| kernels_are("exact"));
+
+fn kernels_are(name: &str) -> bool {
+    std::env::var_os("BURN_VAR_KERNELS").is_some_and(|kernels| kernels == name)
+}
 
 /// Returns `true` if a tensor can be the input of a kernel: in `f32`, off the autodiff graph, on a GPU that binds enough.
 pub(super) fn is_plain<const D: usize>(tensor: &Tensor<D>) -> bool {
@@ -429,7 +434,7 @@ pub(super) fn abilities_of(device: &Device) -> Option<Abilities> {
     let multiplies = |dtype| <CubeBackend as Backend>::supports_dtype(&gpu, dtype);
     let abilities = Abilities {
         bindings: client.properties().hardware.max_bindings,
-        tf32: client.properties().supports_type(tf32::elem_type_native()),
+        tf32: *AS_TF32 || client.properties().supports_type(tf32::elem_type_native()),
         f16: multiplies(DType::F16),
         bf16: multiplies(DType::BF16),
     };
