@@ -154,7 +154,7 @@ impl fmt::Display for Unusable {
 
 impl std::error::Error for Unusable {}
 
-/// What a command does, as far as a failure depends on it.
+/// Facts about the command that the advice after a failure depends on.
 #[derive(Debug)]
 pub(crate) struct Situation {
     gpu: bool,

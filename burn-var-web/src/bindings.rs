@@ -66,7 +66,7 @@ impl JsModel {
     /// `Uint8Array` of these bytes at once. Weights are read tensor by tensor.
     ///
     /// # Errors
-    /// Those of [`Model::new`].
+    /// Returns the errors of [`Model::new`].
     #[wasm_bindgen(constructor)]
     pub fn new(files: &Array) -> Result<Self, JsError> {
         let dicts = files.iter().map(open).collect::<Result<Vec<_>, JsError>>();
@@ -90,7 +90,7 @@ impl JsModel {
     /// each pixel, and waits for the promise that it returns. Stops if that is false; returns false in that case.
     ///
     /// # Errors
-    /// Those of [`Model::generate`].
+    /// Returns the errors of [`Model::generate`].
     pub async fn generate(
         &self,
         wanted: String,

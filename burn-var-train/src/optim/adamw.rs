@@ -347,7 +347,7 @@ struct Joint {
     before: Tensor<1>,
 }
 
-/// What [`FusedAdamW`] collects for a joint update in place of its own, or takes from it.
+/// Parameters on their way from [`FusedAdamW`] to a joint update, and its results on their way back.
 struct Exchange {
     /// In the order in which Burn updates them; the next one comes first.
     ids: VecDeque<ParamId>,

@@ -34,7 +34,7 @@ impl Clipping {
 /// A step of AdamW with gradient clipping and moving averages for all parameters of a module, in a few kernels: on GPUs. The
 /// formulas are those of [`adamw`](super::adamw()), and nothing is read back.
 ///
-/// As soon as the norm of the gradients of a step is not finite, nothing is changed any more.
+/// From the first step whose gradients have a norm that is not finite, no update changes anything.
 pub struct JointUpdate {
     #[cfg(feature = "gpu")]
     parts: Vec<(optimizer::Part, burn::backend::DispatchTensor, AdamWStep)>,

@@ -164,7 +164,7 @@ pub fn exact_matmul<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
 /// Way in which a device multiplies in a precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// As the device does by itself.
+    /// Burn's own product, with the inputs as they are.
     Plain,
     /// By kernels that do not round to TF32.
     #[cfg(feature = "gpu")]

@@ -34,7 +34,7 @@ const ROUNDINGS: f64 = 64.0;
 struct Report {
     model: String,
     device: String,
-    /// Of the images and of training, on the device; the CPU computes exactly.
+    /// Precision of sampling and of training on the device. The CPU computes both exactly.
     precision: [Precision; 2],
     reference: String,
     rows: Vec<Row>,
