@@ -133,6 +133,16 @@ fn philox(words: &mut Array<u32>, first: u32, second: u32) {
     }
 }
 
+/// Computes the words of a block of entries, for the draw (0) or the mixture of codes (1): see `sampling::noise`.
+#[cube]
+fn noise(words: &mut Array<u32>, block: u32, token: u32, scale: u32, purpose: u32, first: u32, second: u32) {
+    words[0] = block;
+    words[1] = token;
+    words[2] = scale;
+    words[3] = purpose;
+    philox(words, first, second);
+}
+
 /// Computes the natural logarithm of a positive normal number from its bits, with the operations that are equal on all
 /// devices: WebGPU's own may be off by `2^-21`.
 #[cube]
@@ -366,11 +376,7 @@ fn draw_kernel<I: Int>(
         }
         if count > 0 {
             let mut words = Array::<u32>::new(BLOCK);
-            words[0] = (block * UNITS + unit) as u32;
-            words[1] = token;
-            words[2] = scale;
-            words[3] = 0u32;
-            philox(&mut words, first_key, second_key);
+            noise(&mut words, (block * UNITS + unit) as u32, token, scale, 0u32, first_key, second_key);
             #[unroll]
             for place in 0..BLOCK {
                 let key = held[block * BLOCK + place];
@@ -399,11 +405,7 @@ fn draw_kernel<I: Int>(
         }
         if is_mixed {
             let mut words = Array::<u32>::new(BLOCK);
-            words[0] = (block * UNITS + unit) as u32;
-            words[1] = token;
-            words[2] = scale;
-            words[3] = 1u32;
-            philox(&mut words, first_key, second_key);
+            noise(&mut words, (block * UNITS + unit) as u32, token, scale, 1u32, first_key, second_key);
             #[unroll]
             for place in 0..BLOCK {
                 let entry = (block * UNITS + unit) * BLOCK + place;
